@@ -1,0 +1,285 @@
+"""Every setting once: typed, documented under its field, checked when it is made. Imports no torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+def _require(condition: bool, setting: str, value: object, right: str) -> None:
+    if not condition:
+        raise ValueError(f"{setting} is {value!r}; it must be {right}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from and how they are split."""
+
+    name: Literal[
+        "digits", "cifar10", "cifar100", "folder", "list", "imagenet-lt", "inaturalist2018", "places-lt"
+    ] = "digits"
+    """The data set. digits is built in; folder is one folder per class; list reads the three list files below."""
+
+    root: str = "data"
+    """Folder of the images (not used by digits). Paths in list files start here."""
+
+    train_list: str | None = None
+    """List file of the training images, one 'path label' a line; relative to root. Only for name 'list'."""
+
+    val_list: str | None = None
+    """List file of the validation images. Only for name 'list'."""
+
+    test_list: str | None = None
+    """List file of the test images. Only for name 'list'."""
+
+    class_names: str | None = None
+    """File with one class name a line, in the order of the labels. Only for list files."""
+
+    imbalance: Literal["none", "exponential", "step"] = "none"
+    """How the training images are thinned out to make a long tail."""
+
+    imbalance_factor: float = 0.01
+    """Images of the rarest class divided by those of the most common one."""
+
+    subset_seed: int = 0
+    """Seed that chooses the long-tailed subset and every held-out part, apart from the training seed."""
+
+    val_fraction: float = 0.0
+    """Share of each class's training images held out for validation where the data set has no validation part."""
+
+    test_fraction: float = 0.2
+    """Share of each class's images held out for testing where a folder has no test part."""
+
+    image_size: int | None = None
+    """Height and width in pixels that images are brought to; unset: as they are (digits 8, CIFAR 32), others 224."""
+
+    resize: int | None = None
+    """Shorter side in pixels before the central crop to image_size; unset: image_size * 256 / 224."""
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Subtracted from red, green and blue (0 to 1)."""
+
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Divides red, green and blue afterwards."""
+
+    cache_gib: float = 2.0
+    """Image files are decoded once and kept when crop is not 'resized' and they fit into this much memory."""
+
+    workers: int = 2
+    """Processes that decode image files during training; 0 decodes in the main process."""
+
+    def __post_init__(self) -> None:
+        factor = self.imbalance_factor
+        hint = f" (for 'imbalance {factor:g}' write {1 / factor:g})" if factor > 1 else ""
+        _require(0 < factor <= 1, "data.imbalance_factor", factor, "above 0 and at most 1" + hint)
+        for name in ("val_fraction", "test_fraction"):
+            _require(0 <= getattr(self, name) < 1, f"data.{name}", getattr(self, name), "at least 0 and below 1")
+        for name in ("image_size", "resize"):
+            value = getattr(self, name)
+            _require(value is None or value >= 4, f"data.{name}", value, "at least 4 pixels, or unset")
+        _require(all(value > 0 for value in self.std), "data.std", self.std, "three numbers above 0")
+        _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
+        _require(self.cache_gib >= 0, "data.cache_gib", self.cache_gib, "0 or more")
+        if self.name == "list":
+            for name in ("train_list", "test_list"):
+                _require(getattr(self, name) is not None, f"data.{name}", None, "a file when data.name is 'list'")
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Random changes to training images."""
+
+    crop: Literal["none", "padded", "resized"] = "padded"
+    """padded: shift by up to padding pixels, filling with black; resized: a random part, brought to image_size."""
+
+    padding: int = 4
+    """Pixels added on every side before a padded crop."""
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest share of the picture's area in a resized crop."""
+
+    flip: bool = True
+    """Mirror every other image, left to right."""
+
+    rotation: float = 15.0
+    """Largest angle, in degrees to either side; nearest pixel, corners filled with black."""
+
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """Strength of the changes of brightness, contrast, saturation and hue. Only with resized crops."""
+
+    def __post_init__(self) -> None:
+        _require(self.padding >= 0, "augmentation.padding", self.padding, "0 or more")
+        _require(0 <= self.rotation <= 180, "augmentation.rotation", self.rotation, "from 0 to 180 degrees")
+        smallest, largest = self.scale
+        _require(0 < smallest <= largest <= 1, "augmentation.scale", self.scale, "two numbers, 0 < first <= second <= 1")
+        jitter = self.color_jitter
+        _require(min(jitter) >= 0 and jitter[3] <= 0.5, "augmentation.color_jitter", jitter, "at least 0, hue up to 0.5")
+        _require(
+            self.crop == "resized" or not any(jitter), "augmentation.color_jitter", jitter, "0 unless crop is 'resized'"
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    backbone: str = "resnet32"
+    """Network that trunk and branches are cut from: resnet20, 32, 44, 56 or 110."""
+
+    num_experts: int = 3
+    """Experts."""
+
+    width: Literal["narrow", "full"] | list[int] = "narrow"
+    """Channels of an expert's own stages: narrow (three quarters), full, or the numbers themselves."""
+
+    head: Literal["cosine", "linear"] = "cosine"
+    """Classifier of each expert."""
+
+    scale: float = 30.0
+    """What a cosine head multiplies cosines by; margins of the loss are in its units."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_experts >= 1, "model.num_experts", self.num_experts, "at least 1")
+        _require(self.scale > 0, "model.scale", self.scale, "above 0")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What the experts are trained for."""
+
+    name: Literal["cross_entropy", "ldam", "ride"] = "ride"
+    """cross_entropy; ldam adds margins that grow with rarity; ride adds diversity between experts to that."""
+
+    max_margin: float = 0.5
+    """Margin of the rarest class, as a cosine."""
+
+    reweight_after: float | None = 0.8
+    """Last epoch without class weights (deferred re-weighting): an epoch, or a share of all epochs if below 1."""
+
+    reweight_beta: float = 0.9999
+    """Class weights are (1 - beta) / (1 - beta^n) for a class of n images, scaled to mean 1."""
+
+    diversity_factor: float = -0.45
+    """Weight of the divergence between each expert and the ensemble; negative rewards diversity."""
+
+    diversity_temperature: float = 1.0
+    """Temperature of that divergence."""
+
+    temperature_spread: float = 0.05
+    """How far a class's temperature follows its share of the images after reweight_after (RIDE's reweight_factor)."""
+
+    collaborative: bool = False
+    """Train the experts' mean logits together instead of each expert on its own."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_margin >= 0, "loss.max_margin", self.max_margin, "0 or more")
+        _require(
+            self.reweight_after is None or self.reweight_after >= 0,
+            "loss.reweight_after", self.reweight_after, "0 or more, or null for never",
+        )  # fmt: skip
+        _require(0 <= self.reweight_beta < 1, "loss.reweight_beta", self.reweight_beta, "at least 0 and below 1")
+        _require(self.diversity_temperature > 0, "loss.diversity_temperature", self.diversity_temperature, "above 0")
+        _require(0 <= self.temperature_spread <= 1, "loss.temperature_spread", self.temperature_spread, "from 0 to 1")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Optimiser and schedule."""
+
+    epochs: int = 200
+    """Passes over the training images. The last one is the result."""
+
+    batch_size: int = 128
+    """Images in a step."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd has the momentum below; adamw has betas 0.9 and 0.999."""
+
+    learning_rate: float = 0.1
+    """Learning rate after warm-up."""
+
+    momentum: float = 0.9
+    """Momentum of sgd."""
+
+    nesterov: bool = True
+    """Nesterov's form of momentum."""
+
+    weight_decay: float = 5e-4
+    """Weight decay, on every parameter."""
+
+    schedule: Literal["step", "cosine"] = "step"
+    """step multiplies the rate by decay at each milestone; cosine lowers it smoothly to final_learning_rate."""
+
+    milestones: list[float] = field(default_factory=lambda: [0.8, 0.9])
+    """Epochs completed before each decay; below 1: shares of all epochs."""
+
+    decay: float = 0.01
+    """Factor at each milestone."""
+
+    warmup: float = 0.025
+    """Epochs in which the rate climbs to its value; below 1: a share of all epochs."""
+
+    final_learning_rate: float = 0.0
+    """Where cosine ends."""
+
+    validate_every: int = 0
+    """Epochs between two looks at the validation part; 0: only at the end. They choose nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            _require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
+        for name in ("momentum", "weight_decay", "warmup", "validate_every", "final_learning_rate"):
+            _require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "0 or more")
+        _require(self.momentum < 1, "training.momentum", self.momentum, "below 1")
+        _require(self.momentum > 0 or not self.nesterov, "training.nesterov", True, "false where momentum is 0")
+        _require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "above 0")
+        _require(0 < self.decay <= 1, "training.decay", self.decay, "above 0 and at most 1")
+        ascending = all(0 <= m for m in self.milestones) and list(self.milestones) == sorted(self.milestones)
+        _require(ascending, "training.milestones", self.milestones, "epochs or shares of all epochs, in ascending order")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How results are counted."""
+
+    many_above: int = 100
+    """Many-shot classes have more training images than this (RIDE: 100; RIDE-Swin: 99)."""
+
+    few_below: int = 20
+    """Few-shot classes have fewer training images than this (RIDE: 20; RIDE-Swin: 21)."""
+
+    batch_size: int = 256
+    """Images in an evaluation step."""
+
+    calibration_bins: int = 15
+    """Bins of equal width for the expected calibration error."""
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.few_below <= self.many_above + 1,
+            "evaluation.few_below", self.few_below, f"from 0 to many_above + 1 ({self.many_above + 1})",
+        )  # fmt: skip
+        for name in ("batch_size", "calibration_bins"):
+            _require(getattr(self, name) >= 1, f"evaluation.{name}", getattr(self, name), "at least 1")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. Recipes are YAML files with what differs from these defaults."""
+
+    name: str = "longtail"
+    """Name of the run, also of its folder."""
+
+    seed: int = 0
+    """Seed of initial weights, order of images and augmentation."""
+
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")

@@ -1,0 +1,1 @@
+"""Long-tailed data: sources, splits, augmentation, loading."""

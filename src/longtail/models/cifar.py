@@ -1,0 +1,99 @@
+"""The ResNets for 32x32 pictures (depth 20/32/44/56/110) of He et al., 2016, section 4.2."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BLOCKS_PER_STAGE = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}
+WIDTHS = (16, 32, 64)
+
+
+class PaddedShortcut(nn.Module):
+    """Shortcut "option A": subsample by slicing, then zero channels, half of them on each side. No parameters."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.padding = (out_channels - in_channels) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride)."""
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, self.padding, self.padding))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm, added to the shortcut."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        same = stride == 1 and in_channels == channels
+        self.shortcut = nn.Identity() if same else PaddedShortcut(in_channels, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, channels, H / stride, W / stride)."""
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.shortcut(x), inplace=True)
+
+
+class CifarResNet(nn.Module):
+    """Images (B, 3, H, W) -> pooled features (B, widths[-1]); any H and W of at least 4.
+
+    Args:
+        blocks: residual blocks in each of the three stages, ``(depth - 2) / 6``.
+        widths: channels of the three stages. Option-A shortcuts pad both sides alike, so neighbouring widths
+            must differ by an even number and never shrink.
+
+    Raises:
+        ValueError: the widths cannot be joined by option-A shortcuts.
+    """
+
+    stages = (("conv1", "bn1", "act1"), ("layer1",), ("layer2",), ("layer3",), ("global_pool",))
+    """Modules in the order they run, grouped by stage: what the cut into trunk and branches goes by."""
+
+    def __init__(self, blocks: int, widths: Sequence[int] = WIDTHS):
+        super().__init__()
+        stem, *_ = widths
+        for before, after in zip(widths, widths[1:], strict=False):
+            if after < before or (after - before) % 2:
+                raise ValueError(
+                    f"stage widths {tuple(widths)}: each must be the one before plus an even number, "
+                    f"{before} -> {after} is not"
+                )
+        self.num_features = widths[-1]
+        self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.act1 = nn.ReLU(inplace=True)
+        self.layer1 = _stage(blocks, stem, widths[0], stride=1)
+        self.layer2 = _stage(blocks, widths[0], widths[1], stride=2)
+        self.layer3 = _stage(blocks, widths[1], widths[2], stride=2)
+        self.global_pool = GlobalPool()
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, widths[-1])."""
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.global_pool(x)
+
+
+class GlobalPool(nn.Module):
+    """Mean over the positions: (B, D, H, W) -> (B, D)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, H, W) -> (B, D)."""
+        return torch.mean(x, dim=(2, 3))
+
+
+def _stage(blocks: int, in_channels: int, channels: int, stride: int) -> nn.Sequential:
+    first = BasicBlock(in_channels, channels, stride)
+    return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))

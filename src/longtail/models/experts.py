@@ -1,0 +1,88 @@
+"""The multi-expert classifier: one shared trunk, several branches with a head each."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from longtail.models.backbones import Width, backbone, cut
+from longtail.models.heads import CosineClassifier, linear_classifier
+
+
+class ExpertOutput(NamedTuple):
+    """What every expert says about a batch of B images: E experts, C classes, D features."""
+
+    logits: Tensor
+    """(B, E, C)"""
+    features: Tensor
+    """(B, E, D), pooled, as they enter the heads"""
+
+    @property
+    def ensemble(self) -> Tensor:
+        """The ensemble's logits (B, C): the mean of the experts'."""
+        return self.logits.mean(dim=1)
+
+
+class MultiExpert(nn.Module):
+    """``heads[e](branches[e](trunk(images)))`` for every expert e."""
+
+    def __init__(self, trunk: nn.Module, branches: Sequence[nn.Module], heads: Sequence[nn.Module]):
+        super().__init__()
+        assert len(branches) == len(heads) > 0
+        self.trunk = trunk
+        self.branches = nn.ModuleList(branches)
+        self.heads = nn.ModuleList(heads)
+
+    @property
+    def num_experts(self) -> int:
+        """How many experts the model has."""
+        return len(self.branches)
+
+    def forward(self, images: Tensor, experts: Sequence[int] | None = None) -> ExpertOutput:
+        """Images (B, 3, H, W) -> logits (B, E, C) and features (B, E, D).
+
+        Args:
+            images: normalised images.
+            experts: run only these experts, in this order; all by default.
+        """
+        shared = self.trunk(images)
+        chosen = range(self.num_experts) if experts is None else experts
+        features = [self.branches[e](shared) for e in chosen]
+        logits = [self.heads[e](own) for e, own in zip(chosen, features, strict=True)]
+        return ExpertOutput(torch.stack(logits, dim=1), torch.stack(features, dim=1))
+
+
+def create_model(
+    name: str,
+    num_classes: int,
+    num_experts: int = 3,
+    *,
+    width: Width = "narrow",
+    head: Literal["cosine", "linear"] = "cosine",
+    scale: float = 30.0,
+) -> MultiExpert:
+    """Builds a freshly initialised multi-expert model.
+
+    Args:
+        name: the backbone, see `longtail.models.backbones.backbone_names`.
+        num_classes: classes C.
+        num_experts: experts E.
+        width: channels of an expert's stages: ``"narrow"`` (RIDE's three quarters), ``"full"``, or the numbers.
+        head: ``"cosine"`` or ``"linear"``.
+        scale: what a cosine head multiplies its cosines by.
+
+    Raises:
+        ValueError: an argument is out of range or unknown.
+    """
+    if num_classes < 1 or num_experts < 1:
+        raise ValueError(f"num_classes is {num_classes} and num_experts {num_experts}; both must be at least 1")
+    if head not in ("cosine", "linear"):
+        raise ValueError(f"head '{head}': 'cosine' or 'linear'")
+    trunk, branches = cut(backbone(name, width), num_experts)
+    num_features: int = branches[0].num_features  # type: ignore[assignment]
+    if head == "cosine":
+        heads: list[nn.Module] = [CosineClassifier(num_features, num_classes, scale) for _ in branches]
+    else:
+        heads = [linear_classifier(num_features, num_classes) for _ in branches]
+    return MultiExpert(trunk, list(branches), heads)
