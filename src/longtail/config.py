@@ -13,9 +13,9 @@ def _require(condition: bool, setting: str, value: object, right: str) -> None:
 class DataConfig:
     """Where the images come from and how they are split."""
 
-    name: Literal[
-        "digits", "cifar10", "cifar100", "folder", "list", "imagenet-lt", "inaturalist2018", "places-lt"
-    ] = "digits"
+    name: Literal["digits", "cifar10", "cifar100", "folder", "list", "imagenet-lt", "inaturalist2018", "places-lt"] = (
+        "digits"
+    )
     """The data set. digits is built in; folder is one folder per class; list reads the three list files below."""
 
     root: str = "data"
@@ -109,9 +109,13 @@ class AugmentationConfig:
         _require(self.padding >= 0, "augmentation.padding", self.padding, "0 or more")
         _require(0 <= self.rotation <= 180, "augmentation.rotation", self.rotation, "from 0 to 180 degrees")
         smallest, largest = self.scale
-        _require(0 < smallest <= largest <= 1, "augmentation.scale", self.scale, "two numbers, 0 < first <= second <= 1")
+        _require(
+            0 < smallest <= largest <= 1, "augmentation.scale", self.scale, "two numbers, 0 < first <= second <= 1"
+        )
         jitter = self.color_jitter
-        _require(min(jitter) >= 0 and jitter[3] <= 0.5, "augmentation.color_jitter", jitter, "at least 0, hue up to 0.5")
+        _require(
+            min(jitter) >= 0 and jitter[3] <= 0.5, "augmentation.color_jitter", jitter, "at least 0, hue up to 0.5"
+        )
         _require(
             self.crop == "resized" or not any(jitter), "augmentation.color_jitter", jitter, "0 unless crop is 'resized'"
         )
@@ -232,8 +236,10 @@ class TrainingConfig:
         _require(self.momentum > 0 or not self.nesterov, "training.nesterov", True, "false where momentum is 0")
         _require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "above 0")
         _require(0 < self.decay <= 1, "training.decay", self.decay, "above 0 and at most 1")
-        ascending = all(0 <= m for m in self.milestones) and list(self.milestones) == sorted(self.milestones)
-        _require(ascending, "training.milestones", self.milestones, "epochs or shares of all epochs, in ascending order")
+        ascending = all(m >= 0 for m in self.milestones) and list(self.milestones) == sorted(self.milestones)
+        _require(
+            ascending, "training.milestones", self.milestones, "epochs or shares of all epochs, in ascending order"
+        )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longtail.errors import InputError
+
 
 def ldam_margins(class_counts: Sequence[int], max_margin: float = 0.5) -> Tensor:
     """Margin of each class, ``max_margin`` for the rarest and falling as n^(-1/4): (C,).
@@ -33,15 +35,16 @@ def effective_number_weights(class_counts: Sequence[int], beta: float = 0.9999) 
 def class_temperatures(class_counts: Sequence[int], spread: float = 0.05) -> Tensor:
     """Relative temperature of each class in the diversity loss, 1 for the most common: (C,).
 
-    With p the classes' shares of the images, ``C * p * spread + 1 - spread`` over its maximum: RIDE (Wang et al., 2021), section 3.
+    With p the classes' shares of the images, ``C * p * spread + 1 - spread`` over its maximum. RIDE (Wang et al., 2021),
+    section 3.
 
     Raises:
-        ValueError: the spread is so large that a temperature is not above 0.
+        InputError: the spread is so large that a temperature is not above 0.
     """
     counts = torch.as_tensor(class_counts, dtype=torch.float64)
     temperatures = len(counts) * counts / counts.sum() * spread + 1 - spread
     if not (temperatures > 0).all():
-        raise ValueError(f"temperature spread {spread}: too large for these class counts, a temperature would be <= 0")
+        raise InputError(f"temperature spread {spread}: too large for these class counts, a temperature would be <= 0")
     return (temperatures / temperatures.max()).float()
 
 
@@ -155,9 +158,7 @@ class LDAMLoss(CrossEntropyLoss):
 
     margins: Tensor
 
-    def __init__(
-        self, class_counts: Sequence[int], *, max_margin: float = 0.5, scale: float = 30.0, **deferred: Any
-    ):
+    def __init__(self, class_counts: Sequence[int], *, max_margin: float = 0.5, scale: float = 30.0, **deferred: Any):
         super().__init__(class_counts, **deferred)
         self.scale = scale
         self.register_buffer("margins", ldam_margins(class_counts, max_margin), persistent=False)

@@ -129,7 +129,9 @@ def _read(path: Path, checksum: str | None = None) -> dict[str, Any]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; the folder must hold every file of the official archive") from error
+        raise InputError(
+            f"{path}: {error.strerror}; the folder must hold every file of the official archive"
+        ) from error
     if checksum and hashlib.md5(content, usedforsecurity=False).hexdigest() != checksum:
         logger.warning("%s differs from the official file (MD5); results may differ from published ones", path)
     return read_pickle(content, path)

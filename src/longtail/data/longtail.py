@@ -50,7 +50,9 @@ def hold_out(labels: Indices, fraction: float, seed: int = 0) -> tuple[Indices, 
     return np.setdiff1d(np.arange(len(labels)), out), out
 
 
-def shot_groups(class_counts: Sequence[int], many_above: int = 100, few_below: int = 20) -> dict[str, NDArray[np.bool_]]:
+def shot_groups(
+    class_counts: Sequence[int], many_above: int = 100, few_below: int = 20
+) -> dict[str, NDArray[np.bool_]]:
     """Masks (C,) of the many-, medium- and few-shot classes.
 
     many: more than ``many_above`` training images; few: fewer than ``few_below``; medium: the others. RIDE's

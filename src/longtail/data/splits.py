@@ -25,7 +25,8 @@ class Split:
 
     def __post_init__(self) -> None:
         images = self.pixels if self.pixels is not None else self.paths
-        assert images is not None and len(images) == len(self.labels)
+        assert images is not None
+        assert len(images) == len(self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -78,7 +79,7 @@ class Dataset:
             InputError: there is a validation part already, or too few images to hold any out.
         """
         if self.val is not None:
-            raise InputError("data.val_fraction is set, but this data set has a validation part of its own; set it to 0")
+            raise InputError("data.val_fraction is set, but the data set has a validation part of its own; set it to 0")
         kept, held = hold_out(self.train.labels, fraction, seed)
         if len(held) == 0:
             raise InputError(f"data.val_fraction {fraction:g} holds out no image at all; choose a larger one")

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import nn
 
+from longtail.errors import InputError
 from longtail.models import cifar
 
 Width = Literal["narrow", "full"] | Sequence[int]
@@ -27,20 +28,20 @@ def backbone(name: str, width: Width = "full") -> Callable[[], nn.Module]:
             filters, as RIDE's published models) or the numbers themselves.
 
     Raises:
-        ValueError: unknown name, or widths that the network cannot have.
+        InputError: unknown name, or widths that the network cannot have.
     """
     if name not in cifar.BLOCKS_PER_STAGE:
         near = get_close_matches(name, backbone_names(), n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"unknown backbone '{name}'.{hint} There are: {', '.join(backbone_names())}")
+        raise InputError(f"unknown backbone '{name}'.{hint} There are: {', '.join(backbone_names())}")
     stem, *own = cifar.WIDTHS
     if width == "narrow":
         own = [channels * 3 // 4 for channels in own]
     elif isinstance(width, str) and width != "full":
-        raise ValueError(f"width '{width}': 'narrow', 'full' or the channels of each stage of an expert")
+        raise InputError(f"width '{width}': 'narrow', 'full' or the channels of each stage of an expert")
     elif width != "full":
         if len(width) != len(own):
-            raise ValueError(f"width {list(width)}: an expert of {name} has {len(own)} stages, so {len(own)} numbers")
+            raise InputError(f"width {list(width)}: an expert of {name} has {len(own)} stages, so {len(own)} numbers")
         own = list(width)
     return partial(cifar.CifarResNet, cifar.BLOCKS_PER_STAGE[name], (stem, *own))
 

@@ -1,10 +1,13 @@
 """The ResNets for 32x32 pictures (depth 20/32/44/56/110) of He et al., 2016, section 4.2."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from longtail.errors import InputError
 
 BLOCKS_PER_STAGE = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}
 WIDTHS = (16, 32, 64)
@@ -52,7 +55,7 @@ class CifarResNet(nn.Module):
             must differ by an even number and never shrink.
 
     Raises:
-        ValueError: the widths cannot be joined by option-A shortcuts.
+        InputError: the widths cannot be joined by option-A shortcuts.
     """
 
     stages = (("conv1", "bn1", "act1"), ("layer1",), ("layer2",), ("layer3",), ("global_pool",))
@@ -61,9 +64,9 @@ class CifarResNet(nn.Module):
     def __init__(self, blocks: int, widths: Sequence[int] = WIDTHS):
         super().__init__()
         stem, *_ = widths
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             if after < before or (after - before) % 2:
-                raise ValueError(
+                raise InputError(
                     f"stage widths {tuple(widths)}: each must be the one before plus an even number, "
                     f"{before} -> {after} is not"
                 )

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from longtail.errors import InputError
 from longtail.models.backbones import Width, backbone, cut
 from longtail.models.heads import CosineClassifier, linear_classifier
 
@@ -73,12 +74,12 @@ def create_model(
         scale: what a cosine head multiplies its cosines by.
 
     Raises:
-        ValueError: an argument is out of range or unknown.
+        InputError: an argument is out of range or unknown.
     """
     if num_classes < 1 or num_experts < 1:
-        raise ValueError(f"num_classes is {num_classes} and num_experts {num_experts}; both must be at least 1")
+        raise InputError(f"num_classes is {num_classes} and num_experts {num_experts}; both must be at least 1")
     if head not in ("cosine", "linear"):
-        raise ValueError(f"head '{head}': 'cosine' or 'linear'")
+        raise InputError(f"head '{head}': 'cosine' or 'linear'")
     trunk, branches = cut(backbone(name, width), num_experts)
     num_features: int = branches[0].num_features  # type: ignore[assignment]
     if head == "cosine":
