@@ -1,0 +1,55 @@
+"""Long-tailed image recognition with routed, diverse experts.
+
+Names are loaded when they are first used, so that importing the package, and the command line's help, need no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from longtail.checkpoint import load_model
+    from longtail.config import Config
+    from longtail.errors import InputError
+    from longtail.metrics import Evaluation
+    from longtail.models.experts import ExpertOutput, MultiExpert, create_model
+    from longtail.pipeline import evaluate, train
+    from longtail.run import Run
+    from longtail.settings import recipe
+
+_HOMES = {
+    "Config": "longtail.config",
+    "Evaluation": "longtail.metrics",
+    "ExpertOutput": "longtail.models.experts",
+    "InputError": "longtail.errors",
+    "MultiExpert": "longtail.models.experts",
+    "Run": "longtail.run",
+    "create_model": "longtail.models.experts",
+    "evaluate": "longtail.pipeline",
+    "load_model": "longtail.checkpoint",
+    "recipe": "longtail.settings",
+    "train": "longtail.pipeline",
+}
+
+__all__ = [
+    "Config",
+    "Evaluation",
+    "ExpertOutput",
+    "InputError",
+    "MultiExpert",
+    "Run",
+    "create_model",
+    "evaluate",
+    "load_model",
+    "recipe",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'longtail' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,12 +1,26 @@
 """Every setting once: typed, documented under its field, checked when it is made. Imports no torch."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from longtail.errors import InputError
 
 
 def _require(condition: bool, setting: str, value: object, right: str) -> None:
     if not condition:
-        raise ValueError(f"{setting} is {value!r}; it must be {right}")
+        raise InputError(f"{setting} is {value!r}; it must be {right}")
+
+
+def _require_finite(name: str, value: Any) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _require_finite(f"{name}.{key}".lstrip("."), item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _require_finite(name, item)
+    elif isinstance(value, float):
+        _require(math.isfinite(value), name, value, "finite")
 
 
 @dataclass(frozen=True)
@@ -289,3 +303,4 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require_finite("", asdict(self))

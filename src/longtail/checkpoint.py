@@ -1,0 +1,97 @@
+"""Models as single safetensors files that say everything needed to use them."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from longtail.errors import InputError
+from longtail.models.experts import MultiExpert, create_model
+
+METADATA_KEY = "longtail"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a file of weights cannot say by itself."""
+
+    architecture: Mapping[str, Any]
+    """Arguments of `longtail.create_model`."""
+
+    class_names: tuple[str, ...]
+    """C names, in the order of the logits"""
+
+    class_counts: tuple[int, ...]
+    """Training images of each class, C numbers"""
+
+    image_size: int
+    """Height and width that images are brought to, pixels"""
+
+    resize: int
+    """Shorter side before the central crop to ``image_size``, pixels"""
+
+    mean: tuple[float, ...]
+    """Subtracted from the channels (0 to 1)"""
+
+    std: tuple[float, ...]
+    """Divides them"""
+
+    epoch: int = 0
+    """Epochs trained"""
+
+
+def save_model(path: Path, model: MultiExpert, card: ModelCard) -> None:
+    """Writes weights and card; whatever happens, ``path`` holds either the old file or the new one, whole."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(path, save(tensors, {METADATA_KEY: json.dumps(asdict(card))}))
+
+
+def load_model_file(path: Path) -> tuple[MultiExpert, ModelCard]:
+    """Reads what `save_model` wrote, as a model on the CPU in eval mode. Executes nothing from the file.
+
+    Raises:
+        InputError: the file is absent, damaged, or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            described = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read as safetensors ({error})") from error
+    if described is None:
+        raise InputError(f"{path}: holds weights but no description of a longtail model")
+    try:
+        card = _read_card(described)
+        model = create_model(**card.architecture)
+        model.load_state_dict(tensors, strict=True)
+    except (TypeError, KeyError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: weights and description do not agree ({' '.join(str(error).split())})") from error
+    return model.eval(), card
+
+
+def _read_card(text: str) -> ModelCard:
+    fields = json.loads(text)
+    return ModelCard(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file under another name, makes sure it has reached the disk, and renames it.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written to; an earlier file is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path} could not be written: {error.strerror}") from error

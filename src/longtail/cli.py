@@ -1,0 +1,151 @@
+"""The command line: one function per command. Help and errors come without importing torch."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from longtail.errors import InputError
+
+EXIT_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see '{self.prog} --help'")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code: 0, 2 for wrong input, 130 when interrupted."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.addLevelName(logging.WARNING, "warning")
+    logging.getLogger("longtail").setLevel(logging.INFO)
+    logging.addLevelName(logging.INFO, "note")
+    try:
+        known, settings = _parser().parse_known_args(arguments)
+        if settings and known.run is not train:
+            raise InputError(f"unknown argument '{settings[0]}'; see 'longtail {known.command} --help'")
+        known.run(known, settings)
+    except InputError as error:
+        print(f"longtail: {error}", file=sys.stderr)
+        return EXIT_INPUT
+    except KeyboardInterrupt:
+        print("longtail: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+def train(known: argparse.Namespace, settings: list[str]) -> None:
+    """`longtail train`."""
+    from longtail.settings import resolve, settings_parser, to_yaml
+
+    if known.help:
+        _print_train_help(known.parser, settings_parser(usage=argparse.SUPPRESS, add_help=False))
+        return
+    config = resolve(known.config, {}, settings)
+    if known.print_config:
+        print(to_yaml(config), end="")
+        return
+    from rich.console import Console
+
+    from longtail import pipeline
+    from longtail.run import new_run
+
+    run = new_run(config.name, known.output)
+    console = Console()
+    try:
+        run = pipeline.train(config, run.folder, console)
+    except KeyboardInterrupt:
+        if run.model_path.is_file():
+            epoch = run.load_model()[1].epoch
+            console.print(
+                f"Stopped. {run.folder} holds the model after epoch {epoch} of {config.training.epochs}: "
+                f"longtail evaluate {run.folder}"
+            )
+        raise
+    _print_results(run.folder, console)
+
+
+def evaluate(known: argparse.Namespace, settings: list[str]) -> None:
+    """`longtail evaluate`."""
+    from rich.console import Console
+
+    from longtail import pipeline
+
+    pipeline.evaluate(known.folder, known.split, device=known.device)
+    _print_results(known.folder, Console(), known.split)
+
+
+def recipes(known: argparse.Namespace, settings: list[str]) -> None:
+    """`longtail recipes`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from longtail.settings import DEFAULT_RECIPE, about, recipe_names
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 1, 0))
+    for column in ("recipe", "what it does", "expected", "time"):
+        table.add_column(column, no_wrap=column == "recipe")
+    for name in recipe_names():
+        described = about(name)
+        label = f"{name} (default)" if name == DEFAULT_RECIPE else name
+        table.add_row(label, described.description, described.expected, described.time)
+    console = Console()
+    console.print(table, highlight=False)
+    console.print("longtail train --config NAME", highlight=False)
+
+
+def _print_results(folder: Any, console: Any, split: str = "test") -> None:
+    from longtail.report import summary
+    from longtail.run import Run
+
+    raise NotImplementedError
+
+
+def _print_train_help(parser: argparse.ArgumentParser, settings: Any) -> None:
+    parser.print_help()
+    print("\nsettings, each with the value it has unless the recipe changes it:")
+    print(settings.format_help())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="longtail",
+        description="Long-tailed image recognition with routed, diverse experts.",
+        epilog="'longtail train' alone trains on built-in data in a minute or two.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    command = commands.add_parser(
+        "train",
+        help="train and test a model",
+        description="Trains and tests a model, and writes a run folder.",
+        usage="longtail train [--config NAME-or-FILE] [--output FOLDER] [--section.field value ...]",
+        add_help=False,
+    )
+    command.add_argument("--config", default="digits-lt-ride", metavar="NAME-or-FILE", help="recipe, or a YAML file")
+    command.add_argument("--output", metavar="FOLDER", help="run folder to make; default: runs/NAME")
+    command.add_argument("--print_config", action="store_true", help="print every setting as YAML and stop")
+    command.add_argument("-h", "--help", action="store_true", help="show this and every setting")
+    command.set_defaults(run=train, parser=command)
+
+    command = commands.add_parser(
+        "evaluate", help="test a run again", description="Tests a run and writes its results and report anew."
+    )
+    command.add_argument("folder", metavar="RUN", help="run folder")
+    command.add_argument("--split", choices=("test", "val"), default="test", help="the part to print")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    command.set_defaults(run=evaluate)
+
+    command = commands.add_parser(
+        "recipes", help="list the recipes", description="Lists the recipes with what they reach."
+    )
+    command.set_defaults(run=recipes)
+    return parser

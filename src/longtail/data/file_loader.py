@@ -1,0 +1,150 @@
+"""Batches from picture files, decoded in worker processes, the same whatever their number."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from longtail.data.pictures import decode
+from longtail.data.splits import Split
+from longtail.data.transforms import Transform
+from longtail.errors import InputError
+
+Key = tuple[int, int]
+"""(epoch, position in the split)"""
+Sample = tuple[Tensor, int] | InputError
+Batch = tuple[Tensor, Tensor] | InputError
+
+
+class FileLoader:
+    """Yields normalised batches of a split of picture files, epoch by epoch.
+
+    The order depends on the seed and the epoch alone, random changes to an image on those and its position. So an
+    epoch can be repeated without those before it, with any number of workers, and leaves torch's generators alone.
+
+    Args:
+        split: images with paths.
+        transform: a picture to a uint8 tensor (3, S, S); may draw from torch's global generator.
+        batch_size: images in a batch; the last one may be smaller.
+        device: where batches are put.
+        mean: subtracted from red, green and blue (0 to 1).
+        std: divides them afterwards.
+        seed: of order and random changes.
+        shuffle: whether each epoch has another order; otherwise the split's own.
+        workers: processes that decode; 0 decodes in this one. They live as long as the loader.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        transform: Transform,
+        batch_size: int,
+        *,
+        device: torch.device,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int = 0,
+        shuffle: bool = False,
+        workers: int = 0,
+    ) -> None:
+        self.num_images = len(split)
+        self._device = device
+        # Pixels are 0 to 255 where mean and std mean 0 to 1.
+        self._mean = 255 * torch.tensor(mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+        self._std = 255 * torch.tensor(std, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+        self._order = _Order(len(split), seed, shuffle)
+        self._batches: DataLoader[Sample] = DataLoader(
+            _Pictures(split, transform, seed),
+            batch_size,
+            sampler=self._order,  # type: ignore[arg-type]  # typed as positions; any key will do
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=device.type == "cuda",
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # or each epoch would draw a number from the global one
+        )
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._batches)
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields images (B, 3, S, S), normalised float32 in channels_last, and labels (B,) int64, on the device.
+
+        The workers serve one epoch at a time: leave or finish it before the next.
+
+        Raises:
+            InputError: a picture does not decode.
+        """
+        self._order.epoch = epoch
+        batch: Batch
+        for batch in self._batches:
+            if isinstance(batch, InputError):
+                raise batch
+            images, labels = (part.to(self._device, non_blocking=True) for part in batch)
+            images = images.to(torch.float32, memory_format=torch.channels_last)
+            yield images.sub_(self._mean).div_(self._std), labels
+
+
+class _Pictures(Dataset[Sample]):
+    """Picks, decodes and transforms one image."""
+
+    def __init__(self, split: Split, transform: Transform, seed: int) -> None:
+        assert split.paths is not None
+        # One array of bytes: each of a million Python objects would be copied into every worker when first counted.
+        self._paths = np.array([os.fsencode(path) for path in split.paths])
+        self._labels = split.labels
+        self._transform = transform
+        self._seed = seed
+
+    def __getitem__(self, key: Key) -> Sample:
+        epoch, position = key
+        try:
+            image = decode(Path(os.fsdecode(self._paths[position])))
+        except InputError as error:
+            # Returned, because a DataLoader would raise it with the worker's traceback for a message.
+            return error
+        # Without devices only the CPU's generator is kept; it is also the only one that is seeded here.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(_mix(self._seed, epoch, position))
+            return self._transform(image), int(self._labels[position])
+
+
+class _Order(Sampler[Key]):
+    """The keys of the images, in the order of an epoch."""
+
+    def __init__(self, num_images: int, seed: int, shuffle: bool) -> None:
+        self.epoch = 0
+        self._num_images = num_images
+        self._seed = seed
+        self._shuffle = shuffle
+
+    def __len__(self) -> int:
+        return self._num_images
+
+    def __iter__(self) -> Iterator[Key]:
+        epoch = self.epoch
+        positions = torch.arange(self._num_images)
+        if self._shuffle:
+            generator = torch.Generator().manual_seed(_mix(self._seed, epoch))
+            positions = torch.randperm(self._num_images, generator=generator)
+        return ((epoch, position) for position in positions.tolist())
+
+
+def _mix(*numbers: int) -> int:
+    """A seed that differs by chance alone from those of neighbouring numbers; torch's generator takes 32 bits."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _collate(samples: list[Sample]) -> Batch:
+    images, labels = [], []
+    for sample in samples:
+        if isinstance(sample, InputError):
+            return sample
+        images.append(sample[0])
+        labels.append(sample[1])
+    return torch.stack(images), torch.tensor(labels)

@@ -1,0 +1,88 @@
+"""Batches of small images that lie decoded on the device."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from longtail.data.augment import draw_moves, move
+from longtail.data.splits import Split
+from longtail.seeds import generator
+
+
+class Loader(Protocol):
+    """Batches of images (B, 3, H, W), normalised, with labels (B,), both on the device."""
+
+    num_images: int
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch; the same for the same number."""
+
+
+class MemoryLoader:
+    """A `Loader` over decoded pixels. No copy to the device and no random draw happens inside an epoch.
+
+    Args:
+        split: with pixels.
+        batch_size: B; the last batch may be shorter.
+        device: where the images lie from now on.
+        mean: subtracted from the channels (0 to 1).
+        std: divides them.
+        seed: of order and augmentation.
+        shuffle: draw a new order for each epoch.
+        padding: of the random crop, in pixels.
+        flip: mirror half of the images.
+        rotation: largest angle, degrees.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        device: torch.device,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int = 0,
+        shuffle: bool = False,
+        padding: int = 0,
+        flip: bool = False,
+        rotation: float = 0.0,
+    ):
+        assert split.pixels is not None
+        self.images = torch.from_numpy(split.pixels).to(device)
+        self.labels = torch.from_numpy(split.labels).to(device)
+        self.num_images = len(split)
+        self.batch_size = batch_size
+        self.device = device
+        self.mean = torch.tensor(mean, device=device) * 255
+        self.std = torch.tensor(std, device=device) * 255
+        self.seed = seed
+        self.shuffle = shuffle
+        self.padding, self.flip, self.rotation = padding, flip, rotation
+        self.augments = padding > 0 or flip or rotation > 0
+
+    def __len__(self) -> int:
+        return -(-self.num_images // self.batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B, 3, H, W), in channels-last memory, and labels (B,)."""
+        draw = generator(self.seed, epoch)
+        order = torch.randperm(self.num_images, generator=draw) if self.shuffle else torch.arange(self.num_images)
+        moves = draw_moves(self.num_images, self.padding, self.flip, self.rotation, draw)
+        moves = type(moves)(*(part.to(self.device) for part in moves))
+        order = order.to(self.device)
+        for start in range(0, self.num_images, self.batch_size):
+            positions = order[start : start + self.batch_size]
+            if self.augments:
+                images = move(self.images, positions, moves.take(positions), self.padding)
+            else:
+                images = self.images[positions]
+            yield self._normalise(images), self.labels[positions]
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return images.float().sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)

@@ -1,0 +1,70 @@
+"""One picture file, of whatever kind, as upright red, green and blue."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from longtail.errors import InputError
+
+SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"])
+
+
+def is_picture(path: Path) -> bool:
+    """Whether the name ends like a picture's, in small or capital letters."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def decode(path: Path) -> Image.Image:
+    """Reads a grey, palette, CMYK, RGB or transparent picture as RGB, turned upright as its EXIF entry says.
+
+    What is transparent becomes white, by as much as it is. More than 8 bits are brought to 8 by a factor, never
+    clipped; see `_to_eight_bits`. Of several frames the first is taken.
+
+    Raises:
+        InputError: the file is absent, damaged, no picture, or so large that it may be a decompression bomb.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            # A damaged EXIF entry is no reason to refuse a sound picture.
+            with suppress(Exception):
+                ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
+    except Exception as error:  # a damaged picture can raise anything
+        raise InputError(f"{path}: does not decode ({_reason(path, error)}); mend or remove the file") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _to_eight_bits(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits, or of real numbers, as grey of 8 bits; black stays 0.
+
+    White is 65535 for whole numbers, and the first of 1, 255 and 65535 that nothing exceeds for real ones: not each
+    picture's own brightest pixel, which would make dark pictures bright. Only where values are negative or above
+    65535, and nothing is known of the scale, does a picture's own range become 0 to 255.
+    """
+    values = np.array(image, dtype=np.float32)
+    finite = np.isfinite(values)
+    low = float(values.min(initial=0, where=finite))
+    high = float(values.max(initial=0, where=finite))
+    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
+    white = next((white for white in whites if low == 0 and high <= white), high)
+    values = np.where(finite, values, low)
+    return Image.fromarray(np.rint((values - low) * (255 / (white - low))).astype(np.uint8))
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture of a known kind" if path.stat().st_size else "the file is empty"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

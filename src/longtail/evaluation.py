@@ -1,0 +1,40 @@
+"""Predict once, derive everything."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from longtail.config import Config
+from longtail.data.loading import Loader
+from longtail.metrics import Evaluation, evaluate_logits
+from longtail.models.experts import MultiExpert
+
+
+@torch.inference_mode()
+def predict(model: MultiExpert, loader: Loader) -> tuple[Tensor, Tensor]:
+    """Every expert's logits (N, E, C), float32, and the labels (N,), both on the CPU and in the loader's order."""
+    was_training = model.training
+    model.eval()
+    logits, labels = [], []
+    for images, targets in loader.epoch(0):
+        logits.append(model(images).logits.float().cpu())
+        labels.append(targets.cpu())
+    model.train(was_training)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def evaluate_loader(
+    model: MultiExpert, loader: Loader, class_counts: Sequence[int], config: Config
+) -> Evaluation:
+    """All metrics of a model on the images of a loader."""
+    logits, labels = predict(model, loader)
+    evaluation = config.evaluation
+    return evaluate_logits(
+        logits,
+        labels,
+        class_counts,
+        many_above=evaluation.many_above,
+        few_below=evaluation.few_below,
+        bins=evaluation.calibration_bins,
+    )

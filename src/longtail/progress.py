@@ -1,0 +1,76 @@
+"""What a person sees of training: a bar in a terminal, plain lines elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class TrainingProgress:
+    """Shows loss, learning rate, images per second and time left of a training.
+
+    Args:
+        console: where to.
+        epochs: in all.
+        steps: in an epoch.
+        num_images: in an epoch.
+    """
+
+    def __init__(self, console: Console, epochs: int, steps: int, num_images: int):
+        self.console = console
+        self.epochs, self.steps, self.num_images = epochs, steps, num_images
+        self.start = self.last_line = time.perf_counter()
+        self.done = 0
+        self.bar: Progress | None = None
+        if console.is_terminal:
+            columns = ("epoch {task.fields[epoch]}/" + str(epochs), BarColumn(), "{task.percentage:>3.0f}%")
+            numbers = TextColumn("{task.fields[numbers]}")
+            self.bar = Progress(*columns, numbers, TimeRemainingColumn(), TextColumn("left"), console=console)
+            self.task = self.bar.add_task("", total=epochs * steps, epoch=1, numbers="")
+
+    def __enter__(self) -> "TrainingProgress":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def step(self, done_in_epoch: int, loss: float | None) -> None:
+        """After each step; the loss comes now and then."""
+        if self.bar:
+            self.bar.update(self.task, completed=self.done * self.steps + done_in_epoch, epoch=self.done + 1)
+            if loss is not None:
+                speed = self.num_images * (self.done + done_in_epoch / self.steps) / (time.perf_counter() - self.start)
+                self.bar.update(self.task, numbers=f"loss {loss:.3f}  {speed:,.0f} images/s")
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """After each epoch, with its record."""
+        self.done = record["epoch"]
+        now = time.perf_counter()
+        if self.bar:
+            return
+        if now - self.last_line < SECONDS_BETWEEN_LINES and self.done not in (1, self.epochs):
+            return
+        self.last_line = now
+        left = (now - self.start) / self.done * (self.epochs - self.done)
+        validation = f"  val {record['val_balanced']:6.1%}" if "val_balanced" in record else ""
+        self.console.print(
+            f"epoch {self.done:>{len(str(self.epochs))}}/{self.epochs}  loss {record['loss']:8.3f}  "
+            f"train {record['accuracy']:6.1%}{validation}  lr {record['learning_rate']:.2g}  "
+            f"{record['images_per_second']:,.0f} images/s  {_duration(left)} left",
+            highlight=False,
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

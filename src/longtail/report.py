@@ -1,0 +1,281 @@
+"""What people read after a run: the table in the terminal, and the run's page with its pictures."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich import box
+from rich.table import Table
+
+from longtail import plots
+from longtail.data.longtail import SHOTS
+from longtail.metrics import Evaluation, Scores
+
+
+def summary(evaluation: Evaluation, title: str, *, many_above: int = 100, few_below: int = 20) -> Table:
+    """The ensemble's and each expert's accuracy, for the terminal.
+
+    Args:
+        evaluation: what was measured.
+        title: stands above the table.
+        many_above: what the evaluation was made with; the caption explains it.
+        few_below: likewise.
+    """
+    lines = ["Accuracy in %. Balanced: mean over classes."]
+    for shot in SHOTS:
+        classes = _number(evaluation.shots.count(shot), "class", "classes")
+        lines.append(f"{shot}: {classes} of {_range(shot, many_above, few_below)} training images")
+    if evaluation.top5 is not None:
+        lines.append(f"True class among the five most likely: {_percent(evaluation.top5)} %")
+    if evaluation.ece is not None:
+        lines.append(f"Calibration error (ECE): {_percent(evaluation.ece)} %")
+    if evaluation.disagreement is not None:
+        lines.append(f"Two experts disagree on {_percent(evaluation.disagreement)} % of images")
+    table = Table(
+        title=title, caption="\n".join(lines), box=box.SIMPLE_HEAD, caption_justify="left", title_justify="left"
+    )
+    table.add_column("")
+    for column in ("overall", "balanced", *SHOTS):
+        table.add_column(column, justify="right")
+    for position, (name, scores) in enumerate(_classifiers(evaluation).items()):
+        table.add_row(name, *_numbers(scores), style="bold" if position == 0 else "")
+    return table
+
+
+def write_report(
+    folder: Path,
+    *,
+    config: dict[str, Any],
+    evaluations: dict[str, Evaluation],
+    class_names: Sequence[str],
+    class_counts: Sequence[int],
+    history: Sequence[dict[str, Any]],
+    environment: dict[str, Any],
+    many_above: int = 100,
+    few_below: int = 20,
+) -> None:
+    """Writes ``report.md`` and ``plots/*.png`` into a run's folder.
+
+    Args:
+        folder: the run's.
+        config: all settings, nested as in the configuration file.
+        evaluations: by part of the data, the most important first; pictures and details are of that one.
+        class_names: C names.
+        class_counts: training images of each class, C numbers.
+        history: one entry an epoch: epoch, loss, accuracy, learning_rate, seconds and perhaps val_accuracy and
+            val_balanced. Empty where nothing was trained.
+        environment: versions and device, one line each.
+        many_above: what the evaluations were made with.
+        few_below: likewise.
+    """
+    part, evaluation = next(iter(evaluations.items()))
+    pages = [
+        [f"# {_escape(config['name'])}", "", _in_words(config, part, evaluation, class_counts, history)],
+        ["## Result", "", *_results(evaluations)],
+        ["## Common and rare classes", "", *_groups(evaluation, class_counts, many_above, few_below)],
+        *([_experts(evaluation)] if evaluation.experts[1:] else []),
+        _pictures(folder, evaluation, class_names, class_counts, history),
+        ["## Where it errs", "", *_errors(evaluation, class_names, class_counts)],
+        ["## Settings", "", "```yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip(), "```"],
+        ["## Environment", "", *_table(["", ""], [[_escape(k), _escape(v)] for k, v in environment.items()], texts=2)],
+    ]
+    text = "\n\n".join("\n".join(page) for page in pages)
+    # Names of folders may hold bytes that are no text.
+    (folder / "report.md").write_text(text + "\n", encoding="utf-8", errors="replace")
+
+
+def _in_words(
+    config: dict[str, Any],
+    part: str,
+    evaluation: Evaluation,
+    class_counts: Sequence[int],
+    history: Sequence[dict[str, Any]],
+) -> str:
+    """The run in one paragraph."""
+    model, largest, smallest = config["model"], max(class_counts), min(class_counts)
+    experts = "one expert" if model["num_experts"] == 1 else f"{model['num_experts']} experts"
+    seconds = sum(entry.get("seconds") or 0 for entry in history)
+    how = (
+        f"was trained for {_number(len(history), 'epoch', 'epochs')} in {_duration(seconds)} with the "
+        f"`{config['loss']['name']}` loss"
+        if history
+        else "was not trained in this run (there is no history of its training)"
+    )
+    rarest = f"{smallest:,}: an imbalance of {largest / smallest:,.4g} to 1" if smallest else "none"
+    return (
+        f"A `{model['backbone']}` with {experts} {how}. The data set is `{config['data']['name']}`: "
+        f"{sum(class_counts):,} training images of {len(class_counts):,} classes. The most common class has "
+        f"{largest:,} images and the rarest {rarest}. On {evaluation.num_images:,} {part} images the "
+        f"model is right in **{_percent(evaluation.accuracy)} %**, and in **{_percent(evaluation.balanced)} %** where "
+        f"every class counts the same. These are the numbers of one run with seed {config['seed']}; another seed "
+        f"gives somewhat different ones."
+    )
+
+
+def _results(evaluations: dict[str, Evaluation]) -> list[str]:
+    header = ["accuracy in %", "images", "overall", "balanced", *SHOTS, "top-5", "calibration error", "NLL"]
+    rows = [
+        [
+            part,
+            f"{e.num_images:,}",
+            *_numbers(e),
+            _percent(e.top5),
+            _percent(e.ece),
+            "n/a" if e.nll is None else f"{e.nll:.3f}",
+        ]
+        for part, e in evaluations.items()
+    ]
+    return [
+        *_table(header, rows),
+        "",
+        "Overall counts every image once, balanced every class once; many, medium and few are balanced over the "
+        "classes of a group. The calibration error (ECE) is the gap between confidence and accuracy in percentage "
+        "points, the NLL the mean negative log-likelihood of the true class in nats.",
+    ]
+
+
+def _groups(evaluation: Evaluation, class_counts: Sequence[int], many_above: int, few_below: int) -> list[str]:
+    """The shot groups: how many classes and images, how accurate, and which groups the answers are in."""
+    shots, counts = np.asarray(evaluation.shots), np.asarray(class_counts)
+    header = ["group", "training images a class", "classes", "training images", "test images", "accuracy (%)"]
+    rows = []
+    for shot in SHOTS:
+        images = evaluation.confusion[shots == shot].sum(axis=0)
+        taken = [images[shots == other].sum() / images.sum() if images.sum() else None for other in SHOTS]
+        sizes = [(shots == shot).sum(), counts[shots == shot].sum(), images.sum()]
+        accuracy = _percent(getattr(evaluation, shot))
+        row = [shot, _range(shot, many_above, few_below), *(f"{size:,}" for size in sizes), accuracy]
+        rows.append([*row, *map(_percent, taken)])
+    note = "The last columns: of the images of a group, the share (%) that is taken for a class of each group."
+    return [*_table([*header, *(f"taken for {shot}" for shot in SHOTS)], rows, texts=2), "", note]
+
+
+def _experts(evaluation: Evaluation) -> list[str]:
+    rows = [[name, *_numbers(scores)] for name, scores in _classifiers(evaluation).items()]
+    return [
+        "## Experts",
+        "",
+        *_table(["accuracy in %", "overall", "balanced", *SHOTS], rows),
+        "",
+        f"Two experts disagree on {_percent(evaluation.disagreement)} % of the images (mean over pairs).",
+    ]
+
+
+def _pictures(
+    folder: Path,
+    evaluation: Evaluation,
+    class_names: Sequence[str],
+    class_counts: Sequence[int],
+    history: Sequence[dict[str, Any]],
+) -> list[str]:
+    """Draws every picture that has something to show; their part of the page."""
+    where = folder / "plots"
+    where.mkdir(parents=True, exist_ok=True)
+    lines = ["## Pictures"]
+
+    def show(name: str, title: str, reading: str) -> Path:
+        lines.extend(["", f"![{title}](plots/{name}.png)", "", reading])
+        return where / f"{name}.png"
+
+    reading = (
+        "A point is a class; below it stand its training images, on a logarithmic scale. Horizontal lines are the "
+        "means of the groups; a model that is fair to rare classes has them at one height."
+    )
+    plots.plot_classes(show("classes", "Accuracy of each class", reading), evaluation, class_names, class_counts)
+    if history:
+        reading = (
+            "A training accuracy far above the validation accuracy says that images are learnt by heart (overfitting)."
+        )
+        plots.plot_history(show("history", "Training", reading), history)
+    if evaluation.calibration is not None:
+        reading = (
+            "Images are sorted by how sure the model is. Bars below the diagonal: it is more sure than it is right; "
+            "above: the other way round. The calibration error is the mean distance, weighted by the images below."
+        )
+        plots.plot_calibration(show("calibration", "Calibration", reading), evaluation)
+    reading = (
+        "A row is a true class, a column what it is taken for; the diagonal is right. Dark cells left of it are rare "
+        "classes taken for common ones, the usual mistake on a long tail. Dotted lines separate the groups."
+    )
+    plots.plot_confusion(show("confusion", "Confusions", reading), evaluation, class_names, class_counts)
+    if evaluation.experts[1:]:
+        reading = "The ensemble gains where the experts make different mistakes."
+        plots.plot_experts(show("experts", "Experts", reading), evaluation)
+    return lines
+
+
+def _errors(evaluation: Evaluation, class_names: Sequence[str], class_counts: Sequence[int]) -> list[str]:
+    """The least accurate classes and the most frequent mistakes."""
+    names = [_escape(name) for name in class_names]
+    tested = [(accuracy, label) for label, accuracy in enumerate(evaluation.per_class) if accuracy is not None]
+    worst = [
+        [names[label], f"{class_counts[label]:,}", f"{evaluation.test_counts[label]:,}", _percent(accuracy)]
+        for accuracy, label in sorted(tested)[:10]
+    ]
+    mistakes = [
+        [
+            names[wrong["true"]],
+            names[wrong["predicted"]],
+            f"{wrong['count']:,}",
+            _percent(wrong["count"] / evaluation.test_counts[wrong["true"]]),
+        ]
+        for wrong in evaluation.frequent_confusions(10)
+    ]
+    if not mistakes:
+        return ["Nowhere: every image is classified right."]
+    return [
+        "The least accurate classes:",
+        "",
+        *_table(["class", "training images", "test images", "accuracy (%)"], worst),
+        "",
+        "The most frequent mistakes:",
+        "",
+        *_table(["true class", "taken for", "images", "of the class (%)"], mistakes, texts=2),
+    ]
+
+
+def _classifiers(evaluation: Evaluation) -> dict[str, Scores]:
+    """Every row of a table of accuracies. One expert is the whole model and needs no second row."""
+    if len(evaluation.experts) == 1:
+        return {"model": evaluation}
+    return {"ensemble": evaluation} | {f"expert {e}": scores for e, scores in enumerate(evaluation.experts, start=1)}
+
+
+def _numbers(scores: Scores) -> list[str]:
+    return [_percent(value) for value in (scores.accuracy, scores.balanced, scores.many, scores.medium, scores.few)]
+
+
+def _percent(fraction: float | None) -> str:
+    return "n/a" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def _number(number: int, one: str, several: str) -> str:
+    return f"{number:,} {one if number == 1 else several}"
+
+
+def _range(shot: str, many_above: int, few_below: int) -> str:
+    """Training images of the classes in a group, in words."""
+    between = f"{few_below} to {many_above}" if few_below <= many_above else "none"
+    return {"many": f"over {many_above}", "medium": between, "few": f"under {few_below}"}[shot]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _escape(text: object, longest: int = 60) -> str:
+    """A text that Markdown shows as it is, on one line and not too long."""
+    line = " ".join(str(text).split())
+    line = line if len(line) <= longest else line[: longest - 1] + "…"
+    return re.sub(r"([\\`*_\[\]<>|#~$&])", r"\\\1", line)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> list[str]:
+    """A Markdown table; its first columns are texts and stand on the left, numbers on the right."""
+    lines = [header, ["---"] * texts + ["---:"] * (len(header) - texts), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]

@@ -1,0 +1,99 @@
+"""A run folder: what training leaves behind and everything later starts from."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from longtail.checkpoint import ModelCard, load_model_file, write_atomically
+from longtail.config import Config
+from longtail.errors import InputError
+from longtail.models.experts import MultiExpert
+from longtail.settings import recipe, to_yaml
+
+
+class Run:
+    """A run folder.
+
+    ``config.yaml`` (every setting; train with it again), ``metrics.jsonl`` (one line an epoch),
+    ``model.safetensors``, ``results.json``, ``environment.json``, ``report.md`` and ``plots/``.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def __repr__(self) -> str:
+        return f"Run('{self.folder}')"
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """An existing run.
+
+        Raises:
+            InputError: the folder holds no model.
+        """
+        run = cls(folder)
+        if not run.model_path.is_file():
+            raise InputError(f"'{folder}' is not a run folder: it has no {run.model_path.name}")
+        return run
+
+    @property
+    def model_path(self) -> Path:
+        """The weights with their description."""
+        return self.folder / "model.safetensors"
+
+    @cached_property
+    def config(self) -> Config:
+        """The settings it was trained with."""
+        return recipe(self.folder / "config.yaml")
+
+    def load_model(self) -> tuple[MultiExpert, ModelCard]:
+        """The model of the last complete epoch, on the CPU in eval mode, with its description."""
+        return load_model_file(self.model_path)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The record of each epoch."""
+        path = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def environment(self) -> dict[str, Any]:
+        """Versions and hardware it was trained with."""
+        path = self.folder / "environment.json"
+        return json.loads(path.read_text()) if path.is_file() else {}  # type: ignore[no-any-return]
+
+    def start(self, config: Config, environment: dict[str, Any]) -> None:
+        """Writes what is known before training."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"run folder '{self.folder}' cannot be made: {error.strerror}") from error
+        write_atomically(self.folder / "config.yaml", to_yaml(config).encode())
+        self.write_json("environment.json", environment)
+        write_atomically(self.folder / "metrics.jsonl", b"")
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Adds an epoch's record."""
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes a JSON file into the folder."""
+        write_atomically(self.folder / name, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def new_run(name: str, output: str | Path | None = None) -> Run:
+    """A run folder that does not exist yet: ``output``, or the first free of runs/name, runs/name-2, ...
+
+    Raises:
+        InputError: ``output`` holds something already.
+    """
+    if output is not None:
+        folder = Path(output)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"'{output}' exists already; choose another --output, or remove it first")
+        return Run(folder)
+    folder, number = Path("runs") / name, 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{name}-{number}"
+    return Run(folder)

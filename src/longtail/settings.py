@@ -1,0 +1,191 @@
+"""Recipes and command-line settings -> `Config`. Imports no torch."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from longtail.config import Config
+from longtail.errors import InputError
+
+DEFAULT_RECIPE = "digits-lt-ride"
+
+Settings = dict[str, Any]
+"""Nested settings as they stand in a YAML file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What a recipe says of itself."""
+
+    description: str = ""
+    """One line."""
+
+    expected: str = ""
+    """Score, mean ± std and the number of seeds, or "one run"."""
+
+    time: str = ""
+    """How long it takes, and on what."""
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(f.name.removesuffix(".yaml") for f in _shipped().iterdir() if f.name.endswith(".yaml"))
+
+
+def about(name: str) -> About:
+    """What a recipe says of itself.
+
+    Raises:
+        InputError: there is no such recipe.
+    """
+    return About(**_load(name)[1])
+
+
+def recipe(name: str | Path = DEFAULT_RECIPE, overrides: Mapping[str, Any] | None = None) -> Config:
+    """A recipe by name, or a YAML file, with some settings changed: ``{"training.epochs": 40}``.
+
+    Raises:
+        InputError: no such recipe or file, an unknown setting, a wrong type, a value out of range.
+    """
+    return resolve(str(name), _nest(overrides or {}))
+
+
+def resolve(name: str, overrides: Settings, arguments: Sequence[str] = ()) -> Config:
+    """Defaults, then the recipe, then overrides, then command-line arguments (``--section.field value``)."""
+    settings, _ = _load(name)
+    parser = settings_parser()
+    for where, given in ((f"recipe '{name}'", settings), ("overrides", overrides)):
+        for key in _keys(given):
+            _check_known(key, f" in {where}")
+    for option in (argument.partition("=")[0] for argument in arguments if argument.startswith("--")):
+        _check_known(option.removeprefix("--"), "")
+    try:
+        values = parser.parse_object(_merge(settings, overrides), defaults=True)
+        values = parser.parse_args(list(arguments), namespace=values)
+    except Exception as error:  # jsonargparse raises errors of several kinds, all of them about the input
+        raise InputError(_one_line(error)) from error
+    return make_config(values.as_dict())
+
+
+def make_config(values: Settings) -> Config:
+    """Nested, complete settings of the right types -> checked `Config`."""
+    parts = {
+        field.name: field.default_factory(**values[field.name])  # type: ignore[misc,call-arg]
+        if dataclasses.is_dataclass(field.type)
+        else values[field.name]
+        for field in dataclasses.fields(Config)
+    }
+    return Config(**parts)
+
+
+def to_yaml(config: Config) -> str:
+    """Every setting, as YAML that `recipe` reads back into an equal `Config`."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+
+
+def settings_parser(**options: Any) -> ArgumentParser:
+    """A parser with one option for each field of `Config`, documented by the fields' own words."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
+    parser.add_class_arguments(Config, None, fail_untyped=True)
+    return parser
+
+
+def _shipped() -> Any:
+    return resources.files("longtail") / "recipes"
+
+
+def _load(name: str) -> tuple[Settings, dict[str, str]]:
+    """Settings and self-description of a recipe, its ``base`` recipes merged in."""
+    if name in recipe_names():
+        text, stem = (_shipped() / f"{name}.yaml").read_text(encoding="utf-8"), name
+    else:
+        path = Path(name)
+        if not path.is_file():
+            raise InputError(f"no recipe or file '{name}'{_near(name, recipe_names())}; 'longtail recipes' lists them")
+        try:
+            text, stem = path.read_text(encoding="utf-8"), path.stem
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{name}: {error}") from error
+    try:
+        settings = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"{name}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{name}: must hold settings, 'section: {{field: value}}', not a {type(settings).__name__}")
+    described = settings.pop("about", {})
+    if base := settings.pop("base", None):
+        if base == name:
+            raise InputError(f"{name}: is its own base")
+        inherited, _ = _load(base)
+        settings = _merge({key: value for key, value in inherited.items() if key != "name"}, settings)
+    return {"name": stem, **settings}, described
+
+
+def _check_known(key: str, where: str) -> None:
+    known = list(_keys(dataclasses.asdict(Config())))
+    if any(setting.startswith(f"{key}.") for setting in known):
+        raise InputError(f"'{key}'{where} is a section; set one of its fields, such as {key}.field: value")
+    if key not in known:
+        raise InputError(f"unknown setting '{key}'{where}{_near(key, known)}")
+
+
+def _near(word: str, words: Sequence[str]) -> str:
+    near = get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _keys(settings: Settings, prefix: str = "") -> Iterator[str]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _merge(base: Settings, changes: Settings) -> Settings:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _nest(dotted: Mapping[str, Any]) -> Settings:
+    nested: Settings = {}
+    for key, value in dotted.items():
+        *sections, last = key.split(".")
+        branch: Settings = {last: value}
+        for section in reversed(sections):
+            branch = {section: branch}
+        nested = _merge(nested, branch)
+    return nested
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists: YAML knows no tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _one_line(error: Exception) -> str:
+    """jsonargparse's message about a value of the wrong type as one readable line."""
+    text = " ".join(str(error).split())
+    match = re.search(r'key "([\w.]+)":.*?Expected an? (.*?)\. Got value: (.*?)(?: Subtypes|$)', text)
+    if not match:
+        return text
+    key, expected, value = match.groups()
+    if choices := re.findall(r"'([^']*)'", expected) if "Literal" in expected else []:
+        return f"{key} is {value!r}; it must be one of {', '.join(choices)}{_near(value, choices)}"
+    expected = re.sub(r"<class '(\w+)'>", r"\1", expected)
+    return f"{key} is {value!r}; it must be of type {expected}"

@@ -1,0 +1,86 @@
+"""The training loop: the only one, whatever the task."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longtail.data.loading import Loader
+from longtail.errors import InputError
+
+CHECK_EVERY = 50
+"""Steps between two looks at the loss: each one waits for the device."""
+
+
+class DivergedError(InputError):
+    """The loss became NaN or infinite."""
+
+
+def fit(
+    task: nn.Module,
+    loader: Loader,
+    optimizer: torch.optim.Optimizer,
+    learning_rate: Callable[[float], float],
+    epochs: int,
+    on_step: Callable[[int, float | None], None] = lambda done, loss: None,
+) -> Iterator[dict[str, Any]]:
+    """Trains epoch by epoch; after each, yields its record and goes on when asked for the next.
+
+    The caller saves, validates and stops as it likes in between.
+
+    Args:
+        task: (images, labels, epoch) -> `longtail.tasks.Step`.
+        loader: the training images.
+        optimizer: over the parameters to train.
+        learning_rate: rate at a point of training, in epochs from 0 with a fraction.
+        epochs: how many.
+        on_step: called after each step with the number of steps done in this epoch and, now and then, the loss.
+
+    Raises:
+        DivergedError: the loss is NaN or infinite; found within `CHECK_EVERY` steps.
+    """
+    steps = len(loader)
+    losses: Tensor | None = None
+    for epoch in range(1, epochs + 1):
+        start = time.perf_counter()
+        task.train()
+        correct: Tensor | int = 0
+        for step, (images, labels) in enumerate(loader.epoch(epoch)):
+            rate = learning_rate(epoch - 1 + step / steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss, right = task(images, labels, epoch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            # Losses stay on the device; they are read every CHECK_EVERY steps and at the end of the epoch.
+            losses = loss.new_zeros(steps) if losses is None else losses
+            losses[step] = loss.detach()
+            correct += right
+            done = step + 1
+            check = done % CHECK_EVERY == 0 or done == steps
+            on_step(done, _mean_loss(losses[:done], epoch, steps, learning_rate) if check else None)
+        assert losses is not None
+        seconds = time.perf_counter() - start
+        yield {
+            "epoch": epoch,
+            "loss": losses.mean().item(),
+            "accuracy": float(correct) / loader.num_images,
+            "learning_rate": rate,
+            "seconds": seconds,
+            "images_per_second": loader.num_images / seconds,
+        }
+
+
+def _mean_loss(losses: Tensor, epoch: int, steps: int, learning_rate: Callable[[float], float]) -> float:
+    mean = losses.mean().item()
+    if not torch.isfinite(torch.tensor(mean)):
+        step = int((~losses.isfinite()).nonzero()[0])
+        rate = learning_rate(epoch - 1 + step / steps)
+        raise DivergedError(
+            f"the loss is {losses[step].item()} at epoch {epoch}, step {step + 1} of {steps}, learning rate {rate:g}; "
+            "lower training.learning_rate or lengthen training.warmup"
+        )
+    return mean

@@ -1,0 +1,38 @@
+"""The small part of the golden values that the repository keeps."""
+
+import json
+
+import golden
+import numpy as np
+import pytest
+from golden.extract import KEPT_ARRAYS, KEPT_TABLES
+
+
+def test_no_larger_than_a_megabyte():
+    assert sum((golden.SMALL / name).stat().st_size for name in (*KEPT_ARRAYS, *KEPT_TABLES)) < 1e6
+
+
+def test_every_loss_case_is_kept():
+    cases = json.loads((golden.SMALL / "losses/ride_losses.json").read_text())["cases"]
+    with np.load(golden.SMALL / "losses/ride_losses.npz") as file:
+        gradients = {name.removesuffix("/grad") for name in file.files if name.endswith("/grad")}
+        assert {"expert_logits", "targets", "cls_num_list"} <= set(file.files)
+    assert gradients == {name for name in cases if name.startswith(("ride/", "ldam/", "ce/"))}
+
+
+@pytest.mark.skipif(not golden.WHOLE.is_dir(), reason=f"{golden.WHOLE} is absent")
+@pytest.mark.parametrize("name", KEPT_ARRAYS)
+def test_arrays_are_those_of_the_whole(name):
+    with np.load(golden.SMALL / name) as small, np.load(golden.WHOLE / name) as whole:
+        assert small.files
+        for array in small.files:
+            assert small[array].dtype == whole[array].dtype
+            np.testing.assert_array_equal(small[array], whole[array], strict=True)
+
+
+@pytest.mark.skipif(not golden.WHOLE.is_dir(), reason=f"{golden.WHOLE} is absent")
+@pytest.mark.parametrize("name", KEPT_TABLES)
+def test_tables_are_those_of_the_whole(name):
+    small, whole = (json.loads((root / name).read_text()) for root in (golden.SMALL, golden.WHOLE))
+    assert small
+    assert small == {key: whole[key] for key in small}
