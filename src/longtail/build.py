@@ -80,7 +80,9 @@ def train_loader(config: Config, dataset: Dataset, device: torch.device) -> Load
     options: dict[str, Any] = {"seed": config.seed, "shuffle": True, **_loader_options(config, device)}
     if split.pixels is not None:
         if augmentation.crop == "resized":
-            raise InputError(f"augmentation.crop 'resized' needs image files; {config.data.name} takes 'padded' or 'none'")
+            raise InputError(
+                f"augmentation.crop 'resized' needs image files; {config.data.name} takes 'padded' or 'none'"
+            )
         padding = augmentation.padding if augmentation.crop == "padded" else 0
         return MemoryLoader(
             split,

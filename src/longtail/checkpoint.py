@@ -14,6 +14,7 @@ from longtail.errors import InputError
 from longtail.models.experts import MultiExpert, create_model
 
 METADATA_KEY = "longtail"
+MODEL_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,23 @@ def load_model_file(path: Path) -> tuple[MultiExpert, ModelCard]:
 
 def _read_card(text: str) -> ModelCard:
     fields = json.loads(text)
-    return ModelCard(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return ModelCard(**values)
+
+
+def load_model(where: str | Path) -> MultiExpert:
+    """The model of a run folder, or of a model file, on the CPU in eval mode.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    return load_model_file(model_file(where))[0]
+
+
+def model_file(where: str | Path) -> Path:
+    """The model file of a run folder, or the file itself."""
+    path = Path(where)
+    return path / MODEL_FILE if path.is_dir() else path
 
 
 def write_atomically(path: Path, content: bytes) -> None:

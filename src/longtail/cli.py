@@ -56,21 +56,8 @@ def train(known: argparse.Namespace, settings: list[str]) -> None:
     from rich.console import Console
 
     from longtail import pipeline
-    from longtail.run import new_run
 
-    run = new_run(config.name, known.output)
-    console = Console()
-    try:
-        run = pipeline.train(config, run.folder, console)
-    except KeyboardInterrupt:
-        if run.model_path.is_file():
-            epoch = run.load_model()[1].epoch
-            console.print(
-                f"Stopped. {run.folder} holds the model after epoch {epoch} of {config.training.epochs}: "
-                f"longtail evaluate {run.folder}"
-            )
-        raise
-    _print_results(run.folder, console)
+    pipeline.train(config, known.output, Console())
 
 
 def evaluate(known: argparse.Namespace, settings: list[str]) -> None:
@@ -78,9 +65,25 @@ def evaluate(known: argparse.Namespace, settings: list[str]) -> None:
     from rich.console import Console
 
     from longtail import pipeline
+    from longtail.run import Run
 
-    pipeline.evaluate(known.folder, known.split, device=known.device)
-    _print_results(known.folder, Console(), known.split)
+    run = Run.open(known.folder)
+    evaluation = pipeline.evaluate(run, known.split, device=known.device)
+    console = Console()
+    console.print(pipeline.results_table(evaluation, known.split, run.config))
+    console.print(f"Results, plots and settings: {run.folder / 'report.md'}", highlight=False)
+
+
+def predict(known: argparse.Namespace, settings: list[str]) -> None:
+    """`longtail predict`."""
+    import csv
+
+    from longtail.prediction import predict as predict_pictures
+
+    writer = csv.writer(sys.stdout)
+    writer.writerow(["picture", "class", "probability"])
+    for prediction in predict_pictures(known.model, known.pictures, device=known.device):
+        writer.writerow([prediction.path, prediction.class_name, f"{prediction.probability:.4f}"])
 
 
 def recipes(known: argparse.Namespace, settings: list[str]) -> None:
@@ -100,13 +103,6 @@ def recipes(known: argparse.Namespace, settings: list[str]) -> None:
     console = Console()
     console.print(table, highlight=False)
     console.print("longtail train --config NAME", highlight=False)
-
-
-def _print_results(folder: Any, console: Any, split: str = "test") -> None:
-    from longtail.report import summary
-    from longtail.run import Run
-
-    raise NotImplementedError
 
 
 def _print_train_help(parser: argparse.ArgumentParser, settings: Any) -> None:
@@ -143,6 +139,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--split", choices=("test", "val"), default="test", help="the part to print")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     command.set_defaults(run=evaluate)
+
+    command = commands.add_parser(
+        "predict",
+        help="classify pictures",
+        description="Classifies pictures and prints a line of CSV for each: picture, class, probability.",
+    )
+    command.add_argument("model", metavar="RUN", help="run folder or model file")
+    command.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture, or a folder of pictures")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    command.set_defaults(run=predict)
 
     command = commands.add_parser(
         "recipes", help="list the recipes", description="Lists the recipes with what they reach."

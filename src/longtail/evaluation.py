@@ -1,4 +1,4 @@
-"""Predict once, derive everything."""
+"""Predict once, derive everything from the logits."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from longtail.models.experts import MultiExpert
 
 
 @torch.inference_mode()
-def predict(model: MultiExpert, loader: Loader) -> tuple[Tensor, Tensor]:
+def expert_logits(model: MultiExpert, loader: Loader) -> tuple[Tensor, Tensor]:
     """Every expert's logits (N, E, C), float32, and the labels (N,), both on the CPU and in the loader's order."""
     was_training = model.training
     model.eval()
@@ -24,11 +24,9 @@ def predict(model: MultiExpert, loader: Loader) -> tuple[Tensor, Tensor]:
     return torch.cat(logits), torch.cat(labels)
 
 
-def evaluate_loader(
-    model: MultiExpert, loader: Loader, class_counts: Sequence[int], config: Config
-) -> Evaluation:
+def evaluate_loader(model: MultiExpert, loader: Loader, class_counts: Sequence[int], config: Config) -> Evaluation:
     """All metrics of a model on the images of a loader."""
-    logits, labels = predict(model, loader)
+    logits, labels = expert_logits(model, loader)
     evaluation = config.evaluation
     return evaluate_logits(
         logits,

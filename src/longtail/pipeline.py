@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from longtail import build
 from longtail.checkpoint import ModelCard, save_model
@@ -17,7 +18,7 @@ from longtail.evaluation import evaluate_loader
 from longtail.metrics import Evaluation
 from longtail.models.experts import MultiExpert, create_model
 from longtail.progress import TrainingProgress
-from longtail.report import write_report
+from longtail.report import summary, write_report
 from longtail.run import Run, new_run
 from longtail.runtime import environment, pick_device
 from longtail.tasks import TrainExperts
@@ -78,9 +79,16 @@ def train(config: Config, output: str | Path | None = None, console: Console | N
     except KeyboardInterrupt:
         if card.epoch == 0:
             save_model(run.model_path, model, card)
+        console.print(
+            f"Stopped. {run.folder} holds the model after epoch {card.epoch} of {config.training.epochs}; "
+            f"test it with: longtail evaluate {run.folder}",
+            highlight=False,
+        )
         raise
     run.write_json("environment.json", run.environment() | {"training_seconds": time.perf_counter() - start})
-    evaluate(run, device=str(device), dataset=dataset)
+    result = evaluate(run, device=str(device), dataset=dataset)
+    console.print(results_table(result, "test", config))
+    console.print(f"Results, plots and settings: {run.folder / 'report.md'}", highlight=False)
     return run
 
 
@@ -132,6 +140,13 @@ def evaluate(
         few_below=config.evaluation.few_below,
     )
     return evaluations[split]
+
+
+def results_table(evaluation: Evaluation, split: Part, config: Config) -> Table:
+    """An evaluation as a table for the terminal."""
+    shots = config.evaluation
+    title = f"{config.name}: {evaluation.num_images:,} {split} images"
+    return summary(evaluation, title, many_above=shots.many_above, few_below=shots.few_below)
 
 
 def _announce(

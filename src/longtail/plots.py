@@ -28,13 +28,18 @@ def plot_classes(path: Path, evaluation: Evaluation, class_names: Sequence[str],
     accuracy = np.array([np.nan if a is None else 100 * a for a in evaluation.per_class])[order]
     shots = np.asarray(evaluation.shots)[order]
     is_crowded = len(order) > 40
+    floor = 0.7 * max(1, counts.min())  # where the logarithmic axis begins
 
     figure, (top, bottom) = _figure(7.2, 4.8, rows=2, sharex=True, height_ratios=(2.2, 1))
     for shot, mean in zip(SHOTS, (evaluation.many, evaluation.medium, evaluation.few), strict=True):
         members, color = ranks[shots == shot], SHOT_COLORS[shot]
         if len(members) == 0:
             continue
-        bottom.bar(members, counts[members - 1], width=1 if is_crowded else 0.7, color=color)
+        if is_crowded:  # one outline instead of thousands of bars
+            edges = np.append(members, members[-1] + 1) - 0.5
+            bottom.stairs(counts[members - 1], edges, baseline=floor, fill=True, color=color)
+        else:
+            bottom.bar(members, counts[members - 1] - floor, 0.7, floor, color=color)
         dots = {"s": np.clip(1500 / len(order), 5, 40), "alpha": 0.45 if is_crowded else 1, "linewidths": 0}
         top.scatter(members, accuracy[members - 1], color=color, zorder=3, clip_on=False, **dots)
         if mean is not None:
@@ -50,16 +55,16 @@ def plot_classes(path: Path, evaluation: Evaluation, class_names: Sequence[str],
             top.hlines(**line, color=color, linewidth=2, label=label)
     if is_crowded:
         top.plot(
-            ranks, _running_mean(accuracy, len(order) // 8), color=INK, linewidth=1, zorder=3, label="running mean"
+            ranks, _running_mean(accuracy, len(order) // 8), color=INK, linewidth=1, zorder=5, label="running mean"
         )
     else:
         top.vlines(ranks, 0, accuracy, color=PALE, linewidth=1.2, zorder=1)
     top.set_ylim(0, 100)
-    top.set_xlim(0.5 - 0.01 * len(order), 0.5 + 1.01 * len(order))
+    top.set_xlim(0.5, len(order) + 0.5)
     _label(top, "Accuracy of each class, from the most common to the rarest", "", "accuracy (%)")
     figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=4, **LEGEND)
     bottom.set_yscale("log")
-    bottom.set_ylim(bottom=0.7 * max(1, counts.min()))
+    bottom.set_ylim(floor, 1.4 * max(1, counts.max()))
     bottom.yaxis.set_major_formatter("{x:,.0f}")
     _label(bottom, "", "class, most common first", "training images")
     if len(order) <= MOST_NAMES:
@@ -112,8 +117,9 @@ def plot_calibration(path: Path, evaluation: Evaluation) -> None:
     figure, (top, bottom) = _figure(4.6, 5.6, rows=2, sharex=True, height_ratios=(3.2, 1))
 
     def bars(axes: Any, chosen: Any, low: Any, high: Any, color: str, label: str) -> None:
-        heights = 100 * (high - low)[chosen]
-        axes.bar(100 * centers[chosen], heights, 92 * width, 100 * low[chosen], color=color, label=label)
+        if chosen.any():
+            heights = 100 * (high - low)[chosen]
+            axes.bar(100 * centers[chosen], heights, 92 * width, 100 * low[chosen], color=color, label=label)
 
     zero = np.zeros_like(accuracy)
     bars(top, filled, zero, accuracy, BLUE, "accuracy")
@@ -236,7 +242,9 @@ def _label(axes: Any, title: str, x: str, y: str) -> None:
 
 
 def _name_ticks(axis: Any, places: Sequence[int], names: Sequence[str], rotation: float = 0) -> None:
-    short = [name if len(name) <= 18 else name[:17] + "…" for name in names]
+    # Names of folders may hold bytes that are no text.
+    texts = [" ".join(name.encode(errors="replace").decode().split()) for name in names]
+    short = [text if len(text) <= 18 else text[:17] + "…" for text in texts]
     turned = {"rotation": rotation, "ha": "right", "rotation_mode": "anchor"} if rotation else {}
     axis.set_ticks(places, short, parse_math=False, fontsize=7, **turned)  # a $ in a name is no formula
 

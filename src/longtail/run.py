@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from longtail.checkpoint import ModelCard, load_model_file, write_atomically
+from longtail.checkpoint import MODEL_FILE, ModelCard, load_model_file, write_atomically
 from longtail.config import Config
 from longtail.errors import InputError
 from longtail.models.experts import MultiExpert
@@ -40,7 +40,7 @@ class Run:
     @property
     def model_path(self) -> Path:
         """The weights with their description."""
-        return self.folder / "model.safetensors"
+        return self.folder / MODEL_FILE
 
     @cached_property
     def config(self) -> Config:

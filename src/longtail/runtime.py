@@ -23,7 +23,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device is '{name}', which this machine does not have; 'auto' and 'cpu' always work") from error
+        raise InputError(
+            f"device is '{name}', which this machine does not have; 'auto' and 'cpu' always work"
+        ) from error
     return device
 
 

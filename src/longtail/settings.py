@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -76,13 +76,8 @@ def resolve(name: str, overrides: Settings, arguments: Sequence[str] = ()) -> Co
 
 def make_config(values: Settings) -> Config:
     """Nested, complete settings of the right types -> checked `Config`."""
-    parts = {
-        field.name: field.default_factory(**values[field.name])  # type: ignore[misc,call-arg]
-        if dataclasses.is_dataclass(field.type)
-        else values[field.name]
-        for field in dataclasses.fields(Config)
-    }
-    return Config(**parts)
+    kinds = get_type_hints(Config)
+    return Config(**{key: kinds[key](**value) if isinstance(value, dict) else value for key, value in values.items()})
 
 
 def to_yaml(config: Config) -> str:
@@ -179,7 +174,7 @@ def _plain(value: Any) -> Any:
 
 
 def _one_line(error: Exception) -> str:
-    """jsonargparse's message about a value of the wrong type as one readable line."""
+    """Jsonargparse's message about a value of the wrong type as one readable line."""
     text = " ".join(str(error).split())
     match = re.search(r'key "([\w.]+)":.*?Expected an? (.*?)\. Got value: (.*?)(?: Subtypes|$)', text)
     if not match:

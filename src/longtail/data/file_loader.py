@@ -13,6 +13,7 @@ from longtail.data.pictures import decode
 from longtail.data.splits import Split
 from longtail.data.transforms import Transform
 from longtail.errors import InputError
+from longtail.seeds import generator
 
 Key = tuple[int, int]
 """(epoch, position in the split)"""
@@ -21,7 +22,7 @@ Batch = tuple[Tensor, Tensor] | InputError
 
 
 class FileLoader:
-    """Yields normalised batches of a split of picture files, epoch by epoch.
+    """A `Loader` over picture files.
 
     The order depends on the seed and the epoch alone, random changes to an image on those and its position. So an
     epoch can be repeated without those before it, with any number of workers, and leaves torch's generators alone.
@@ -108,9 +109,9 @@ class _Pictures(Dataset[Sample]):
         except InputError as error:
             # Returned, because a DataLoader would raise it with the worker's traceback for a message.
             return error
-        # Without devices only the CPU's generator is kept; it is also the only one that is seeded here.
+        # Transforms draw from the CPU's global generator: it gets a state of its own here, and its old one back.
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(_mix(self._seed, epoch, position))
+            torch.set_rng_state(generator(self._seed, epoch, position).get_state())
             return self._transform(image), int(self._labels[position])
 
 
@@ -130,14 +131,8 @@ class _Order(Sampler[Key]):
         epoch = self.epoch
         positions = torch.arange(self._num_images)
         if self._shuffle:
-            generator = torch.Generator().manual_seed(_mix(self._seed, epoch))
-            positions = torch.randperm(self._num_images, generator=generator)
+            positions = torch.randperm(self._num_images, generator=generator(self._seed, epoch))
         return ((epoch, position) for position in positions.tolist())
-
-
-def _mix(*numbers: int) -> int:
-    """A seed that differs by chance alone from those of neighbouring numbers; torch's generator takes 32 bits."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _collate(samples: list[Sample]) -> Batch:

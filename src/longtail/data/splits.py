@@ -55,7 +55,7 @@ class Dataset:
     @property
     def class_counts(self) -> list[int]:
         """Training images of each class, C numbers."""
-        return np.bincount(self.train.labels, minlength=self.num_classes).tolist()
+        return [int(n) for n in np.bincount(self.train.labels, minlength=self.num_classes)]
 
     def imbalanced(self, profile: Profile, factor: float, seed: int = 0) -> "Dataset":
         """The same with training images thinned out to a long tail; the other parts stay as they are.

@@ -86,7 +86,8 @@ class CifarResNet(nn.Module):
         """(B, 3, H, W) -> (B, widths[-1])."""
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.global_pool(x)
+        pooled: Tensor = self.global_pool(x)
+        return pooled
 
 
 class GlobalPool(nn.Module):

@@ -1,0 +1,72 @@
+"""Classify pictures with a trained model."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from longtail.checkpoint import load_model_file, model_file
+from longtail.data.file_loader import FileLoader
+from longtail.data.pictures import is_picture
+from longtail.data.splits import Split, as_paths
+from longtail.data.transforms import test_transform
+from longtail.errors import InputError
+from longtail.runtime import pick_device
+
+
+class Prediction(NamedTuple):
+    """The most likely class of a picture."""
+
+    path: Path
+    class_name: str
+    probability: float
+
+
+def predict(
+    model: str | Path, pictures: Sequence[str | Path], *, batch_size: int = 64, device: str = "auto"
+) -> Iterator[Prediction]:
+    """Classifies pictures, in order; the answer is the mean of the experts' logits.
+
+    Args:
+        model: a run folder or a model file.
+        pictures: pictures, or folders that are searched for pictures.
+        batch_size: pictures in a step.
+        device: where to.
+
+    Raises:
+        InputError: no model, no picture, or a picture that cannot be decoded.
+    """
+    network, card = load_model_file(model_file(model))
+    on = pick_device(device)
+    network.to(on, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    paths = [path for picture in pictures for path in _pictures(Path(picture))]
+    loader = FileLoader(
+        Split(np.zeros(len(paths), np.int64), paths=as_paths(paths)),
+        test_transform(card.image_size, card.resize),
+        batch_size,
+        device=on,
+        mean=card.mean,
+        std=card.std,
+        seed=0,
+        shuffle=False,
+        workers=0,
+    )
+    remaining = iter(paths)
+    for images, _ in loader.epoch(0):
+        with torch.inference_mode():
+            probabilities, classes = network(images).ensemble.softmax(dim=1).max(dim=1)
+        for probability, label in zip(probabilities.tolist(), classes.tolist(), strict=True):
+            yield Prediction(next(remaining), card.class_names[label], probability)
+
+
+def _pictures(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError(f"'{path}' is neither a picture nor a folder")
+    found = sorted(file for file in path.rglob("*") if is_picture(file))
+    if not found:
+        raise InputError(f"no pictures in '{path}'")
+    return found

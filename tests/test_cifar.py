@@ -1,0 +1,233 @@
+"""CIFAR's files: read as they are, refused where they are not CIFAR, and never executed."""
+
+import io
+import logging
+import os
+import pickle
+import tarfile
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+
+from longtail.data.cifar import LAYOUTS, cifar, read_pickle
+from longtail.errors import InputError
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes text and bytes as the byte strings of Python 2, in which the official files are written."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_byte_string(self, value):
+        content = value.encode("latin1") if isinstance(value, str) else value
+        size = len(content)
+        self.write(b"U" + bytes([size]) if size < 256 else b"T" + size.to_bytes(4, "little"))
+        self.write(content)
+        self.memoize(value)
+
+    dispatch[str] = dispatch[bytes] = save_byte_string
+
+
+def python2(value) -> bytes:
+    stream = io.BytesIO()
+    Python2Pickler(stream, protocol=2).dump(value)
+    return stream.getvalue().replace(b"numpy._core", b"numpy.core")  # as NumPy was then
+
+
+WRITERS = {
+    "python 2": python2,
+    "protocol 2": lambda value: pickle.dumps(value, protocol=2),
+    "protocol 4": lambda value: pickle.dumps(value, protocol=4),
+    "protocol 5": lambda value: pickle.dumps(value, protocol=5),
+}
+
+
+def contents(name: str, per_file: int = 4) -> dict[str, dict]:
+    """Tiny files of the official layout: file -> what it holds."""
+    layout = LAYOUTS[name]
+    generator = np.random.default_rng(0)
+    files = {
+        file: {
+            "data": generator.integers(0, 256, (per_file, 3072), dtype=np.uint8),
+            layout.labels: generator.integers(0, layout.num_classes, per_file).tolist(),
+            "filenames": ["a.png"] * per_file,
+        }
+        for file in (*layout.train, *layout.test)
+    }
+    return files | {layout.meta: {layout.class_names: [f"class {k}" for k in range(layout.num_classes)]}}
+
+
+def write(root: Path, name: str, files: dict[str, dict] | None = None, writer=WRITERS["protocol 4"]) -> Path:
+    folder = root / LAYOUTS[name].folder
+    folder.mkdir(parents=True)
+    for file, value in (files or contents(name)).items():
+        (folder / file).write_bytes(writer(value))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    def download(*arguments, **options):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", download)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_reads_every_file(tmp_path, name, writer):
+    files = contents(name)
+    write(tmp_path, name, files, WRITERS[writer])
+    data = cifar(name, tmp_path)
+    layout = LAYOUTS[name]
+    assert data.class_names == tuple(f"class {k}" for k in range(layout.num_classes))
+    assert data.val is None
+    for split, parts in ((data.train, layout.train), (data.test, layout.test)):
+        assert split.labels.tolist() == [label for file in parts for label in files[file][layout.labels]]
+        assert split.labels.dtype == np.int64
+        assert split.pixels.dtype == np.uint8
+        assert split.pixels.flags.c_contiguous
+        flat = np.concatenate([files[file]["data"] for file in parts])
+        assert split.pixels.shape == (len(flat), 32, 32, 3)
+        # A row holds 1024 red, 1024 green and 1024 blue values, each line by line.
+        assert split.pixels[2, 5, 7].tolist() == [flat[2, channel * 1024 + 5 * 32 + 7] for channel in range(3)]
+        np.testing.assert_array_equal(split.pixels.transpose(0, 3, 1, 2).reshape(-1, 3072), flat)
+
+
+def test_root_may_be_the_folder_itself(tmp_path):
+    assert len(cifar("cifar100", write(tmp_path, "cifar100")).train) == 4
+
+
+@pytest.mark.parametrize("compression", ["gz", "xz"])
+def test_archive_is_unpacked(tmp_path, compression):
+    write(tmp_path / "elsewhere", "cifar100")
+    (tmp_path / "data").mkdir()
+    with tarfile.open(tmp_path / f"data/cifar-100-python.tar.{compression}", f"w:{compression}") as tar:
+        tar.add(tmp_path / "elsewhere/cifar-100-python", "cifar-100-python")
+    assert len(cifar("cifar100", tmp_path / "data").train) == 4
+    assert (tmp_path / "data/cifar-100-python/meta").is_file()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_absent_and_offline(tmp_path, name):
+    with pytest.raises(InputError) as error:
+        cifar(name, tmp_path)
+    layout = LAYOUTS[name]
+    for said in (*layout.train, *layout.test, layout.meta, layout.folder, f"{layout.archive}.gz", str(tmp_path)):
+        assert said in str(error.value)
+    assert "no network" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_one_file_is_missing(tmp_path):
+    (write(tmp_path, "cifar10") / "data_batch_3").unlink()
+    with pytest.raises(InputError, match="data_batch_3.*every file"):
+        cifar("cifar10", tmp_path)
+
+
+class Attack:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("function", ["system", "eval"])
+def test_nothing_is_executed(tmp_path, protocol, function):
+    trace = tmp_path / "trace"
+    attack = {
+        "system": Attack(os.system, f"touch {trace}"),
+        "eval": Attack(eval, f"open({str(trace)!r}, 'w')"),
+    }[function]
+    content = pickle.dumps({"data": attack}, protocol=protocol)
+    with pytest.raises(InputError) as error:
+        read_pickle(content, Path("train"))
+    assert str(error.value).startswith("train: refused: the pickle asks for ")
+    assert f".{function}," in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not trace.exists()
+    pickle.loads(content)
+    assert trace.exists(), "the attack is a real one"
+
+
+def test_nothing_is_executed_inside_an_array_of_objects(tmp_path):
+    trace = tmp_path / "trace"
+    array = np.array([Attack(os.system, f"touch {trace}")], dtype=object)
+    with pytest.raises(InputError, match="refused"):
+        read_pickle(pickle.dumps({"data": array}), Path("train"))
+    assert not trace.exists()
+
+
+def damage_test_file(folder: Path, change) -> None:
+    path = folder / "test"
+    path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda b: b[:-100], lambda b: b[:50], lambda b: b"", lambda b: b"<html>404</html>"],
+    ids=["cut", "cut early", "empty", "web page"],
+)
+def test_damaged_file(tmp_path, change):
+    damage_test_file(write(tmp_path, "cifar100"), change)
+    with pytest.raises(InputError, match="test: damaged or not a pickle"):
+        cifar("cifar100", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data", np.zeros((4, 3071), np.uint8), r"expected uint8 images of shape \(n, 3072\).*\(4, 3071\)"),
+        ("data", np.zeros((4, 3, 32, 32), np.uint8), "expected uint8 images"),
+        ("data", np.zeros((4, 3072), np.float32), "expected uint8 images"),
+        ("data", np.zeros((3, 3072), np.uint8), "n labels"),
+        ("fine_labels", [0, 1, 2, 100], "whole numbers from 0 to 99"),
+        ("fine_labels", [0, 1, 2, -1], "whole numbers from 0 to 99"),
+        ("fine_labels", [0.0, 1.0, 2.0, 3.5], "whole numbers from 0 to 99"),
+        ("fine_labels", ["a", "b", "c", "d"], "whole numbers from 0 to 99"),
+    ],
+)
+def test_wrong_content(tmp_path, key, value, message):
+    files = contents("cifar100")
+    files["train"][key] = value
+    write(tmp_path, "cifar100", files)
+    with pytest.raises(InputError, match=f"train: .*{message}"):
+        cifar("cifar100", tmp_path)
+
+
+@pytest.mark.parametrize("key", ["data", "fine_labels"])
+def test_not_a_cifar_file(tmp_path, key):
+    files = contents("cifar100")
+    del files["test"][key]
+    write(tmp_path, "cifar100", files)
+    with pytest.raises(InputError, match=f"not a CIFAR file, it has no '{key}'"):
+        cifar("cifar100", tmp_path)
+
+
+def test_a_pickled_list_is_not_a_cifar_file():
+    with pytest.raises(InputError, match="it holds a list"):
+        read_pickle(pickle.dumps([1, 2]), Path("train"))
+
+
+def test_another_checksum_is_only_a_warning(tmp_path, caplog):
+    write(tmp_path, "cifar100")
+    with caplog.at_level(logging.WARNING):
+        cifar("cifar100", tmp_path)
+    warned = [record.getMessage() for record in caplog.records]
+    assert len(warned) == 2
+    assert all("differs from the official file" in message for message in warned)
+
+
+def test_checksums_are_those_torchvision_knows():
+    import torchvision.datasets
+
+    for name, official in (("cifar10", torchvision.datasets.CIFAR10), ("cifar100", torchvision.datasets.CIFAR100)):
+        layout = LAYOUTS[name]
+        assert list(layout.train.items()) == [tuple(entry) for entry in official.train_list]
+        assert list(layout.test.items()) == [tuple(entry) for entry in official.test_list]
+        assert (layout.folder, layout.meta) == (official.base_folder, official.meta["filename"])
+        assert layout.class_names == official.meta["key"]
