@@ -160,9 +160,10 @@ def test_the_seed_decides():
 def test_same_mean_and_variance_of_every_pixel_as_torchvision():
     """Many copies of one picture, augmented by either: no pixel's mean or variance differs by chance's measure.
 
-    Each of 32 x 32 x 3 values yields a z-score for the difference of means and one for the difference of variances. If the
-    pictures come from one distribution, these scatter by 1, and the largest of 3,072 exceeds 5 in one of 500 runs.
-    Two draws from torchvision stay within the same limits; a padding of 3 instead of 4 does not.
+    Each of 32 x 32 x 3 values yields a z-score for the difference of means and one for the difference of variances.
+    If the pictures come from one distribution, these scatter by 1; the largest of 3,072 exceeds 5 in one run of 500.
+    Two sets of torchvision's stay within these limits (largest 4.3, mean square 1.4 over a few seeds); a padding of
+    3 instead of 4 gives 10 and 8.
     """
     copies = 4000
     image = noise(1)
@@ -177,11 +178,12 @@ def test_same_mean_and_variance_of_every_pixel_as_torchvision():
         a, b = a.double(), b.double()
         squares = [(x - x.mean(0)).square() for x in (a, b)]
         return [
-            (x.mean(0) - y.mean(0)) / ((x.var(0) + y.var(0)) / copies).sqrt() for x, y in ((a, b), (squares[0], squares[1]))
+            (x.mean(0) - y.mean(0)) / ((x.var(0) + y.var(0)) / copies).sqrt()
+            for x, y in ((a, b), (squares[0], squares[1]))
         ]
 
     for z in scores(ours, theirs):
         assert z.abs().max() < 5
-        # Neighbouring pixels go together, so the scatter itself scatters.
-        assert z.square().mean() < 1.3
+        # Neighbouring pixels go together, so the mean square scatters around 1 more than 3,072 values suggest.
+        assert z.square().mean() < 2
     assert max(z.abs().max() for z in scores(smaller, theirs)) > 5

@@ -6,6 +6,7 @@ import os
 import pickle
 import tarfile
 from pathlib import Path
+from typing import ClassVar
 from urllib.error import URLError
 
 import numpy as np
@@ -18,7 +19,7 @@ from longtail.errors import InputError
 class Python2Pickler(pickle._Pickler):
     """Writes text and bytes as the byte strings of Python 2, in which the official files are written."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
     def save_byte_string(self, value):
         content = value.encode("latin1") if isinstance(value, str) else value
@@ -123,7 +124,7 @@ def test_absent_and_offline(tmp_path, name):
 
 def test_one_file_is_missing(tmp_path):
     (write(tmp_path, "cifar10") / "data_batch_3").unlink()
-    with pytest.raises(InputError, match="data_batch_3.*every file"):
+    with pytest.raises(InputError, match=r"data_batch_3.*every file"):
         cifar("cifar10", tmp_path)
 
 

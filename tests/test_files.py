@@ -25,7 +25,8 @@ def write(file: Path, *lines: str) -> Path:
 
 def relative(split, root: Path) -> list[tuple[str, int]]:
     return [
-        (path.relative_to(root).as_posix(), label) for path, label in zip(split.paths, split.labels.tolist(), strict=True)
+        (path.relative_to(root).as_posix(), label)
+        for path, label in zip(split.paths, split.labels.tolist(), strict=True)
     ]
 
 
@@ -171,7 +172,7 @@ def test_label_that_training_lacks_is_named_once(lists):
 
 
 def test_classes_without_training_images_are_named(lists):
-    root, train, val, test = lists
+    root, train, val, _ = lists
     write(train, "cat/1.jpg 2", "cat/2.jpg 999999999", "cat/2.jpg 3", "cat/2.jpg 5")
     write(val, "cat/1.jpg 3")
     assert only_problem(list_files, root, train, val, val) == (
@@ -207,7 +208,7 @@ def test_all_problems_are_told_at_once(lists):
 
 
 def test_twenty_problems_are_shown(lists):
-    root, train, val, test = lists
+    test = lists[-1]
     write(test, *[f"cat/absent{i}.jpg 0" for i in range(20)])
     assert len(problems(list_files, *lists)) == 20
     write(test, *[f"cat/absent{i}.jpg 0" for i in range(57)])
@@ -331,7 +332,7 @@ def test_parts_that_do_not_fit_are_named(tmp_path, names, problem):
 def test_all_problems_of_the_parts_are_told_at_once(tmp_path):
     touch(tmp_path, "train/a/1.jpg", "train/b/1.txt", "train/c/1.txt", "val/d/1.jpg", "val/a/1.jpg", "test/e/1.jpg")
     starts = [line.split("'")[1] for line in problems(folder, tmp_path, 0.2, 0)]
-    assert starts == [f"{tmp_path}/{name}" for name in ("train/b", "train/c", "test/e", "test", "val/d")]
+    assert starts == [f"{tmp_path}/{name}" for name in ("train/b", "train/c", "val/d", "test/e", "test")]
 
 
 # ---- one folder per class, without parts ----
@@ -354,7 +355,9 @@ def test_part_of_each_class_is_held_out(plain):
     assert dataset.class_counts == [32, 9, 1, 1]
     train, test = set(relative(dataset.train, plain)), set(relative(dataset.test, plain))
     assert not train & test
-    everything = {(f"{name}/{i:02}.jpg", label) for label, name in enumerate(sorted(COUNTS)) for i in range(COUNTS[name])}
+    everything = {
+        (f"{name}/{i:02}.jpg", label) for label, name in enumerate(sorted(COUNTS)) for i in range(COUNTS[name])
+    }
     assert train | test == everything
 
 

@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from golden.networks import CIFAR_CASES, Case, distance, load, measure, our_names, weights
+from golden.networks import CIFAR_CASES, Measured, distance, load, measure, our_names, weights
 
 from longtail.errors import InputError
 from longtail.models.experts import create_model
@@ -19,49 +19,54 @@ cached = cache(load)
 
 
 @pytest.fixture(params=CIFAR_CASES)
-def case(request) -> Case:
-    return cached(request.param)
+def name(request) -> str:
+    return request.param
+
+
+@cache
+def measured(name: str, mode: str, dtype: torch.dtype = torch.float32) -> Measured:
+    return measure(cached(name), mode, dtype)
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-def test_outputs(case, mode):
-    measured = measure(case, mode)
-    compared = set(measured.values) & set(case.outputs)
-    assert {f"{mode}_logits", f"{mode}_expert_logits", f"{mode}_expert_feats", f"loss_{mode}"} <= compared
-    for name in compared:
-        ours, theirs = measured.values[name], case.outputs[name]
-        assert distance(ours, theirs) < SINGLE, name
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6 * np.abs(theirs).max(), err_msg=name)
+def test_outputs(name, mode):
+    outputs = cached(name).outputs
+    for array in (f"{mode}_logits", f"{mode}_expert_logits", f"{mode}_expert_feats", f"loss_{mode}"):
+        ours, theirs = measured(name, mode).values[array], outputs[array]
+        assert distance(ours, theirs) < SINGLE, array
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6 * np.abs(theirs).max(), err_msg=array)
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-def test_outputs_in_double_precision(case, mode):
-    measured = measure(case, mode, torch.float64)
-    for name in (f"{mode}_logits", f"loss_{mode}"):
-        assert distance(measured.values[name], case.outputs[f"{name}_f64"]) < DOUBLE, name
+def test_outputs_in_double_precision(name, mode):
+    outputs = cached(name).outputs
+    for array in (f"{mode}_logits", f"loss_{mode}"):
+        ours = measured(name, mode, torch.float64).values[array]
+        assert distance(ours, outputs[f"{array}_f64"]) < DOUBLE, array
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("name", [name for name in CIFAR_CASES if "use02" not in name and "c10" not in name])
 def test_gradient_of_every_parameter(name, mode):
-    case = cached(name)
+    outputs = cached(name).outputs
     for suffix, dtype, tolerance in (("", torch.float32, SINGLE_GRADIENT), ("_f64", torch.float64, DOUBLE)):
-        norms = case.outputs[f"grad_norm_{mode}{suffix}"]
+        norms = outputs[f"grad_norm_{mode}{suffix}"]
         assert (norms > 0).all()
-        np.testing.assert_allclose(measure(case, mode, dtype).gradient_norms, norms, rtol=tolerance)
+        np.testing.assert_allclose(measured(name, mode, dtype).gradient_norms, norms, rtol=tolerance)
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet32_e1_rd0_un0", "cifar_resnet32_e3_rd1_un1"])
 def test_running_statistics_after_a_training_pass(name):
+    theirs = cached(name).outputs["train_bn_buffers_after"]
+    ours = measured(name, "train").values["train_bn_buffers_after"]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_parameters(name):
     case = cached(name)
-    theirs = case.outputs["train_bn_buffers_after"]
-    np.testing.assert_allclose(measure(case, "train").values["train_bn_buffers_after"], theirs, rtol=1e-5, atol=1e-6)
-
-
-def test_parameters(case):
     model = case.model()
     assert sum(p.numel() for p in model.parameters()) == case.keys["num_params"]
-    assert sorted(our_names(case.keys["params"])) == sorted(name for name, _ in model.named_parameters())
+    assert sorted(our_names(case.keys["params"])) == sorted(own for own, _ in model.named_parameters())
     assert len(model.state_dict()) == case.keys["num_state_entries"]
 
 

@@ -150,7 +150,7 @@ def test_imbalanced_data():
 
 
 def test_a_class_without_images_is_refused():
-    with pytest.raises(InputError, match="imbalance_factor 0.01 leaves the rarest of 3 classes without images"):
+    with pytest.raises(InputError, match=r"imbalance_factor 0\.01 leaves the rarest of 3 classes without images"):
         dataset([50, 50, 50]).imbalanced("exponential", 0.01)
     with pytest.raises(InputError, match=r"at least 0\.02"):
         dataset([50, 50, 50]).imbalanced("step", 0.01)
@@ -165,7 +165,7 @@ def test_validation_part():
 
 
 def test_validation_part_is_refused_where_it_makes_no_sense():
-    with pytest.raises(InputError, match="val_fraction 0.01 holds out no image"):
+    with pytest.raises(InputError, match=r"val_fraction 0\.01 holds out no image"):
         dataset([20, 10]).with_validation(0.01)
     with pytest.raises(InputError, match="has a validation part of its own"):
         dataset([20, 10]).with_validation(0.1).with_validation(0.1)

@@ -261,7 +261,7 @@ def test_class_temperatures(spread):
 
 
 def test_too_large_a_spread_is_refused():
-    with pytest.raises(InputError, match="spread 1.2"):
+    with pytest.raises(InputError, match=r"spread 1\.2"):
         class_temperatures(COUNTS, 1.2)
 
 

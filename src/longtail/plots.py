@@ -42,8 +42,10 @@ def plot_classes(path: Path, evaluation: Evaluation, class_names: Sequence[str],
             bottom.bar(members, counts[members - 1] - floor, 0.7, floor, color=color)
         dots = {"s": np.clip(1500 / len(order), 5, 40), "alpha": 0.45 if is_crowded else 1, "linewidths": 0}
         top.scatter(members, accuracy[members - 1], color=color, zorder=3, clip_on=False, **dots)
+        percent = "n/a" if mean is None else f"{100 * mean:.1f} %"
+        label = f"{shot}, {len(members):,} {'class' if len(members) == 1 else 'classes'}: {percent}"
+        top.plot([], [], color=color, linewidth=2, label=label)
         if mean is not None:
-            label = f"{shot}, {len(members):,} {'class' if len(members) == 1 else 'classes'}: {100 * mean:.1f} %"
             # Above a cloud of points, a white edge keeps the mean readable; a few points stand before it.
             line = {
                 "y": 100 * mean,
@@ -52,7 +54,7 @@ def plot_classes(path: Path, evaluation: Evaluation, class_names: Sequence[str],
                 "zorder": 4 if is_crowded else 2,
             }
             top.hlines(**line, color="white", linewidth=4)
-            top.hlines(**line, color=color, linewidth=2, label=label)
+            top.hlines(**line, color=color, linewidth=2)
     if is_crowded:
         top.plot(
             ranks, _running_mean(accuracy, len(order) // 8), color=INK, linewidth=1, zorder=5, label="running mean"
@@ -215,7 +217,7 @@ def plot_experts(path: Path, evaluation: Evaluation) -> None:
     _save(figure, path)
 
 
-LEGEND: dict[str, Any] = {"fontsize": 8, "frameon": False, "labelcolor": INK, "handlelength": 1.5}
+LEGEND: dict[str, Any] = {"fontsize": 8, "frameon": False, "labelcolor": INK, "handlelength": 1.2, "columnspacing": 1.4}
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:

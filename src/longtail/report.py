@@ -198,7 +198,8 @@ def _pictures(
         plots.plot_calibration(show("calibration", "Calibration", reading), evaluation)
     reading = (
         "A row is a true class, a column what it is taken for; the diagonal is right. Dark cells left of it are rare "
-        "classes taken for common ones, the usual mistake on a long tail. Dotted lines separate the groups."
+        "classes taken for common ones, the usual mistake on a long tail. Dotted lines separate the groups; grey rows "
+        "have no test images."
     )
     plots.plot_confusion(show("confusion", "Confusions", reading), evaluation, class_names, class_counts)
     if evaluation.experts[1:]:

@@ -97,8 +97,8 @@ def _shipped() -> Any:
     return resources.files("longtail") / "recipes"
 
 
-def _load(name: str) -> tuple[Settings, dict[str, str]]:
-    """Settings and self-description of a recipe, its ``base`` recipes merged in."""
+def _load(name: str, heirs: tuple[str, ...] = ()) -> tuple[Settings, dict[str, str]]:
+    """Settings and self-description of a recipe, its ``base`` merged in; ``heirs`` are the recipes based on it."""
     if name in recipe_names():
         text, stem = (_shipped() / f"{name}.yaml").read_text(encoding="utf-8"), name
     else:
@@ -118,12 +118,14 @@ def _load(name: str) -> tuple[Settings, dict[str, str]]:
     if not isinstance(settings, dict):
         raise InputError(f"{name}: must hold settings, 'section: {{field: value}}', not a {type(settings).__name__}")
     described = settings.pop("about", {})
-    if base := settings.pop("base", None):
-        if base == name:
-            raise InputError(f"{name}: is its own base")
-        inherited, _ = _load(base)
-        settings = _merge({key: value for key, value in inherited.items() if key != "name"}, settings)
-    return {"name": stem, **settings}, described
+    words = [field.name for field in dataclasses.fields(About)]
+    if not isinstance(described, dict) or not set(described) <= set(words):
+        raise InputError(f"{name}: 'about' must hold {', '.join(words)}")
+    base = str(settings.pop("base", ""))
+    if base in (name, *heirs):
+        raise InputError(f"{name}: its base '{base}' is based on it")
+    inherited = _load(base, (*heirs, name))[0] if base else {}
+    return _merge({**inherited, "name": stem}, settings), described
 
 
 def _check_known(key: str, where: str) -> None:

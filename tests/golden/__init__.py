@@ -22,7 +22,7 @@ class Arrays(dict[str, np.ndarray]):
     """The arrays of an npz file by name."""
 
     def __missing__(self, name: str) -> np.ndarray:
-        return _absent(f"the array '{name}'")
+        return _absent(f"array '{name}'")
 
     def under(self, folder: str) -> "Arrays":
         """Those whose name starts with ``folder/``, without it."""
@@ -48,4 +48,4 @@ def _path(name: str) -> Path:
 def _absent(what: str) -> Any:
     # The whole set must be whole: there, a missing value is an error and not a reason to skip.
     assert ROOT == SMALL or ROOT.samefile(SMALL), f"{ROOT} lacks {what}"
-    pytest.skip(f"{what} is not in the small part of the golden values; the whole belongs into {WHOLE}")
+    pytest.skip(f"needs the whole golden values in {WHOLE}")

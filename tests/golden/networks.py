@@ -129,7 +129,10 @@ def measure(case: Case, mode: str, dtype: torch.dtype = torch.float32) -> Measur
     loss = out.ensemble.double().square().sum()
     loss.backward()
     parameters = dict(model.named_parameters())
-    norms = [-1.0 if (g := parameters[name].grad) is None else float(g.double().norm()) for name in our_names(case.keys["params"])]
+    norms = [
+        -1.0 if (g := parameters[name].grad) is None else float(g.double().norm())
+        for name in our_names(case.keys["params"])
+    ]
     values = {
         f"{mode}_logits": out.ensemble,
         f"{mode}_expert_logits": out.logits.transpose(0, 1),

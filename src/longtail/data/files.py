@@ -41,18 +41,18 @@ def list_files(root: Path, train: Path, val: Path | None, test: Path, class_name
     train_list = _read_list(train, pictures, problems)
     val_list = None if val is None else _read_list(val, pictures, problems)
     test_list = _read_list(test, pictures, problems)
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...] | None = None
     if train_list is not None:
         num_classes = _check_classes(train, train_list, problems)
         for file, other in ((val, val_list), (test, test_list)):
             if file is not None and other is not None:
                 _check_known(file, other, train_list, problems)
-        names = _names_from_folders(train_list, num_classes)
         if class_names is not None:
             names = _read_names(class_names, num_classes, problems)
     _raise_all(problems)
     assert train_list is not None
     assert test_list is not None
+    names = names or _names_from_folders(train_list, num_classes)
     return Dataset(train_list.split(), None if val_list is None else val_list.split(), test_list.split(), names)
 
 
@@ -90,7 +90,9 @@ def folder(root: Path, test_fraction: float, seed: int) -> Dataset:
         return _without_parts(root, test_fraction, seed)
     problems: list[str] = []
     names = _class_folders(parts["train"])
-    splits = {part: _read_classes(where, names, part == "train", problems) for part, where in parts.items()}
+    splits = {
+        part: _read_classes(parts[part], names, part == "train", problems) for part in PART_FOLDERS if part in parts
+    }
     _raise_all(problems)
     return Dataset(splits["train"], splits.get("val"), splits["test"], tuple(names))
 
