@@ -73,7 +73,7 @@ def offline(monkeypatch):
     def download(*arguments, **options):
         raise URLError("no network")
 
-    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", download)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
 
 
 @pytest.mark.parametrize("writer", WRITERS)
@@ -109,6 +109,55 @@ def test_archive_is_unpacked(tmp_path, compression):
         tar.add(tmp_path / "elsewhere/cifar-100-python", "cifar-100-python")
     assert len(cifar("cifar100", tmp_path / "data").train) == 4
     assert (tmp_path / "data/cifar-100-python/meta").is_file()
+
+
+def test_download_is_unpacked(tmp_path, monkeypatch):
+    def download(url, root, md5):
+        assert url.endswith("cifar-10-python.tar.gz")
+        write(tmp_path / "server", "cifar10")
+        with tarfile.open(Path(root, "cifar-10-python.tar.gz"), "w:gz") as tar:
+            tar.add(tmp_path / "server/cifar-10-batches-py", "cifar-10-batches-py")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
+    cifar("cifar10", tmp_path / "new/data")
+    assert [path.name for path in (tmp_path / "new/data").iterdir()] == ["cifar-10-batches-py"]
+
+
+@pytest.mark.parametrize("kind", ["cut", "no archive", "other content", "climbs out"])
+def test_bad_archives_leave_nothing(tmp_path, kind):
+    root = tmp_path / "data"
+    root.mkdir()
+    archive = root / "cifar-100-python.tar.gz"
+    write(tmp_path / "elsewhere", "cifar100")
+    name = {"other content": "mnist", "climbs out": "../cifar-100-python"}.get(kind, "cifar-100-python")
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "elsewhere/cifar-100-python", name)
+    if kind == "cut":
+        archive.write_bytes(archive.read_bytes()[:-2000])
+    if kind == "no archive":
+        archive.write_bytes(b"<html>404</html>")
+    with pytest.raises(InputError, match=r"cifar-100-python\.tar\.gz: cannot be unpacked"):
+        cifar("cifar100", root)
+    assert list(root.iterdir()) == [archive]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "elsewhere"]
+
+
+@pytest.mark.parametrize("names", [["a"] * 7, 3, None])
+def test_class_names_must_fit(tmp_path, names):
+    files = contents("cifar100")
+    files["meta"]["fine_label_names"] = names
+    write(tmp_path, "cifar100", files)
+    with pytest.raises(InputError, match="class names"):
+        cifar("cifar100", tmp_path)
+
+
+@pytest.mark.parametrize("labels", [[[1, 2], [3], [4], [5]], [[1], [2], [3], [4]], ["a"] * 4, [1.5] * 4, []])
+def test_labels_must_be_numbers(tmp_path, labels):
+    files = contents("cifar100")
+    files["train"]["fine_labels"] = labels
+    write(tmp_path, "cifar100", files)
+    with pytest.raises(InputError, match="labels"):
+        cifar("cifar100", tmp_path)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -118,6 +118,7 @@ def test_class_names_from_a_file(lists):
         ("my cat.jpg", "'cat.jpg' is not a label; a line is 'path label', the label a whole number from 0"),
         ("cat/1.jpg -1", "'-1' is not a label; a line is 'path label', the label a whole number from 0"),
         ("cat/1.jpg 1.0", "'1.0' is not a label; a line is 'path label', the label a whole number from 0"),
+        ("cat/1.jpg ٣", "'٣' is not a label; a line is 'path label', the label a whole number from 0"),
         ("cat/1.jpg ²", "'²' is not a label; a line is 'path label', the label a whole number from 0"),
         ("cat/1.jpg 99999999999999999999", "'99999999999999999999' is not a label; a line is 'path label', the label a "
          "whole number from 0"),
@@ -296,10 +297,11 @@ def test_validation_folder_may_be_absent(tmp_path):
     assert folder(tmp_path, 0.2, 0).val is None
 
 
-def test_linked_class_folders_are_followed(tmp_path):
+def test_linked_folders_are_followed(tmp_path):
     touch(tmp_path, "elsewhere/1.jpg", "root/train/a/1.jpg", "root/test/a/1.jpg")
     (tmp_path / "root/train/b").symlink_to(tmp_path / "elsewhere")
-    assert folder(tmp_path / "root", 0.2, 0).class_counts == [1, 1]
+    (tmp_path / "root/train/a/more").symlink_to(tmp_path / "elsewhere")
+    assert folder(tmp_path / "root", 0.2, 0).class_counts == [2, 1]
 
 
 @pytest.mark.parametrize(

@@ -231,8 +231,11 @@ def test_divergence_of_certain_experts_is_finite():
     assert logits.grad.isfinite().all()
 
 
-def test_divergence_has_no_gradient_through_the_ensemble(batch):
-    """With p the ensemble and q an expert, the gradient of KL(p || q) in the expert's logits is q - p, over B."""
+def test_gradient_of_divergence(batch):
+    """With p the ensemble and q an expert, it is q - p over B: nothing comes through the ensemble.
+
+    (It would sum to zero over the experts anyway: log p is the mean of the experts' log q but for a constant.)
+    """
     logits = torch.from_numpy(batch[0]).requires_grad_()
     divergence(logits).backward()
     expert, ensemble = logits.detach().softmax(2), logits.detach().mean(1, keepdim=True).softmax(2)

@@ -159,6 +159,7 @@ def test_dark_and_black_16_bit_pictures_stay_so(tmp_path):
         assert decoded(Image.fromarray(gradient(dtype, 0)), tmp_path / "black.tif").max() == 0
 
 
+@pytest.mark.filterwarnings("error")
 def test_missing_values_are_black(tmp_path):
     values = np.array([[np.nan, 0.5, np.inf, 1.0]], dtype=np.float32)
     row = decoded(Image.fromarray(values), tmp_path / "a.tif")[0, :, 0]

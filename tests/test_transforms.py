@@ -49,7 +49,7 @@ def draws(transform, image: Image.Image, num: int = 40) -> list[np.ndarray]:
 @pytest.mark.parametrize("size", [(60, 40), (40, 60), (40, 40), (9, 200), (300, 250)])
 def test_test_pictures_are_framed_in_the_middle(size):
     image = noise(*size)
-    for image_size, resize, shorter_side in ((28, None, 32), (28, 28, 28), (20, 31, 31), (8, None, 9)):
+    for image_size, resize, shorter_side in ((28, None, 32), (28, 28, 28), (20, 31, 31), (8, None, 9), (20, None, 23)):
         result = transforms.test_transform(image_size, resize)(image)
         assert (result.dtype, result.shape) == (torch.uint8, (3, image_size, image_size))
         np.testing.assert_array_equal(as_array(result), framed(image, image_size, shorter_side))

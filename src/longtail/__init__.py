@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from longtail.metrics import Evaluation
     from longtail.models.experts import ExpertOutput, MultiExpert, create_model
     from longtail.pipeline import evaluate, train
+    from longtail.prediction import predict
     from longtail.run import Run
     from longtail.settings import recipe
 
@@ -26,6 +27,7 @@ _HOMES = {
     "create_model": "longtail.models.experts",
     "evaluate": "longtail.pipeline",
     "load_model": "longtail.checkpoint",
+    "predict": "longtail.prediction",
     "recipe": "longtail.settings",
     "train": "longtail.pipeline",
 }
@@ -40,6 +42,7 @@ __all__ = [
     "create_model",
     "evaluate",
     "load_model",
+    "predict",
     "recipe",
     "train",
 ]

@@ -45,7 +45,7 @@ class DataConfig:
     """List file of the test images. Only for name 'list'."""
 
     class_names: str | None = None
-    """File with one class name a line, in the order of the labels. Only for list files."""
+    """File with one class name a line, in the order of the labels; relative to root. Only for list files."""
 
     imbalance: Literal["none", "exponential", "step"] = "none"
     """How the training images are thinned out to make a long tail."""

@@ -35,8 +35,8 @@ def effective_number_weights(class_counts: Sequence[int], beta: float = 0.9999) 
 def class_temperatures(class_counts: Sequence[int], spread: float = 0.05) -> Tensor:
     """Relative temperature of each class in the diversity loss, 1 for the most common: (C,).
 
-    With p the classes' shares of the images, ``C * p * spread + 1 - spread`` over its maximum. RIDE (Wang et al., 2021),
-    section 3.
+    With p the classes' shares of the images, ``C * p * spread + 1 - spread`` over its maximum.
+    RIDE (Wang et al., 2021), section 3.
 
     Raises:
         InputError: the spread is so large that a temperature is not above 0.

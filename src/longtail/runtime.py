@@ -23,15 +23,13 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(
-            f"device is '{name}', which this machine does not have; 'auto' and 'cpu' always work"
-        ) from error
+        raise InputError(f"device is '{name}', which is not here; 'auto' and 'cpu' always work") from error
     return device
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, JSON-ready."""
-    packages = ("longtail", "torch", "torchvision", "numpy", "scikit-learn", "pillow", "safetensors")
+    packages = ("longtail", "torchvision", "numpy", "scikit-learn", "pillow", "safetensors")
     return {
         "command": sys.argv,
         "python": platform.python_version(),
@@ -40,7 +38,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
-        "packages": {name: version(name) for name in packages},
+        "packages": {name: version(name) for name in packages} | {"torch": torch.__version__},
     }
 
 

@@ -1,13 +1,18 @@
 """CIFAR-10 and CIFAR-100 in their official python layout, read without executing anything."""
 
 import hashlib
+import io
 import logging
+import lzma
 import pickle
 import tarfile
+import tempfile
+import zlib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from longtail.data.splits import Dataset, Split
 from longtail.errors import InputError
@@ -70,9 +75,11 @@ def cifar(name: Literal["cifar10", "cifar100"], root: Path) -> Dataset:
     layout = LAYOUTS[name]
     folder = _find(name, layout, root)
     meta = _read(folder / layout.meta)
-    names = tuple(_get(meta, layout.class_names, folder / layout.meta))
+    names = _get(meta, layout.class_names, folder / layout.meta)
+    if not isinstance(names, list) or len(names) != layout.num_classes:
+        raise InputError(f"{folder / layout.meta}: '{layout.class_names}' must be {layout.num_classes} class names")
     train, test = (_split(folder, layout, files) for files in (layout.train, layout.test))
-    return Dataset(train, None, test, names)
+    return Dataset(train, None, test, tuple(map(str, names)))
 
 
 def _find(name: str, layout: Layout, root: Path) -> Path:
@@ -82,8 +89,7 @@ def _find(name: str, layout: Layout, root: Path) -> Path:
     if folder := found():
         return folder
     for archive in sorted(root.glob(f"{layout.archive}.*z*")):
-        with tarfile.open(archive) as tar:
-            tar.extractall(root, filter="data")
+        _unpack(archive, root, layout)
         if folder := found():
             return folder
     import torchvision.datasets
@@ -91,7 +97,10 @@ def _find(name: str, layout: Layout, root: Path) -> Path:
     official = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
     try:
         logger.info("%s is not in %s: downloading it from %s", name, root, official.url)
-        torchvision.datasets.utils.download_and_extract_archive(official.url, str(root), md5=official.tgz_md5)
+        with tempfile.TemporaryDirectory() as temporary:
+            torchvision.datasets.utils.download_url(official.url, temporary, md5=official.tgz_md5)
+            root.mkdir(parents=True, exist_ok=True)
+            _unpack(Path(temporary, official.filename), root, layout)
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"{name} is not in '{root}' and could not be downloaded ({str(error).splitlines()[0]}): put the folder "
@@ -103,20 +112,39 @@ def _find(name: str, layout: Layout, root: Path) -> Path:
     return folder
 
 
+def _unpack(archive: Path, root: Path, layout: Layout) -> None:
+    """Unpacks the data set's folder into ``root``: all of it or nothing."""
+    try:
+        with tempfile.TemporaryDirectory(dir=root) as temporary, tarfile.open(archive) as tar:
+            tar.extractall(temporary, filter="data")
+            Path(temporary, layout.folder).rename(root / layout.folder)
+    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        raise InputError(f"{archive}: cannot be unpacked into {layout.folder}/ ({error})") from error
+
+
 def _split(folder: Path, layout: Layout, files: dict[str, str]) -> Split:
     pixels, labels = [], []
     for file, checksum in files.items():
         path = folder / file
         batch = _read(path, checksum)
         data = np.asarray(_get(batch, "data", path))
-        own = np.asarray(_get(batch, layout.labels, path))
-        if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * 32 * 32 or len(data) != len(own):
+        own = _labels(batch, layout, path)
+        if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * 32 * 32 or own.shape != data.shape[:1]:
             raise InputError(f"{path}: expected uint8 images of shape (n, 3072) and n labels, found {data.shape}")
-        if own.dtype.kind not in "iu" or own.min() < 0 or own.max() >= layout.num_classes:
-            raise InputError(f"{path}: labels must be whole numbers from 0 to {layout.num_classes - 1}")
         pixels.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-        labels.append(own.astype(np.int64))
+        labels.append(own)
     return Split(np.concatenate(labels), np.ascontiguousarray(np.concatenate(pixels)))
+
+
+def _labels(batch: dict[str, Any], layout: Layout, path: Path) -> NDArray[np.int64]:
+    listed = _get(batch, layout.labels, path)
+    try:
+        labels = np.asarray(listed)
+    except ValueError:  # lists of different lengths inside
+        labels = np.empty(0)
+    if labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0 or labels.max() >= layout.num_classes:
+        raise InputError(f"{path}: labels must be whole numbers from 0 to {layout.num_classes - 1}")
+    return labels.astype(np.int64)
 
 
 def _get(batch: dict[str, Any], key: str, path: Path) -> Any:
@@ -143,8 +171,6 @@ def read_pickle(content: bytes, path: Path) -> dict[str, Any]:
     Raises:
         InputError: the content is damaged, or asks for anything else.
     """
-    import io
-
     try:
         # latin1 is how Python 3 reads the byte strings of the Python 2 originals.
         batch = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()

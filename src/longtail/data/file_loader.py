@@ -110,8 +110,9 @@ class _Pictures(Dataset[Sample]):
             # Returned, because a DataLoader would raise it with the worker's traceback for a message.
             return error
         # Transforms draw from the CPU's global generator: it gets a state of its own here, and its old one back.
+        # 1 + position, because to the seeding a last 0 is nothing: it would be the generator of the order.
         with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(generator(self._seed, epoch, position).get_state())
+            torch.set_rng_state(generator(self._seed, epoch, 1 + position).get_state())
             return self._transform(image), int(self._labels[position])
 
 

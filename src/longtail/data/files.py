@@ -56,8 +56,10 @@ def list_files(root: Path, train: Path, val: Path | None, test: Path, class_name
     return Dataset(train_list.split(), None if val_list is None else val_list.split(), test_list.split(), names)
 
 
-def published(name: str, root: Path) -> Dataset:
+def published(name: str, root: Path, class_names: Path | None = None) -> Dataset:
     """ImageNet-LT, iNaturalist 2018 or Places-LT, by the lists they are published with, which lie in ``root``.
+
+    ``class_names`` as in `list_files`.
 
     Raises:
         InputError: a list is not there, or anything is wrong with one.
@@ -70,7 +72,7 @@ def published(name: str, root: Path) -> Dataset:
             f"{name} needs {', '.join(needed)} in '{root}' (data.root), next to the folders of pictures that the lists "
             f"name; missing: {', '.join(missing)}"
         )
-    return list_files(root, root / train, None if val is None else root / val, root / test)
+    return list_files(root, root / train, None if val is None else root / val, root / test, class_names)
 
 
 def folder(root: Path, test_fraction: float, seed: int) -> Dataset:

@@ -51,8 +51,8 @@ class CifarResNet(nn.Module):
 
     Args:
         blocks: residual blocks in each of the three stages, ``(depth - 2) / 6``.
-        widths: channels of the three stages. Option-A shortcuts pad both sides alike, so neighbouring widths
-            must differ by an even number and never shrink.
+        widths: channels of the three stages. Option-A shortcuts pad (or cut) both sides alike, so neighbouring
+            widths must differ by an even number.
 
     Raises:
         InputError: the widths cannot be joined by option-A shortcuts.
@@ -65,10 +65,9 @@ class CifarResNet(nn.Module):
         super().__init__()
         stem, *_ = widths
         for before, after in pairwise(widths):
-            if after < before or (after - before) % 2:
+            if (after - before) % 2:
                 raise InputError(
-                    f"stage widths {tuple(widths)}: each must be the one before plus an even number, "
-                    f"{before} -> {after} is not"
+                    f"stage widths {tuple(widths)}: neighbours must differ by an even number, {before} -> {after} do not"
                 )
         self.num_features = widths[-1]
         self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)

@@ -1,0 +1,99 @@
+"""What a user sees who types a command."""
+
+import csv
+import io
+
+import pytest
+import yaml
+from PIL import Image
+
+import longtail
+from longtail.cli import main
+
+QUICK = ["--training.epochs", "1", "--model.backbone", "resnet20", "--model.num_experts", "2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    where = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", "--output", str(where), *QUICK]) == 0
+    return where
+
+
+def test_train_prints_a_table(folder, tmp_path, capsys):
+    assert main(["train", "--output", str(tmp_path / "run"), *QUICK]) == 0
+    out = capsys.readouterr().out
+    for word in ("digits-lt-ride", "epoch 1/1", "images/s", "left", "ensemble", "expert 2", "balanced", "report.md"):
+        assert word in out
+
+
+def test_evaluate_and_predict(folder, tmp_path, capsys):
+    assert main(["evaluate", str(folder)]) == 0
+    assert "ensemble" in capsys.readouterr().out
+    Image.new("RGB", (9, 9)).save(tmp_path / "a,b.png")
+    assert main(["predict", str(folder), str(tmp_path)]) == 0
+    header, row = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert header == ["picture", "class", "probability"]
+    assert row[0].endswith("a,b.png")
+    assert row[1] in longtail.build.digits().class_names
+    assert 0 < float(row[2]) <= 1
+
+
+def test_print_config_is_the_whole_config(capsys):
+    assert main(["train", "--config", "cifar100-lt-ce", "--print_config", "--training.epochs", "9"]) == 0
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert settings["training"]["epochs"] == 9
+    assert settings["loss"]["name"] == "cross_entropy"
+    assert settings["data"]["subset_seed"] == 0
+
+
+def test_help_documents_every_setting(capsys):
+    assert main(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    for word in ("--config", "--print_config", "--training.learning_rate", "Learning rate after warm-up"):
+        assert word in out
+
+
+def test_recipes_are_listed(capsys):
+    assert main(["recipes"]) == 0
+    out = capsys.readouterr().out
+    for name in longtail.settings.recipe_names():
+        assert name in out
+
+
+WRONG = [
+    ([], "COMMAND"),
+    (["trian"], "trian"),
+    (["train", "--config", "digits-lt"], "digits-lt-"),
+    (["train", "--trainig.epochs", "3"], "training.epochs"),
+    (["train", "--training.epochs", "-3"], "training.epochs is -3"),
+    (["train", "--device", "cuda:77"], "cuda:77"),
+    (["train", "--device", "gpu"], "gpu"),
+    (["train", "--data.name", "folder", "--data.root", "no/such/place"], "no/such/place"),
+    (["train", "--output", "/proc/run"], "/proc/run"),
+    (["train", "--model.backbone", "resnet18"], "resnet110"),
+    (["train", "--model.width", "[33, 96]"], "33"),
+    (["train", "--augmentation.crop", "resized"], "resized"),
+    (["train", "--training.learning_rate", "1e30", "--training.warmup", "0", *QUICK], "learning rate 1e+30"),
+    (["evaluate"], "RUN"),
+    (["evaluate", "no/such/run"], "no/such/run"),
+    (["evaluate", ".", "--split", "train"], "train"),
+    (["predict", "no/such/run", "x.png"], "no/such/run"),
+    (["recipes", "--all"], "--all"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), WRONG, ids=[" ".join(arguments) for arguments, _ in WRONG])
+def test_wrong_input_is_one_line_and_exit_code_2(arguments, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    err = capsys.readouterr().err.strip()
+    assert named in err
+    assert "Traceback" not in err
+    assert len(err.splitlines()) == 1
+
+
+def test_picture_that_does_not_decode_is_named(folder, tmp_path, capsys):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
+    assert main(["predict", str(folder), str(tmp_path / "broken.png")]) == 2
+    assert "broken.png" in capsys.readouterr().err

@@ -1,0 +1,199 @@
+"""The main way, walked end to end on the built-in data with short schedules."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import longtail
+from longtail.checkpoint import load_model_file
+from longtail.run import new_run
+
+SHORT = {"training.epochs": 3, "model.backbone": "resnet20", "model.num_experts": 2}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    config = longtail.recipe("digits-lt-ride", SHORT | {"data.val_fraction": 0.2, "training.validate_every": 2})
+    return longtail.train(config, tmp_path_factory.mktemp("runs") / "short")
+
+
+def test_run_folder_is_complete(run):
+    names = {path.name for path in run.folder.iterdir()}
+    assert names == {
+        "config.yaml", "metrics.jsonl", "model.safetensors", "results.json", "environment.json", "report.md", "plots",
+    }  # fmt: skip
+    assert {path.name for path in (run.folder / "plots").iterdir()} >= {"classes.png", "history.png", "confusion.png"}
+    history = run.history()
+    assert [record["epoch"] for record in history] == [1, 2, 3]
+    assert ["val_balanced" in record for record in history] == [False, True, False]
+    environment = json.loads((run.folder / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__
+    assert environment["training_seconds"] > 0
+
+
+def test_results_agree_with_the_model(run):
+    """Test accuracy recomputed from the saved weights, picture by picture, with nothing of the evaluation code."""
+    results = json.loads((run.folder / "results.json").read_text())
+    dataset = longtail.build.load_data(run.config)
+    model = longtail.load_model(run.folder)
+    right = 0
+    for pixels, label in zip(dataset.test.pixels, dataset.test.labels, strict=True):
+        image = torch.tensor(pixels / 255, dtype=torch.float32)
+        image = (image - torch.tensor(run.config.data.mean)) / torch.tensor(run.config.data.std)
+        with torch.inference_mode():
+            logits = model(image.permute(2, 0, 1)[None]).logits[0]
+        right += int(logits.mean(dim=0).argmax() == label)
+    assert results["test"]["accuracy"] == right / 600
+    assert results["test"]["num_images"] == 600
+    assert results["val"]["num_images"] == len(dataset.val)
+    assert results["class_counts"] == dataset.class_counts
+    assert results["epoch"] == 3
+
+
+def test_same_seed_same_weights_and_config_file_runs_again(run, tmp_path):
+    again = longtail.train(longtail.recipe(run.folder / "config.yaml"), tmp_path / "again")
+    first, second = (load_file(r.folder / "model.safetensors") for r in (run, again))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = longtail.train(longtail.recipe("digits-lt-ride", SHORT | {"seed": 1}), tmp_path / "other")
+    third = load_file(other.folder / "model.safetensors")
+    assert not torch.equal(first["trunk.conv1.weight"], third["trunk.conv1.weight"])
+
+
+def test_evaluate_again_writes_the_same_results(run):
+    path = run.folder / "results.json"
+    before = path.read_text()
+    path.unlink()
+    result = longtail.evaluate(run.folder)
+    assert path.read_text() == before
+    assert longtail.evaluate(run, split="val").num_images < result.num_images
+
+
+def test_validation_chooses_nothing(run):
+    """Training with and without looking at the validation part ends in the same weights."""
+    config = longtail.recipe(run.folder / "config.yaml", {"training.validate_every": 0})
+    blind = longtail.train(config, run.folder.parent / "blind")
+    first, second = (load_file(r.folder / "model.safetensors") for r in (run, blind))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_training_learns(tmp_path):
+    """A handful of epochs on three balanced experts beats chance by far."""
+    config = longtail.recipe("digits-lt-ride", SHORT | {"training.epochs": 8, "data.imbalance": "none"})
+    result = longtail.evaluate(longtail.train(config, tmp_path / "run"))
+    assert result.accuracy > 0.6
+
+
+def test_folder_of_pictures_to_predictions(tmp_path):
+    """A user's own pictures: train, then classify new ones. Red, green and blue are easy to tell apart."""
+    rng = np.random.default_rng(0)
+    for channel, (name, count) in enumerate({"red": 24, "green": 12, "blue|sky": 5}.items()):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(0, 90, (20, 30, 3), dtype=np.uint8)
+            pixels[..., channel] += 140
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.jpg")
+    settings = {
+        "data.name": "folder", "data.root": str(tmp_path / "photos"), "data.image_size": 16, "data.imbalance": "none",
+        "training.epochs": 12, "training.batch_size": 8, "model.backbone": "resnet20", "data.workers": 0,
+    }  # fmt: skip
+    run = longtail.train(longtail.recipe("digits-lt-ride", settings), tmp_path / "run")
+    assert json.loads((run.folder / "results.json").read_text())["class_names"] == ["blue|sky", "green", "red"]
+    new = tmp_path / "new.png"
+    Image.new("RGB", (40, 24), (200, 40, 40)).save(new)
+    (prediction,) = longtail.predict(run.folder, [new])
+    assert (prediction.path, prediction.class_name) == (new, "red")
+    assert 0.5 < prediction.probability <= 1
+    streamed = longtail.recipe("digits-lt-ride", settings | {"data.cache_gib": 0, "training.epochs": 1})
+    longtail.train(streamed, tmp_path / "streamed")
+
+
+def test_new_run_never_overwrites(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = new_run("birds")
+    first.folder.mkdir(parents=True)
+    assert new_run("birds").folder.name == "birds-2"
+    (first.folder / "model.safetensors").touch()
+    with pytest.raises(longtail.InputError, match="exists already"):
+        new_run("birds", first.folder)
+
+
+def test_wrong_input_leaves_nothing_behind(tmp_path):
+    for settings in ({"data.name": "folder", "data.root": str(tmp_path / "none")}, {"model.backbone": "resnet33"}):
+        with pytest.raises(longtail.InputError):
+            longtail.train(longtail.recipe("digits-lt-ride", settings), tmp_path / "run")
+    with pytest.raises(longtail.InputError, match="val_fraction"):
+        longtail.train(longtail.recipe("digits-lt-ride", {"training.validate_every": 1}), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def damage(tensors, how):
+    if how == "missing":
+        tensors.pop("trunk.conv1.weight")
+    if how == "extra":
+        tensors["more"] = torch.zeros(1)
+    if how == "shape":
+        tensors["trunk.conv1.weight"] = torch.zeros(1)
+    return tensors
+
+
+@pytest.mark.parametrize("how", ["missing", "extra", "shape", "truncated", "no description", "pickle"])
+def test_damaged_models_are_refused(run, tmp_path, how):
+    path = tmp_path / "model.safetensors"
+    whole = (run.folder / "model.safetensors").read_bytes()
+    metadata = {} if how == "no description" else {"longtail": json.dumps(vars(load_model_file(run.model_path)[1]))}
+    if how == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif how == "pickle":
+        torch.save({"a": 1}, path)
+    else:
+        save_file(damage(load_file(run.model_path), how), path, metadata)
+    with pytest.raises(longtail.InputError, match=r"model\.safetensors"):
+        longtail.load_model(path)
+
+
+def test_other_classes_are_refused(run, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model.safetensors").write_bytes(run.model_path.read_bytes())
+    settings = yaml.safe_load((run.folder / "config.yaml").read_text())
+    settings["data"] |= {"name": "folder", "root": str(tmp_path / "photos"), "imbalance": "none"}
+    (other / "config.yaml").write_text(yaml.safe_dump(settings))
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (8, 8)).save(tmp_path / "photos" / name / f"{number}.png")
+    with pytest.raises(longtail.InputError, match="other classes"):
+        longtail.evaluate(other)
+
+
+def test_interrupted_run_can_be_used(tmp_path):
+    """Ctrl-C in the middle: exit code 130, and the last complete epoch can be tested."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "longtail", "train", "--output", str(folder), "--training.epochs", "1000"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "model.safetensors").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "longtail evaluate" in out
+    epochs = load_model_file(folder / "model.safetensors")[1].epoch
+    assert 1 <= epochs < 1000
+    result = longtail.evaluate(folder)
+    assert result.num_images == 600
+    assert json.loads((folder / "results.json").read_text())["epoch"] == epochs
