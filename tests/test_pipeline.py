@@ -167,7 +167,7 @@ def test_other_classes_are_refused(run, tmp_path):
     other.mkdir()
     (other / "model.safetensors").write_bytes(run.model_path.read_bytes())
     settings = yaml.safe_load((run.folder / "config.yaml").read_text())
-    settings["data"] |= {"name": "folder", "root": str(tmp_path / "photos"), "imbalance": "none"}
+    settings["data"] |= {"name": "folder", "root": str(tmp_path / "photos"), "imbalance": "none", "val_fraction": 0.4}
     (other / "config.yaml").write_text(yaml.safe_dump(settings))
     for name in ("a", "b"):
         (tmp_path / "photos" / name).mkdir(parents=True)

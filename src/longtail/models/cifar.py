@@ -67,7 +67,7 @@ class CifarResNet(nn.Module):
         for before, after in pairwise(widths):
             if (after - before) % 2:
                 raise InputError(
-                    f"stage widths {tuple(widths)}: neighbours must differ by an even number, {before} -> {after} do not"
+                    f"widths {tuple(widths)}: neighbours must differ by even numbers, {before} -> {after} do not"
                 )
         self.num_features = widths[-1]
         self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
