@@ -43,13 +43,14 @@ class TrainingProgress:
         if self.bar:
             self.bar.stop()
 
-    def step(self, done_in_epoch: int, loss: float | None) -> None:
+    def step(self, done_in_epoch: int, learning_rate: float, loss: float | None) -> None:
         """After each step; the loss comes now and then."""
         if self.bar:
             self.bar.update(self.task, completed=self.done * self.steps + done_in_epoch, epoch=self.done + 1)
             if loss is not None:
                 speed = self.num_images * (self.done + done_in_epoch / self.steps) / (time.perf_counter() - self.start)
-                self.bar.update(self.task, numbers=f"loss {loss:.3f}  {speed:,.0f} images/s")
+                numbers = f"loss {loss:.3f}  lr {learning_rate:.2g}  {speed:,.0f} images/s"
+                self.bar.update(self.task, numbers=numbers)
 
     def epoch(self, record: dict[str, Any]) -> None:
         """After each epoch, with its record."""

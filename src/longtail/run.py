@@ -62,7 +62,13 @@ class Run:
         return json.loads(path.read_text()) if path.is_file() else {}  # type: ignore[no-any-return]
 
     def start(self, config: Config, environment: dict[str, Any]) -> None:
-        """Writes what is known before training."""
+        """Writes what is known before training.
+
+        Raises:
+            InputError: the folder cannot be made, or another run has taken it meanwhile.
+        """
+        if (self.folder / "config.yaml").exists():
+            raise InputError(f"another run has taken '{self.folder}' meanwhile; start again")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -1,5 +1,6 @@
 """The training loop: the only one, whatever the task."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,7 +25,7 @@ def fit(
     optimizer: torch.optim.Optimizer,
     learning_rate: Callable[[float], float],
     epochs: int,
-    on_step: Callable[[int, float | None], None] = lambda done, loss: None,
+    on_step: Callable[[int, float, float | None], None] = lambda done, rate, loss: None,
 ) -> Iterator[dict[str, Any]]:
     """Trains epoch by epoch; after each, yields its record and goes on when asked for the next.
 
@@ -36,7 +37,8 @@ def fit(
         optimizer: over the parameters to train.
         learning_rate: rate at a point of training, in epochs from 0 with a fraction.
         epochs: how many.
-        on_step: called after each step with the number of steps done in this epoch and, now and then, the loss.
+        on_step: called after each step with the number of steps done in this epoch, the learning rate and, now and
+            then, the epoch's mean loss.
 
     Raises:
         DivergedError: the loss is NaN or infinite; found within `CHECK_EVERY` steps.
@@ -61,7 +63,7 @@ def fit(
             correct += right
             done = step + 1
             check = done % CHECK_EVERY == 0 or done == steps
-            on_step(done, _mean_loss(losses[:done], epoch, steps, learning_rate) if check else None)
+            on_step(done, rate, _mean_loss(losses[:done], epoch, steps, learning_rate) if check else None)
         assert losses is not None
         seconds = time.perf_counter() - start
         yield {
@@ -76,7 +78,7 @@ def fit(
 
 def _mean_loss(losses: Tensor, epoch: int, steps: int, learning_rate: Callable[[float], float]) -> float:
     mean = losses.mean().item()
-    if not torch.isfinite(torch.tensor(mean)):
+    if not math.isfinite(mean):
         step = int((~losses.isfinite()).nonzero()[0])
         rate = learning_rate(epoch - 1 + step / steps)
         raise DivergedError(
