@@ -58,9 +58,6 @@ class CifarResNet(nn.Module):
         InputError: the widths cannot be joined by option-A shortcuts.
     """
 
-    stages = (("conv1", "bn1", "act1"), ("layer1",), ("layer2",), ("layer3",), ("global_pool",))
-    """Modules in the order they run, grouped by stage: what the cut into trunk and branches goes by."""
-
     def __init__(self, blocks: int, widths: Sequence[int] = WIDTHS):
         super().__init__()
         stem, *_ = widths
@@ -70,6 +67,10 @@ class CifarResNet(nn.Module):
                     f"widths {tuple(widths)}: neighbours must differ by even numbers, {before} -> {after} do not"
                 )
         self.num_features = widths[-1]
+        # As in timm: the stages by their modules' names, which the cut into trunk and branches goes by.
+        self.feature_info = [
+            {"module": f"layer{stage + 1}", "num_chs": width, "reduction": 2**stage} for stage, width in enumerate(widths)
+        ]
         self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
         self.act1 = nn.ReLU(inplace=True)
@@ -83,10 +84,14 @@ class CifarResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, widths[-1])."""
-        x = self.act1(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        pooled: Tensor = self.global_pool(x)
+        pooled: Tensor = self.global_pool(self.forward_features(x))
         return pooled
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, widths[-1], H / 4, W / 4)."""
+        x = self.act1(self.bn1(self.conv1(x)))
+        features: Tensor = self.layer3(self.layer2(self.layer1(x)))
+        return features
 
 
 class GlobalPool(nn.Module):

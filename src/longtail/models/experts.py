@@ -1,13 +1,14 @@
 """The multi-expert classifier: one shared trunk, several branches with a head each."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from longtail.errors import InputError
-from longtail.models.backbones import Width, backbone, cut
+from longtail.models.backbones import Width, backbone
+from longtail.models.cut import Pass, cut
 from longtail.models.heads import CosineClassifier, linear_classifier
 
 
@@ -26,13 +27,27 @@ class ExpertOutput(NamedTuple):
 
 
 class MultiExpert(nn.Module):
-    """``heads[e](branches[e](trunk(images)))`` for every expert e."""
+    """``heads[e](neck(branches[e](trunk(images))))`` for every expert e.
 
-    def __init__(self, trunk: nn.Module, branches: Sequence[nn.Module], heads: Sequence[nn.Module]):
+    Args:
+        trunk: images to shared feature maps.
+        branches: an expert's own part, shared feature maps to features; E of them.
+        heads: features (B, D) to logits (B, C); E of them.
+        neck: what all experts' features go through at the end; nothing by default.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        branches: Sequence[nn.Module],
+        heads: Sequence[nn.Module],
+        neck: nn.Module | None = None,
+    ):
         super().__init__()
         assert len(branches) == len(heads) > 0
         self.trunk = trunk
         self.branches = nn.ModuleList(branches)
+        self.neck = neck or Pass()
         self.heads = nn.ModuleList(heads)
 
     @property
@@ -49,7 +64,7 @@ class MultiExpert(nn.Module):
         """
         shared = self.trunk(images)
         chosen = range(self.num_experts) if experts is None else experts
-        features = [self.branches[e](shared) for e in chosen]
+        features = [self.neck(self.branches[e](shared)) for e in chosen]
         logits = [self.heads[e](own) for e, own in zip(chosen, features, strict=True)]
         return ExpertOutput(torch.stack(logits, dim=1), torch.stack(features, dim=1))
 
@@ -62,16 +77,21 @@ def create_model(
     width: Width = "narrow",
     head: Literal["cosine", "linear"] = "cosine",
     scale: float = 30.0,
+    expert_stages: int | None = None,
+    **options: Any,
 ) -> MultiExpert:
     """Builds a freshly initialised multi-expert model.
 
     Args:
-        name: the backbone, see `longtail.models.backbones.backbone_names`.
+        name: the backbone: resnet20/32/44/56/110 for small images, or any hierarchical network or plain vision
+            transformer of timm.
         num_classes: classes C.
         num_experts: experts E.
         width: channels of an expert's stages: ``"narrow"`` (RIDE's three quarters), ``"full"``, or the numbers.
         head: ``"cosine"`` or ``"linear"``.
         scale: what a cosine head multiplies its cosines by.
+        expert_stages: how many of the last stages belong to each expert, see `longtail.models.cut.cut`.
+        options: of the network's constructor in timm, such as ``drop_path_rate`` or ``img_size``.
 
     Raises:
         InputError: an argument is out of range or unknown.
@@ -80,10 +100,9 @@ def create_model(
         raise InputError(f"num_classes is {num_classes} and num_experts {num_experts}; both must be at least 1")
     if head not in ("cosine", "linear"):
         raise InputError(f"head '{head}': 'cosine' or 'linear'")
-    trunk, branches = cut(backbone(name, width), num_experts)
-    num_features: int = branches[0].num_features  # type: ignore[assignment]
+    trunk, branches, neck, num_features = cut(backbone(name, width, **options), num_experts, expert_stages)
     if head == "cosine":
         heads: list[nn.Module] = [CosineClassifier(num_features, num_classes, scale) for _ in branches]
     else:
         heads = [linear_classifier(num_features, num_classes) for _ in branches]
-    return MultiExpert(trunk, list(branches), heads)
+    return MultiExpert(trunk, branches, heads, neck)
