@@ -1,18 +1,18 @@
 """The networks that can be cut: the CIFAR ResNets, and every hierarchical network and plain ViT of timm."""
 
 import inspect
-from collections.abc import Callable, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import timm
 import torch
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.swin_transformer import SwinTransformer
-from torch import nn
+from torch import Tensor, nn
 
-from longtail.errors import InputError
+from longtail.errors import InputError, did_you_mean
 from longtail.models import cifar
 from longtail.models.swin import narrow_swin
 
@@ -37,20 +37,42 @@ def backbone_names() -> list[str]:
     return [*cifar.BLOCKS_PER_STAGE, *_RESNETS, *timm.list_models()]
 
 
-def backbone(name: str, width: Width = "full", **options: Any) -> Build:
+def backbone(name: str, width: Width = "full", pretrained: bool | str | Path = False, **options: Any) -> Build:
     """Returns a function that builds the named network without a classifier, freshly initialised at each call.
 
     Args:
         name: one of `backbone_names`, or a timm name with a tag (``resnet50.a1_in1k``).
         width: channels of the last two stages: ``"full"``, ``"narrow"`` (three quarters of the filters, as RIDE's
             published models) or the numbers themselves.
+        pretrained: start from timm's published weights, or from those in a file of the same network; stages of another
+            width start afresh.
         options: of the network's constructor in timm, such as ``drop_path_rate`` or ``img_size``.
 
     Raises:
-        InputError: unknown name, or widths that the network cannot have.
+        InputError: unknown name, widths that the network cannot have, or weights that cannot be loaded.
     """
     if isinstance(width, str) and width not in ("narrow", "full"):
         raise InputError(f"width '{width}': 'narrow', 'full' or the channels of each of the last two stages")
+    build = _builder(name, width, options)
+    if not pretrained:
+        return build
+    weights = _pretrained(name, pretrained, options)
+
+    def load() -> nn.Module:
+        network = build()
+        own = network.state_dict()
+        if any(value.is_meta for value in own.values()):
+            return network  # only its shapes are wanted
+        fitting = {key: value for key, value in weights.items() if key in own and value.shape == own[key].shape}
+        if width == "full":
+            assert fitting.keys() == own.keys()
+        network.load_state_dict(fitting, strict=False)
+        return network
+
+    return load
+
+
+def _builder(name: str, width: Width, options: Mapping[str, Any]) -> Build:
     if name in cifar.BLOCKS_PER_STAGE:
         widths = _widths(name, cifar.WIDTHS, width)
         return partial(cifar.CifarResNet, cifar.BLOCKS_PER_STAGE[name], widths)
@@ -58,14 +80,14 @@ def backbone(name: str, width: Width = "full", **options: Any) -> Build:
         channels = _widths(name, (64, 128, 256, 512), width)
         return partial(ResNet, **_RESNETS[name], channels=channels, num_classes=0, zero_init_last=False, **options)
     if not timm.is_model(name):
-        near = get_close_matches(name, backbone_names(), n=1)
-        raise InputError(
-            f"unknown backbone '{name}'{f'; did you mean {near[0]!r}?' if near else ''} "
-            f"There are {', '.join(cifar.BLOCKS_PER_STAGE)} for small images, and the networks of timm"
-        )
+        known = f"{', '.join(cifar.BLOCKS_PER_STAGE)} for small images, {', '.join(_RESNETS)} and the networks of timm"
+        raise InputError(f"unknown backbone '{name}'{did_you_mean(name, backbone_names())}; there are {known}")
     build = partial(timm.create_model, name, num_classes=0, **options)
-    with torch.device("meta"):
-        network = build()
+    try:
+        with torch.device("meta"):
+            network = build()
+    except TypeError as error:  # an option that the network's constructor does not know
+        raise InputError(f"{name}: {error}") from error
     parameters = inspect.signature(type(network)).parameters
     if "zero_init_last" in parameters:
         build = partial(build, zero_init_last=False)  # RIDE lets the last batch norm of a block start at 1
@@ -76,11 +98,27 @@ def backbone(name: str, width: Width = "full", **options: Any) -> Build:
         widths = _widths(name, stages, width)
         return lambda: narrow_swin(build(), widths)
     keyword = next((word for word in _WIDTH_KEYWORDS if word in parameters), None)
-    if keyword is None or len(set(stages)) < len(stages):
+    if keyword is None:
         raise InputError(f"the stages of {name} have fixed widths; set the width (model.width) to 'full'")
-    # ResNets are named by the planes of a block, of which a bottleneck's output has four times as many.
+    # ResNets take the planes of a block, of which a bottleneck's output has four times as many.
     full = parameters[keyword].default if keyword == "channels" else stages
     return partial(build, **{keyword: _widths(name, full, width)})
+
+
+def _pretrained(name: str, where: bool | str | Path, options: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """The weights of the full network without its classifier."""
+    if not timm.is_model(name):
+        raise InputError(f"there are no pretrained weights of {name}, which is not a network of timm")
+    local = {} if where is True else {"pretrained_cfg_overlay": {"file": str(where)}}
+    if local and not Path(str(where)).is_file():
+        raise InputError(f"pretrained weights '{where}': no such file")
+    try:
+        network = timm.create_model(name, pretrained=True, num_classes=0, **local, **options)
+    except Exception as error:  # the hub, the file and the network each have their own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        hint = "" if local else "; without a network, give a file of weights instead of true"
+        raise InputError(f"pretrained weights of {name} cannot be loaded ({reason}){hint}") from error
+    return network.state_dict()  # type: ignore[no-any-return]
 
 
 def _widths(name: str, full: Sequence[int], width: Width) -> tuple[int, ...]:

@@ -167,7 +167,9 @@ def _check_number(network: nn.Module, kind: str, own: int, total: int) -> None:
         raise InputError(f"expert_stages is {own}; {name} has {total} {kind}, so it must be from 1 to {total - 1}")
 
 
-def _input_size(network: nn.Module) -> tuple[int, int, int]:
+def _input_size(network: nn.Module) -> tuple[int, ...]:
+    if size := getattr(getattr(network, "patch_embed", None), "img_size", None):
+        return (3, *size)  # chosen by the caller
     settings: Any = getattr(network, "pretrained_cfg", None) or {}
     return tuple(settings.get("input_size", (3, 224, 224)))
 

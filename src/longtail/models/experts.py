@@ -1,6 +1,7 @@
 """The multi-expert classifier: one shared trunk, several branches with a head each."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -78,6 +79,7 @@ def create_model(
     head: Literal["cosine", "linear"] = "cosine",
     scale: float = 30.0,
     expert_stages: int | None = None,
+    pretrained: bool | str | Path = False,
     **options: Any,
 ) -> MultiExpert:
     """Builds a freshly initialised multi-expert model.
@@ -91,6 +93,7 @@ def create_model(
         head: ``"cosine"`` or ``"linear"``.
         scale: what a cosine head multiplies its cosines by.
         expert_stages: how many of the last stages belong to each expert, see `longtail.models.cut.cut`.
+        pretrained: trunk and all branches start from timm's published weights, or from those in a file.
         options: of the network's constructor in timm, such as ``drop_path_rate`` or ``img_size``.
 
     Raises:
@@ -100,7 +103,7 @@ def create_model(
         raise InputError(f"num_classes is {num_classes} and num_experts {num_experts}; both must be at least 1")
     if head not in ("cosine", "linear"):
         raise InputError(f"head '{head}': 'cosine' or 'linear'")
-    trunk, branches, neck, num_features = cut(backbone(name, width, **options), num_experts, expert_stages)
+    trunk, branches, neck, num_features = cut(backbone(name, width, pretrained, **options), num_experts, expert_stages)
     if head == "cosine":
         heads: list[nn.Module] = [CosineClassifier(num_features, num_classes, scale) for _ in branches]
     else:

@@ -23,7 +23,7 @@ def narrow_swin(network: SwinTransformer, widths: Sequence[int]) -> SwinTransfor
         block: SwinTransformerBlock = stage.blocks[0]
         if wanted % block.attn.num_heads:
             raise InputError(f"width {wanted}: must be a multiple of the stage's {block.attn.num_heads} heads")
-        if (width, wanted) != (_width_before(stage), stage.dim):
+        if (width, wanted) != (stage.dim, block.dim):  # what enters it, and its own width
             network.layers[position] = SwinTransformerStage(
                 dim=width,
                 out_dim=wanted,
@@ -32,7 +32,7 @@ def narrow_swin(network: SwinTransformer, widths: Sequence[int]) -> SwinTransfor
                 downsample=position > 0,
                 num_heads=block.attn.num_heads,
                 window_size=block.window_size,
-                mlp_ratio=block.mlp.fc1.out_features / stage.dim,
+                mlp_ratio=block.mlp_ratio,
                 qkv_bias=block.attn.qkv.bias is not None,
                 drop_path=[_drop_prob(other.drop_path1) for other in stage.blocks],
                 proj_drop=block.attn.proj_drop.p,
@@ -43,10 +43,6 @@ def narrow_swin(network: SwinTransformer, widths: Sequence[int]) -> SwinTransfor
     network.norm = nn.LayerNorm(width, eps=network.norm.eps)
     network.init_weights()
     return network
-
-
-def _width_before(stage: SwinTransformerStage) -> int:
-    return stage.downsample.dim if hasattr(stage.downsample, "dim") else stage.dim
 
 
 def _drop_prob(layer: nn.Module) -> float:
