@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from longtail.data.loading import images_per_epoch
 from longtail.data.pictures import decode
 from longtail.data.splits import Split
 from longtail.data.transforms import Transform
@@ -52,12 +53,12 @@ class FileLoader:
         shuffle: bool = False,
         workers: int = 0,
     ) -> None:
-        self.num_images = len(split)
+        self.num_images = images_per_epoch(len(split), batch_size, shuffle)
         self._device = device
         # Pixels are 0 to 255 where mean and std mean 0 to 1.
         self._mean = 255 * torch.tensor(mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
         self._std = 255 * torch.tensor(std, dtype=torch.float32, device=device).view(1, 3, 1, 1)
-        self._order = _Order(len(split), seed, shuffle)
+        self._order = _Order(len(split), self.num_images, seed, shuffle)
         self._batches: DataLoader[Sample] = DataLoader(
             _Pictures(split, transform, seed),
             batch_size,
@@ -119,8 +120,9 @@ class _Pictures(Dataset[Sample]):
 class _Order(Sampler[Key]):
     """The keys of the images, in the order of an epoch."""
 
-    def __init__(self, num_images: int, seed: int, shuffle: bool) -> None:
+    def __init__(self, every: int, num_images: int, seed: int, shuffle: bool) -> None:
         self.epoch = 0
+        self._every = every
         self._num_images = num_images
         self._seed = seed
         self._shuffle = shuffle
@@ -130,10 +132,10 @@ class _Order(Sampler[Key]):
 
     def __iter__(self) -> Iterator[Key]:
         epoch = self.epoch
-        positions = torch.arange(self._num_images)
+        positions = torch.arange(self._every)
         if self._shuffle:
-            positions = torch.randperm(self._num_images, generator=generator(self._seed, epoch))
-        return ((epoch, position) for position in positions.tolist())
+            positions = torch.randperm(self._every, generator=generator(self._seed, epoch))
+        return ((epoch, position) for position in positions[: self._num_images].tolist())
 
 
 def _collate(samples: list[Sample]) -> Batch:

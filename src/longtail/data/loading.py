@@ -23,12 +23,17 @@ class Loader(Protocol):
         """The batches of one epoch; the same for the same number."""
 
 
+def images_per_epoch(num_images: int, batch_size: int, shuffle: bool) -> int:
+    """All images, but for one that would be alone in the last batch of a shuffled epoch: batch norm needs two."""
+    return num_images - 1 if shuffle and num_images > batch_size and num_images % batch_size == 1 else num_images
+
+
 class MemoryLoader:
     """A `Loader` over decoded pixels. No copy to the device and no random draw happens inside an epoch.
 
     Args:
         split: with pixels.
-        batch_size: B; the last batch may be shorter.
+        batch_size: B; the last batch may be shorter, but see `images_per_epoch`.
         device: where the images lie from now on.
         mean: subtracted from the channels (0 to 1).
         std: divides them.
@@ -56,7 +61,7 @@ class MemoryLoader:
         assert split.pixels is not None
         self.images = torch.from_numpy(split.pixels).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
-        self.num_images = len(split)
+        self.num_images = images_per_epoch(len(split), batch_size, shuffle)
         self.batch_size = batch_size
         self.device = device
         self.mean = torch.tensor(mean, device=device) * 255
@@ -72,8 +77,10 @@ class MemoryLoader:
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, H, W), in channels-last memory, and labels (B,)."""
         draw = generator(self.seed, epoch)
-        order = torch.randperm(self.num_images, generator=draw) if self.shuffle else torch.arange(self.num_images)
-        moves = draw_moves(self.num_images, self.padding, self.flip, self.rotation, draw)
+        every = len(self.labels)
+        order = torch.randperm(every, generator=draw) if self.shuffle else torch.arange(every)
+        order = order[: self.num_images]
+        moves = draw_moves(every, self.padding, self.flip, self.rotation, draw)
         moves = type(moves)(*(part.to(self.device) for part in moves))
         order = order.to(self.device)
         for start in range(0, self.num_images, self.batch_size):

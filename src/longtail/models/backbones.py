@@ -1,14 +1,13 @@
 """Cuts a network into a shared trunk and one branch per expert, and knows RIDE's narrowed widths."""
 
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from functools import partial
 from itertools import chain
 from typing import Literal
 
 from torch import nn
 
-from longtail.errors import InputError
+from longtail.errors import InputError, did_you_mean
 from longtail.models import cifar
 
 Width = Literal["narrow", "full"] | Sequence[int]
@@ -31,9 +30,8 @@ def backbone(name: str, width: Width = "full") -> Callable[[], nn.Module]:
         InputError: unknown name, or widths that the network cannot have.
     """
     if name not in cifar.BLOCKS_PER_STAGE:
-        near = get_close_matches(name, backbone_names(), n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise InputError(f"unknown backbone '{name}'.{hint} There are: {', '.join(backbone_names())}")
+        hint = did_you_mean(name, backbone_names())
+        raise InputError(f"unknown backbone '{name}'{hint}; there are {', '.join(backbone_names())}")
     stem, *own = cifar.WIDTHS
     if width == "narrow":
         own = [channels * 3 // 4 for channels in own]

@@ -64,6 +64,8 @@ class CifarResNet(nn.Module):
     def __init__(self, blocks: int, widths: Sequence[int] = WIDTHS):
         super().__init__()
         stem, *_ = widths
+        if min(widths) < 1:
+            raise InputError(f"widths {tuple(widths)}: each must be at least 1")
         for before, after in pairwise(widths):
             if (after - before) % 2:
                 raise InputError(
