@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import transforms
 
-from longtail.data.loading import MemoryLoader
+from longtail.data.loading import MemoryLoader, Normalise
 from longtail.data.splits import Split
 
 NUM_IMAGES, BATCH_SIZE, EPOCHS = 10_847, 128, 3
@@ -56,8 +56,7 @@ def main() -> None:
         Split(labels, pixels),
         BATCH_SIZE,
         device=torch.device("cpu"),
-        mean=MEAN,
-        std=STD,
+        normalise=Normalise(MEAN, STD, torch.device("cpu")),
         shuffle=True,
         padding=4,
         flip=True,

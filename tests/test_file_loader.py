@@ -7,7 +7,7 @@ from PIL import Image
 
 from longtail.data import transforms
 from longtail.data.file_loader import FileLoader
-from longtail.data.loading import MemoryLoader
+from longtail.data.loading import MemoryLoader, Normalise
 from longtail.data.splits import Split, as_paths
 from longtail.errors import InputError
 
@@ -27,7 +27,12 @@ def split(tmp_path):
 
 
 AS_IS = transforms.test_transform(12, 12)
-GIVEN = {"device": torch.device("cpu"), "mean": MEAN, "std": STD, "seed": 0, "shuffle": True}
+GIVEN = {
+    "device": torch.device("cpu"),
+    "normalise": Normalise(MEAN, STD, torch.device("cpu")),
+    "seed": 0,
+    "shuffle": True,
+}
 RANDOM = transforms.train_transform(10, "padded", 2, (0.1, 1.0), True, 30.0, (0.4, 0.4, 0.4, 0.1), 12)
 
 

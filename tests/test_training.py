@@ -7,7 +7,7 @@ from torch import nn
 
 import longtail
 from longtail import build
-from longtail.data.loading import MemoryLoader
+from longtail.data.loading import MemoryLoader, Normalise
 from longtail.data.splits import Split
 from longtail.models.experts import create_model
 from longtail.tasks import Step, TrainExperts
@@ -23,7 +23,7 @@ def small_split(num=20, num_classes=4, size=8):
 
 
 def loader(split, batch_size=8, **options):
-    return MemoryLoader(split, batch_size, device=CPU, mean=[0.5] * 3, std=[0.25] * 3, **options)
+    return MemoryLoader(split, batch_size, device=CPU, normalise=Normalise([0.5] * 3, [0.25] * 3, CPU), **options)
 
 
 class Linear(nn.Module):
@@ -172,7 +172,14 @@ def test_a_gpu_is_not_waited_for_at_every_step():
     device = torch.device("cuda")
     split = small_split(num=2 * (CHECK_EVERY - 1))
     moving = MemoryLoader(
-        split, 2, device=device, mean=[0.5] * 3, std=[0.25] * 3, shuffle=True, padding=1, flip=True, rotation=5
+        split,
+        2,
+        device=device,
+        normalise=Normalise([0.5] * 3, [0.25] * 3, device),
+        shuffle=True,
+        padding=1,
+        flip=True,
+        rotation=5,
     )
     task = TrainExperts(create_model("resnet20", 4, 2), longtail.losses.RIDELoss([9, 5, 3, 1])).to(device)
     optimizer = torch.optim.SGD(task.parameters(), 0.01)

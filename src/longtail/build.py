@@ -16,7 +16,7 @@ from longtail.data.cifar import cifar
 from longtail.data.digits import digits
 from longtail.data.file_loader import FileLoader
 from longtail.data.files import folder, list_files, published
-from longtail.data.loading import Loader, MemoryLoader
+from longtail.data.loading import Loader, MemoryLoader, Normalise
 from longtail.data.splits import Dataset, Split
 from longtail.data.transforms import default_resize, test_transform, train_transform
 from longtail.errors import InputError
@@ -133,7 +133,7 @@ def _workers(config: Config) -> int:
 
 
 def _loader_options(config: Config, device: torch.device) -> dict[str, Any]:
-    return {"device": device, "mean": config.data.mean, "std": config.data.std}
+    return {"device": device, "normalise": Normalise(config.data.mean, config.data.std, device)}
 
 
 def _in_memory(config: Config, dataset: Dataset, split: Split) -> Split:
