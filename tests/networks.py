@@ -38,7 +38,23 @@ PLAIN = {
     "mixer_s32_224": 224,
 }
 
-FIXED_INPUT = ("maxvit", "swinv2_cr", "mixer", "resn", "conv", "reg", "eff", "mob", "dense", "edge", "pvt", "pool", "rep", "mamba", "tf_")
+FIXED_INPUT = (
+    "maxvit",
+    "swinv2_cr",
+    "mixer",
+    "resn",
+    "conv",
+    "reg",
+    "eff",
+    "mob",
+    "dense",
+    "edge",
+    "pvt",
+    "pool",
+    "rep",
+    "mamba",
+    "tf_",
+)
 """Beginnings of the names of networks whose constructor takes no ``img_size``, or that must keep their own."""
 
 NOT_TO_BE_CUT = ("hrnet_w18_small", "hiera_tiny_224", "levit_128s", "beit_base_patch16_224")
@@ -49,4 +65,4 @@ def options(name: str, size: int) -> dict[str, Any]:
     if name.startswith(FIXED_INPUT):
         return {}
     # Fewer blocks than published: the cut is the same.
-    return {"img_size": size} | ({"depths": (1, 1, 2, 1)} if "swin" in name else {"depth": 4})
+    return {"image_size": size} | ({"depths": (1, 1, 2, 1)} if "swin" in name else {"depth": 4})

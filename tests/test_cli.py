@@ -1,7 +1,9 @@
 """What a user sees who types a command."""
 
 import csv
+import errno
 import io
+import shutil
 
 import pytest
 import yaml
@@ -69,6 +71,10 @@ WRONG = [
     (["train", "--training.epochs", "-3"], "training.epochs is -3"),
     (["train", "--device", "cuda:77"], "cuda:77"),
     (["train", "--device", "gpu"], "gpu"),
+    (["train", "--device", "meta"], "meta"),
+    (["train", "--data.resize", "12"], "data.resize"),
+    (["train", "--model.width", "[0, 0]"], "at least 1"),
+    (["train", "--out", "x"], "out"),
     (["train", "--data.name", "folder", "--data.root", "no/such/place"], "no/such/place"),
     (["train", "--output", "/proc/run"], "/proc/run"),
     (["train", "--model.backbone", "resnet18"], "resnet110"),
@@ -97,3 +103,61 @@ def test_picture_that_does_not_decode_is_named(folder, tmp_path, capsys):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
     assert main(["predict", str(folder), str(tmp_path / "broken.png")]) == 2
     assert "broken.png" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--version"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out.startswith("longtail 0.")
+
+
+def test_names_are_not_markup_and_lines_are_not_broken(tmp_path, capsys):
+    where = tmp_path / "a long folder name with [red]brackets[/b] that is wider than eighty columns of a terminal"
+    assert main(["train", "--output", str(where), "--name", "a[/x]", *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert f"Results, plots and settings: {where / 'report.md'}\n" in out
+    assert "a[/x]: 600 test images" in out
+
+
+def test_evaluate_takes_settings(folder, tmp_path, capsys):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    assert main(["evaluate", str(copy), "--evaluation.many_above", "60"]) == 0
+    assert "over 60 training images" in capsys.readouterr().out
+    assert main(["evaluate", str(copy), "--model.num_experts", "3"]) == 2
+    assert "architecture" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "content"), [("metrics.jsonl", '{"epoch": 1}\n{"epo'), ("environment.json", "")])
+def test_damaged_records_are_named(folder, tmp_path, capsys, name, content):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / name).write_text(content)
+    assert main(["evaluate", str(copy)]) == 2
+    err = capsys.readouterr().err
+    assert f"{name}" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_full_disk_is_one_line(folder, monkeypatch, capsys):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", "report.md")
+
+    monkeypatch.setattr("longtail.pipeline.write_report", full)
+    assert main(["evaluate", str(folder)]) == 2
+    assert capsys.readouterr().err == "longtail: report.md: No space left on device\n"
+
+
+def test_divergence_in_the_first_epoch_leaves_no_run(tmp_path, capsys):
+    where = tmp_path / "run"
+    assert (
+        main(["train", "--output", str(where), "--training.learning_rate", "1e30", "--training.warmup", "0", *QUICK])
+        == 2
+    )
+    assert not where.exists()
+
+
+def test_hidden_files_are_not_classified(folder, tmp_path, capsys):
+    Image.new("RGB", (9, 9)).save(tmp_path / "seen.png")
+    (tmp_path / "._seen.png").write_bytes(b"what macOS leaves")
+    assert main(["predict", str(folder), str(tmp_path)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2

@@ -7,27 +7,32 @@ from PIL import Image
 
 from longtail.data import transforms
 from longtail.data.file_loader import FileLoader
-from longtail.data.loading import MemoryLoader
+from longtail.data.loading import MemoryLoader, Normalise
 from longtail.data.splits import Split, as_paths
 from longtail.errors import InputError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
-NUM = 7
+NUM = 8
 
 
 @pytest.fixture
 def split(tmp_path):
-    """Seven pictures of noise, each its own."""
+    """Eight pictures of noise, each its own."""
     paths = []
     for i in range(NUM):
         pixels = np.random.default_rng(i).integers(0, 256, (12, 12, 3), dtype=np.uint8)
         paths.append(tmp_path / f"picture {i} ä.png")
         Image.fromarray(pixels).save(paths[-1])
-    return Split(np.array([2, 0, 1, 1, 0, 2, 5], dtype=np.int64), paths=as_paths(paths))
+    return Split(np.array([2, 0, 1, 1, 0, 2, 5, 3], dtype=np.int64), paths=as_paths(paths))
 
 
 AS_IS = transforms.test_transform(12, 12)
-GIVEN = {"device": torch.device("cpu"), "mean": MEAN, "std": STD, "seed": 0, "shuffle": True}
+GIVEN = {
+    "device": torch.device("cpu"),
+    "normalise": Normalise(MEAN, STD, torch.device("cpu")),
+    "seed": 0,
+    "shuffle": True,
+}
 RANDOM = transforms.train_transform(10, "padded", 2, (0.1, 1.0), True, 30.0, (0.4, 0.4, 0.4, 0.1), 12)
 
 
@@ -56,7 +61,7 @@ def test_batches_are_normalised_and_in_order(split):
     plain = loader(split, AS_IS, shuffle=False)
     assert (len(plain), plain.num_images) == (3, NUM)
     batches = list(plain.epoch(0))
-    assert [len(labels) for _, labels in batches] == [3, 3, 1]
+    assert [len(labels) for _, labels in batches] == [3, 3, 2]
     for images, labels in batches:
         assert (images.dtype, images.shape[1:]) == (torch.float32, (3, 12, 12))
         assert images.is_contiguous(memory_format=torch.channels_last)
@@ -169,3 +174,16 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(split):
     expected = gathered(loader(split), 0)
     torch.testing.assert_close(images.cpu(), expected[0])
     assert torch.equal(labels.cpu(), expected[1])
+
+
+@pytest.mark.parametrize(("num", "shuffle", "sizes"), [(8, True, [3, 3, 2]), (7, True, [3, 3]), (7, False, [3, 3, 1])])
+def test_no_image_is_alone_in_a_shuffled_batch(split, num, shuffle, sizes):
+    """Batch norm cannot train on one value per channel; another image is left out in each epoch."""
+    part = split.take(np.arange(num))
+    files = loader(part, AS_IS, shuffle=shuffle)
+    memory = MemoryLoader(Split(part.labels, pixels_of(part)), 3, **{**GIVEN, "shuffle": shuffle})
+    for one in (files, memory):
+        batches = list(one.epoch(1))
+        assert [len(labels) for _, labels in batches] == sizes
+        assert len(one) == len(sizes)
+        assert one.num_images == sum(sizes)

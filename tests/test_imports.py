@@ -19,9 +19,9 @@ FLOORS = [
     ["evaluation", "training", "progress"],
     ["tasks", "checkpoint"],
     ["data", "runtime", "models"],
-    ["losses", "metrics", "schedules", "settings", "seeds"],
+    ["losses", "metrics", "settings", "seeds"],
     ["config"],
-    ["errors"],
+    ["schedules", "errors"],
 ]
 # The long tail's own arithmetic (counts, shot groups) stands below everything that uses it.
 GROUND = {"data.longtail"}

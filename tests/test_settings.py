@@ -98,6 +98,15 @@ WRONG = [
     (["--training", "x"], ["training", "section"]),
     (["epochs"], ["epochs"]),
     (["--seed", "-1"], ["seed", "-1"]),
+    (["--seed", "99999999999999999999999"], ["seed", "2^32"]),
+    (["--data.subset_seed", "-1"], ["data.subset_seed", "-1"]),
+    (["--data.subset_seed", "5000000000"], ["data.subset_seed", "2^32"]),
+    (["--training.warmup", "500"], ["training.warmup", "500", "60"]),
+    (["--training.milestones", "[0.5, 10]"], ["training.milestones", "ascending"]),
+    (["--training.milestones", "[160, 180]"], ["training.milestones", "at most training.epochs, 60"]),
+    (["--loss.reweight_after", "160"], ["loss.reweight_after", "160", "60"]),
+    (["--data.image_size", "1000000"], ["data.image_size", "4096"]),
+    (["--data.image_size", "64", "--data.resize", "32"], ["data.resize", "64"]),
 ]
 
 
@@ -120,6 +129,11 @@ WRONG_FILES = [
     ("base: {file}", ["base"]),
     ("base: 3", ["3"]),
     ("about: none", ["about"]),
+    ("training: {epochs: null}", ["training.epochs", "null"]),
+    ("data: {root: ~}", ["data.root", "null"]),
+    ("data: &a {x: *a}", ["aliases"]),
+    ("training: {epochs: 1}\ntraining: {batch_size: 32}", [":2", "'training' stands twice"]),
+    ("training: {epochs: 1, epochs: 2}", ["'epochs' stands twice"]),
     ("3: 4", ["3"]),
     ("!!python/object/apply:os.system ['touch {marker}']", ["YAML"]),
 ]
@@ -147,6 +161,13 @@ def test_binary_file_and_circle_of_bases(tmp_path):
     two.write_text(f"base: {one}")
     with pytest.raises(longtail.InputError, match="base"):
         recipe(one)
+
+
+def test_base_is_looked_for_beside_the_file(tmp_path, monkeypatch):
+    (tmp_path / "base.yaml").write_text("training: {epochs: 7}")
+    (tmp_path / "mine.yaml").write_text("base: base.yaml")
+    monkeypatch.chdir("/")
+    assert recipe(tmp_path / "mine.yaml").training.epochs == 7
 
 
 def test_constructors_check_too():

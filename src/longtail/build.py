@@ -1,5 +1,6 @@
 """`Config` -> the parts of a run: data, loaders, model, criterion, optimiser, learning rate."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from longtail.data.cifar import cifar
 from longtail.data.digits import digits
 from longtail.data.file_loader import FileLoader
 from longtail.data.files import folder, list_files, published
-from longtail.data.loading import Loader, MemoryLoader
+from longtail.data.loading import Loader, MemoryLoader, Normalise
 from longtail.data.splits import Dataset, Split
-from longtail.data.transforms import test_transform, train_transform
+from longtail.data.transforms import default_resize, test_transform, train_transform
 from longtail.errors import InputError
 from longtail.losses import CrossEntropyLoss, LDAMLoss, RIDELoss
 from longtail.schedules import cosine_rate, epoch_of, step_multiplier
@@ -66,12 +67,14 @@ def _source(config: Config) -> Dataset:
 
 def image_sizes(config: Config, dataset: Dataset) -> tuple[int, int]:
     """Pixels of an image's sides as the network sees it, and of the shorter side before the central crop."""
-    pixels = dataset.train.pixels
+    data, pixels = config.data, dataset.train.pixels
     if pixels is not None:
-        size = config.data.image_size or pixels.shape[1]
-        return size, config.data.resize or size
-    size = config.data.image_size or FILE_IMAGE_SIZE
-    return size, config.data.resize or round(size * 256 / 224)
+        if data.resize is not None:
+            raise InputError(f"data.resize is for image files; {data.name} is brought to data.image_size as it is")
+        size = data.image_size or pixels.shape[1]
+        return size, size
+    size = data.image_size or FILE_IMAGE_SIZE
+    return size, data.resize or default_resize(size)
 
 
 def train_loader(config: Config, dataset: Dataset, device: torch.device) -> Loader:
@@ -104,7 +107,7 @@ def train_loader(config: Config, dataset: Dataset, device: torch.device) -> Load
         augmentation.color_jitter,
         before_crop,
     )
-    return FileLoader(split, transform, config.training.batch_size, workers=config.data.workers, **options)
+    return FileLoader(split, transform, config.training.batch_size, workers=_workers(config), **options)
 
 
 def eval_loader(config: Config, dataset: Dataset, split: Split, device: torch.device) -> Loader:
@@ -117,22 +120,28 @@ def eval_loader(config: Config, dataset: Dataset, split: Split, device: torch.de
         split,
         transform,
         config.evaluation.batch_size,
-        workers=config.data.workers,
+        workers=_workers(config),
         seed=config.seed,
         shuffle=False,
         **_loader_options(config, device),
     )
 
 
+def _workers(config: Config) -> int:
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(config.data.workers, processors)
+
+
 def _loader_options(config: Config, device: torch.device) -> dict[str, Any]:
-    return {"device": device, "mean": config.data.mean, "std": config.data.std}
+    return {"device": device, "normalise": Normalise(config.data.mean, config.data.std, device)}
 
 
 def _in_memory(config: Config, dataset: Dataset, split: Split) -> Split:
     """The split with decoded pixels of the right size, where that is possible and wanted."""
     size, before_crop = image_sizes(config, dataset)
     if split.pixels is None:
-        if config.augmentation.crop == "resized" or not fits(len(split), size, config.data.cache_gib):
+        num_images = sum(len(part) for part in (dataset.train, dataset.val, dataset.test) if part is not None)
+        if config.augmentation.crop == "resized" or not fits(num_images, size, config.data.cache_gib):
             return split
         return decode_all(split, test_transform(size, before_crop))
     if split.pixels.shape[1] == size:
@@ -142,16 +151,18 @@ def _in_memory(config: Config, dataset: Dataset, split: Split) -> Split:
     return Split(split.labels, pixels=np.ascontiguousarray(pixels))
 
 
-def architecture(config: Config, num_classes: int) -> dict[str, Any]:
-    """The arguments of `longtail.create_model`."""
+def architecture(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """The arguments of `longtail.create_model`, but for where weights come from."""
     model = config.model
     return {
         "name": model.backbone,
-        "num_classes": num_classes,
+        "num_classes": dataset.num_classes,
         "num_experts": model.num_experts,
         "width": model.width,
         "head": model.head,
         "scale": model.scale,
+        "expert_stages": model.expert_stages,
+        "image_size": image_sizes(config, dataset)[0],
     }
 
 

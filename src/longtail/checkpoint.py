@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ class ModelCard:
 
     std: tuple[float, ...]
     """Divides them"""
+
+    training_images: str = ""
+    """`longtail.data.splits.Split.fingerprint` of what it was trained on"""
 
     epoch: int = 0
     """Epochs trained"""
@@ -110,5 +114,6 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise InputError(f"{path} could not be written: {error.strerror}") from error

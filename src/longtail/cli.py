@@ -1,9 +1,11 @@
 """The command line: one function per command. Help and errors come without importing torch."""
 
 import argparse
+import io
 import logging
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any, NoReturn
 
 from longtail.errors import InputError
@@ -13,7 +15,10 @@ EXIT_INTERRUPTED = 130
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors are one line."""
+    """Errors are one line, and options are not guessed from their beginnings."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see '{self.prog} --help'")
@@ -27,18 +32,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.addLevelName(logging.INFO, "note")
     try:
         known, settings = _parser().parse_known_args(arguments)
-        if settings and known.run is not train:
+        if settings and known.run not in (train, evaluate):
             raise InputError(f"unknown argument '{settings[0]}'; see 'longtail {known.command} --help'")
         known.run(known, settings)
     except InputError as error:
         print(f"longtail: {error}", file=sys.stderr)
         return EXIT_INPUT
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        sys.stderr.close()
+    except OSError as error:  # a full disk, a folder that cannot be read or written
+        print(f"longtail: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        return EXIT_INPUT
     except KeyboardInterrupt:
         print("longtail: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output, such as head, has gone
-        sys.stderr.close()
-        return 0
     return 0
 
 
@@ -66,12 +73,12 @@ def evaluate(known: argparse.Namespace, settings: list[str]) -> None:
 
     from longtail import pipeline
     from longtail.run import Run
+    from longtail.settings import resolve
 
     run = Run.open(known.folder)
-    evaluation = pipeline.evaluate(run, known.split, device=known.device)
-    console = Console()
-    console.print(pipeline.results_table(evaluation, known.split, run.config))
-    console.print(f"Results, plots and settings: {run.folder / 'report.md'}", highlight=False)
+    config = resolve(str(run.config_path), {}, settings)
+    evaluation = pipeline.evaluate(run, known.split, config=config, device=config.device)
+    pipeline.print_results(Console(), run, evaluation, known.split, config)
 
 
 def predict(known: argparse.Namespace, settings: list[str]) -> None:
@@ -80,9 +87,12 @@ def predict(known: argparse.Namespace, settings: list[str]) -> None:
 
     from longtail.prediction import predict as predict_pictures
 
-    writer = csv.writer(sys.stdout)
-    writer.writerow(["picture", "class", "probability"])
-    for prediction in predict_pictures(known.model, known.pictures, device=known.device):
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold anything
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    for number, prediction in enumerate(predict_pictures(known.model, known.pictures, device=known.device)):
+        if number == 0:
+            writer.writerow(["picture", "class", "probability"])
         writer.writerow([prediction.path, prediction.class_name, f"{prediction.probability:.4f}"])
 
 
@@ -117,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Long-tailed image recognition with routed, diverse experts.",
         epilog="'longtail train' alone trains on built-in data in a minute or two.",
     )
+    parser.add_argument("--version", action="version", version=f"longtail {version('longtail')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
     command = commands.add_parser(
@@ -133,11 +144,14 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=train, parser=command)
 
     command = commands.add_parser(
-        "evaluate", help="test a run again", description="Tests a run and writes its results and report anew."
+        "evaluate",
+        help="test a run again",
+        description="Tests a run and writes its results and report anew. Settings may say where the data are now "
+        "(--data.root FOLDER) or how to count (--evaluation.many_above 99).",
+        usage="longtail evaluate RUN [--split test|val] [--section.field value ...]",
     )
     command.add_argument("folder", metavar="RUN", help="run folder")
     command.add_argument("--split", choices=("test", "val"), default="test", help="the part to print")
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     command.set_defaults(run=evaluate)
 
     command = commands.add_parser(

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from longtail.errors import InputError
+from longtail.schedules import epoch_of
 
 
 def _require(condition: bool, setting: str, value: object, right: str) -> None:
@@ -66,7 +67,7 @@ class DataConfig:
     """Height and width in pixels that images are brought to; unset: as they are (digits 8, CIFAR 32), others 224."""
 
     resize: int | None = None
-    """Shorter side in pixels before the central crop to image_size; unset: image_size * 256 / 224."""
+    """Shorter side in pixels before the central crop to image_size, for image files; unset: image_size * 256 / 224."""
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from red, green and blue (0 to 1)."""
@@ -75,10 +76,11 @@ class DataConfig:
     """Divides red, green and blue afterwards."""
 
     cache_gib: float = 2.0
-    """Image files are decoded once and kept when crop is not 'resized' and they fit into this much memory."""
+    """Image files are decoded once and kept when crop is not 'resized' and all of them fit into this much memory.
+    They are then augmented in batches: the same distribution, other random numbers."""
 
     workers: int = 2
-    """Processes that decode image files during training; 0 decodes in the main process."""
+    """Processes that decode image files, at most one for each processor; 0 decodes in the main process."""
 
     def __post_init__(self) -> None:
         factor = self.imbalance_factor
@@ -88,7 +90,11 @@ class DataConfig:
             _require(0 <= getattr(self, name) < 1, f"data.{name}", getattr(self, name), "at least 0 and below 1")
         for name in ("image_size", "resize"):
             value = getattr(self, name)
-            _require(value is None or value >= 4, f"data.{name}", value, "at least 4 pixels, or unset")
+            _require(value is None or 4 <= value <= 4096, f"data.{name}", value, "from 4 to 4096 pixels, or unset")
+        if self.resize is not None and self.image_size is not None:
+            right = f"at least data.image_size, {self.image_size}"
+            _require(self.resize >= self.image_size, "data.resize", self.resize, right)
+        _require(0 <= self.subset_seed < 2**32, "data.subset_seed", self.subset_seed, "from 0 to 2^32 - 1")
         _require(all(value > 0 for value in self.std), "data.std", self.std, "three numbers above 0")
         _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
         _require(self.cache_gib >= 0, "data.cache_gib", self.cache_gib, "0 or more")
@@ -140,13 +146,20 @@ class ModelConfig:
     """The network."""
 
     backbone: str = "resnet32"
-    """Network that trunk and branches are cut from: resnet20, 32, 44, 56 or 110."""
+    """Network that trunk and branches are cut from: resnet20, 32, 44, 56 or 110 for small images, resnet10, or any
+    hierarchical network or plain vision transformer of timm."""
+
+    pretrained: bool | str = False
+    """Start from timm's published weights (true), or from those in a file; narrowed stages start afresh."""
+
+    expert_stages: int | None = None
+    """Last stages that belong to each expert; unset: 2, and a quarter of the blocks of plain vision transformers."""
 
     num_experts: int = 3
     """Experts."""
 
     width: Literal["narrow", "full"] | list[int] = "narrow"
-    """Channels of an expert's own stages: narrow (three quarters), full, or the numbers themselves."""
+    """Channels of the last two stages: narrow (three quarters), full, or the numbers themselves."""
 
     head: Literal["cosine", "linear"] = "cosine"
     """Classifier of each expert."""
@@ -155,6 +168,8 @@ class ModelConfig:
     """What a cosine head multiplies cosines by; margins of the loss are in its units."""
 
     def __post_init__(self) -> None:
+        stages = self.expert_stages
+        _require(stages is None or stages >= 1, "model.expert_stages", stages, "at least 1, or unset")
         _require(self.num_experts >= 1, "model.num_experts", self.num_experts, "at least 1")
         _require(self.scale > 0, "model.scale", self.scale, "above 0")
 
@@ -250,7 +265,8 @@ class TrainingConfig:
         _require(self.momentum > 0 or not self.nesterov, "training.nesterov", True, "false where momentum is 0")
         _require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "above 0")
         _require(0 < self.decay <= 1, "training.decay", self.decay, "above 0 and at most 1")
-        ascending = all(m >= 0 for m in self.milestones) and list(self.milestones) == sorted(self.milestones)
+        resolved = [epoch_of(milestone, self.epochs) for milestone in self.milestones]
+        ascending = all(milestone >= 0 for milestone in resolved) and resolved == sorted(resolved)
         _require(
             ascending, "training.milestones", self.milestones, "epochs or shares of all epochs, in ascending order"
         )
@@ -302,5 +318,11 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
         _require_finite("", asdict(self))
+        epochs, right = self.training.epochs, f"at most training.epochs, {self.training.epochs}, or a share below 1"
+        for milestone in self.training.milestones:
+            _require(milestone <= epochs, "training.milestones", self.training.milestones, right)
+        _require(self.training.warmup <= epochs, "training.warmup", self.training.warmup, right)
+        after = self.loss.reweight_after
+        _require(after is None or after <= epochs, "loss.reweight_after", after, right)

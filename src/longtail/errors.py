@@ -1,8 +1,24 @@
 """The one kind of error that is the user's to mend."""
 
+from collections.abc import Sequence
+from difflib import get_close_matches
+
 
 class InputError(ValueError):
     """Something that was given is wrong; the message names it and says what would be right.
 
     The command line prints it as one line and exits with code 2.
     """
+
+
+def did_you_mean(word: str, words: Sequence[str]) -> str:
+    """The end of a message about an unknown word: "; did you mean 'x'?", or nothing if none is near."""
+    near = get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def raise_all(problems: Sequence[str], most: int = 20) -> None:
+    """Raises one error that lists the problems, a line each and at most so many, if there are any."""
+    if problems:
+        hidden = len(problems) - most
+        raise InputError("\n".join([*problems[:most], *([f"and {hidden} more"] if hidden > 0 else [])]))

@@ -16,12 +16,17 @@ def expert_logits(model: MultiExpert, loader: Loader) -> tuple[Tensor, Tensor]:
     """Every expert's logits (N, E, C), float32, and the labels (N,), both on the CPU and in the loader's order."""
     was_training = model.training
     model.eval()
-    logits, labels = [], []
+    logits, labels = torch.empty(0), torch.empty(loader.num_images, dtype=torch.int64)
+    done = 0
     for images, targets in loader.epoch(0):
-        logits.append(model(images).logits.float().cpu())
-        labels.append(targets.cpu())
+        batch = model(images).logits
+        if done == 0:  # one array from the start: joining batches would need twice the memory
+            logits = torch.empty(loader.num_images, *batch.shape[1:])
+        logits[done : done + len(batch)] = batch
+        labels[done : done + len(batch)] = targets
+        done += len(batch)
     model.train(was_training)
-    return torch.cat(logits), torch.cat(labels)
+    return logits, labels
 
 
 def evaluate_loader(model: MultiExpert, loader: Loader, class_counts: Sequence[int], config: Config) -> Evaluation:

@@ -87,7 +87,7 @@ def plot_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
             axes.plot(*zip(*points, strict=True), color=color, label=label, **marked)
 
     draw(loss, "loss", BLUE, "training")
-    _label(loss, "Loss", "epoch", "loss per image")
+    _label(loss, "Loss", "epoch", "mean loss")
     draw(accuracy, "accuracy", BLUE, "training", 100)
     draw(accuracy, "val_accuracy", VERMILLION, "validation", 100)
     draw(accuracy, "val_balanced", PURPLE, "validation, balanced", 100)

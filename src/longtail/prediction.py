@@ -9,7 +9,8 @@ import torch
 
 from longtail.checkpoint import load_model_file, model_file
 from longtail.data.file_loader import FileLoader
-from longtail.data.pictures import is_picture
+from longtail.data.files import pictures_below
+from longtail.data.loading import Normalise
 from longtail.data.splits import Split, as_paths
 from longtail.data.transforms import test_transform
 from longtail.errors import InputError
@@ -47,8 +48,7 @@ def predict(
         test_transform(card.image_size, card.resize),
         batch_size,
         device=on,
-        mean=card.mean,
-        std=card.std,
+        normalise=Normalise(card.mean, card.std, on),
         seed=0,
         shuffle=False,
         workers=0,
@@ -66,7 +66,7 @@ def _pictures(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError(f"'{path}' is neither a picture nor a folder")
-    found = sorted(file for file in path.rglob("*") if is_picture(file))
+    found = pictures_below(path)
     if not found:
         raise InputError(f"no pictures in '{path}'")
     return found

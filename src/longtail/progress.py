@@ -68,6 +68,7 @@ class TrainingProgress:
             f"train {record['accuracy']:6.1%}{validation}  lr {record['learning_rate']:.2g}  "
             f"{record['images_per_second']:,.0f} images/s  {_duration(left)} left",
             highlight=False,
+            soft_wrap=True,
         )
 
 

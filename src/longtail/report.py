@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from longtail import plots
 from longtail.data.longtail import SHOTS
@@ -35,7 +36,7 @@ def summary(evaluation: Evaluation, title: str, *, many_above: int = 100, few_be
     if evaluation.disagreement is not None:
         lines.append(f"Two experts disagree on {_percent(evaluation.disagreement)} % of images")
     table = Table(
-        title=title, caption="\n".join(lines), box=box.SIMPLE_HEAD, caption_justify="left", title_justify="left"
+        title=Text(title), caption="\n".join(lines), box=box.SIMPLE_HEAD, caption_justify="left", title_justify="left"
     )
     table.add_column("")
     for column in ("overall", "balanced", *SHOTS):

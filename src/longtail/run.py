@@ -1,6 +1,7 @@
 """A run folder: what training leaves behind and everything later starts from."""
 
 import json
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ class Run:
         return run
 
     @property
+    def config_path(self) -> Path:
+        """Every setting."""
+        return self.folder / "config.yaml"
+
+    @property
     def model_path(self) -> Path:
         """The weights with their description."""
         return self.folder / MODEL_FILE
@@ -45,7 +51,7 @@ class Run:
     @cached_property
     def config(self) -> Config:
         """The settings it was trained with."""
-        return recipe(self.folder / "config.yaml")
+        return recipe(self.config_path)
 
     def load_model(self) -> tuple[MultiExpert, ModelCard]:
         """The model of the last complete epoch, on the CPU in eval mode, with its description."""
@@ -54,12 +60,13 @@ class Run:
     def history(self) -> list[dict[str, Any]]:
         """The record of each epoch."""
         path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        lines = path.read_text().splitlines() if path.is_file() else []
+        return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
 
     def environment(self) -> dict[str, Any]:
         """Versions and hardware it was trained with."""
         path = self.folder / "environment.json"
-        return json.loads(path.read_text()) if path.is_file() else {}  # type: ignore[no-any-return]
+        return _parse(path.read_text(), str(path)) if path.is_file() else {}
 
     def start(self, config: Config, environment: dict[str, Any]) -> None:
         """Writes what is known before training.
@@ -67,15 +74,22 @@ class Run:
         Raises:
             InputError: the folder cannot be made, or another run has taken it meanwhile.
         """
-        if (self.folder / "config.yaml").exists():
+        if self.config_path.exists():
             raise InputError(f"another run has taken '{self.folder}' meanwhile; start again")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"run folder '{self.folder}' cannot be made: {error.strerror}") from error
-        write_atomically(self.folder / "config.yaml", to_yaml(config).encode())
+        write_atomically(self.config_path, to_yaml(config).encode())
         self.write_json("environment.json", environment)
         write_atomically(self.folder / "metrics.jsonl", b"")
+
+    def discard(self) -> None:
+        """Takes back what `start` wrote, where nothing came of the run."""
+        for name in ("config.yaml", "environment.json", "metrics.jsonl"):
+            (self.folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # it may hold something else
+            self.folder.rmdir()
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds an epoch's record."""
@@ -85,6 +99,16 @@ class Run:
     def write_json(self, name: str, content: Any) -> None:
         """Writes a JSON file into the folder."""
         write_atomically(self.folder / name, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: damaged ({error.msg}); mend or remove it") from error
+    if not isinstance(parsed, dict):
+        raise InputError(f"{where}: damaged; mend or remove it")
+    return parsed
 
 
 def new_run(name: str, output: str | Path | None = None) -> Run:

@@ -3,16 +3,15 @@
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from longtail.config import Config
-from longtail.errors import InputError
+from longtail.errors import InputError, did_you_mean
 
 DEFAULT_RECIPE = "digits-lt-ride"
 
@@ -77,6 +76,11 @@ def resolve(name: str, overrides: Settings, arguments: Sequence[str] = ()) -> Co
 def make_config(values: Settings) -> Config:
     """Nested, complete settings of the right types -> checked `Config`."""
     kinds = get_type_hints(Config)
+    for section, fields in values.items():
+        hints = get_type_hints(kinds[section]) if isinstance(fields, dict) else {}
+        for field, value in fields.items() if hints else ():
+            if value is None and type(None) not in get_args(hints[field]):
+                raise InputError(f"{section}.{field} is null; it must have a value")
     return Config(**{key: kinds[key](**value) if isinstance(value, dict) else value for key, value in values.items()})
 
 
@@ -104,17 +108,20 @@ def _load(name: str, heirs: tuple[str, ...] = ()) -> tuple[Settings, dict[str, s
     else:
         path = Path(name)
         if not path.is_file():
-            raise InputError(f"no recipe or file '{name}'{_near(name, recipe_names())}; 'longtail recipes' lists them")
+            near = did_you_mean(path.name, recipe_names())
+            raise InputError(f"no recipe or file '{name}'{near}; 'longtail recipes' lists them")
         try:
             text, stem = path.read_text(encoding="utf-8"), path.stem
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{name}: {error}") from error
     try:
-        settings = yaml.safe_load(text) or {}
+        settings = yaml.load(text, _Loader) or {}
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
         raise InputError(f"{name}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    except RecursionError as error:
+        raise InputError(f"{name}: not valid YAML: too deep") from error
     if not isinstance(settings, dict):
         raise InputError(f"{name}: must hold settings, 'section: {{field: value}}', not a {type(settings).__name__}")
     described = settings.pop("about", {})
@@ -122,10 +129,30 @@ def _load(name: str, heirs: tuple[str, ...] = ()) -> tuple[Settings, dict[str, s
     if not isinstance(described, dict) or not set(described) <= set(words):
         raise InputError(f"{name}: 'about' must hold {', '.join(words)}")
     base = str(settings.pop("base", ""))
+    if base and base not in recipe_names():
+        base = str(Path(name).parent / base)  # beside the file that names it
     if base in (name, *heirs):
         raise InputError(f"{name}: its base '{base}' is based on it")
     inherited = _load(base, (*heirs, name))[0] if base else {}
     return _merge({**inherited, "name": stem}, settings), described
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only; a key that stands twice is an error, where PyYAML would drop the first silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not taken", event.start_mark)
+        return super().compose_node(parent, index)
 
 
 def _check_known(key: str, where: str) -> None:
@@ -133,12 +160,7 @@ def _check_known(key: str, where: str) -> None:
     if any(setting.startswith(f"{key}.") for setting in known):
         raise InputError(f"'{key}'{where} is a section; set one of its fields, such as {key}.field: value")
     if key not in known:
-        raise InputError(f"unknown setting '{key}'{where}{_near(key, known)}")
-
-
-def _near(word: str, words: Sequence[str]) -> str:
-    near = get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else ""
+        raise InputError(f"unknown setting '{key}'{where}{did_you_mean(key, known)}")
 
 
 def _keys(settings: Settings, prefix: str = "") -> Iterator[str]:
@@ -183,6 +205,6 @@ def _one_line(error: Exception) -> str:
         return text
     key, expected, value = match.groups()
     if choices := re.findall(r"'([^']*)'", expected) if "Literal" in expected else []:
-        return f"{key} is {value!r}; it must be one of {', '.join(choices)}{_near(value, choices)}"
+        return f"{key} is {value!r}; it must be one of {', '.join(choices)}{did_you_mean(value, choices)}"
     expected = re.sub(r"<class '(\w+)'>", r"\1", expected)
     return f"{key} is {value!r}; it must be of type {expected}"

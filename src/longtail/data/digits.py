@@ -6,20 +6,22 @@ from longtail.data.longtail import choose_subset
 from longtail.data.splits import Dataset, Split
 
 TEST_PER_CLASS = 60
+TRAIN_PER_CLASS = 114
+"""What the rarest digit has left."""
 
 
 def digits(seed: int = 0) -> Dataset:
-    """1,797 grey 8x8 pictures of ten digits (Alpaydin and Kaynak, 1998): 60 of each class for testing.
+    """Grey 8x8 pictures of ten digits (Alpaydin and Kaynak, 1998), of each 60 for testing and 114 for training.
 
-    Between 114 and 123 of each are left for training; `Dataset.imbalanced` makes the tail.
+    `Dataset.imbalanced` makes the tail.
     """
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     labels = bunch.target.astype(np.int64)
     grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)
-    held_out = np.sort(choose_subset(labels, [TEST_PER_CLASS] * 10, seed))
     everything = Split(labels, np.repeat(grey[..., None], 3, axis=3))
-    train = everything.take(np.setdiff1d(np.arange(len(labels)), held_out))
+    chosen = choose_subset(labels, [TEST_PER_CLASS + TRAIN_PER_CLASS] * 10, seed).reshape(10, -1)
+    test, train = (np.sort(part.ravel()) for part in np.split(chosen, [TEST_PER_CLASS], axis=1))
     names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-    return Dataset(train, None, everything.take(held_out), names)
+    return Dataset(everything.take(train), None, everything.take(test), names)

@@ -1,7 +1,7 @@
 """Batches from picture files, decoded in worker processes, the same whatever their number."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from longtail.data.loading import Normalise, images_per_epoch
 from longtail.data.pictures import decode
 from longtail.data.splits import Split
 from longtail.data.transforms import Transform
@@ -32,8 +33,7 @@ class FileLoader:
         transform: a picture to a uint8 tensor (3, S, S); may draw from torch's global generator.
         batch_size: images in a batch; the last one may be smaller.
         device: where batches are put.
-        mean: subtracted from red, green and blue (0 to 1).
-        std: divides them afterwards.
+        normalise: pixels to the network's input.
         seed: of order and random changes.
         shuffle: whether each epoch has another order; otherwise the split's own.
         workers: processes that decode; 0 decodes in this one. They live as long as the loader.
@@ -46,18 +46,15 @@ class FileLoader:
         batch_size: int,
         *,
         device: torch.device,
-        mean: Sequence[float],
-        std: Sequence[float],
+        normalise: Normalise,
         seed: int = 0,
         shuffle: bool = False,
         workers: int = 0,
     ) -> None:
-        self.num_images = len(split)
+        self.num_images = images_per_epoch(len(split), batch_size, shuffle)
         self._device = device
-        # Pixels are 0 to 255 where mean and std mean 0 to 1.
-        self._mean = 255 * torch.tensor(mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
-        self._std = 255 * torch.tensor(std, dtype=torch.float32, device=device).view(1, 3, 1, 1)
-        self._order = _Order(len(split), seed, shuffle)
+        self._normalise = normalise
+        self._order = _Order(len(split), self.num_images, seed, shuffle)
         self._batches: DataLoader[Sample] = DataLoader(
             _Pictures(split, transform, seed),
             batch_size,
@@ -87,8 +84,7 @@ class FileLoader:
             if isinstance(batch, InputError):
                 raise batch
             images, labels = (part.to(self._device, non_blocking=True) for part in batch)
-            images = images.to(torch.float32, memory_format=torch.channels_last)
-            yield images.sub_(self._mean).div_(self._std), labels
+            yield self._normalise(images), labels
 
 
 class _Pictures(Dataset[Sample]):
@@ -119,8 +115,9 @@ class _Pictures(Dataset[Sample]):
 class _Order(Sampler[Key]):
     """The keys of the images, in the order of an epoch."""
 
-    def __init__(self, num_images: int, seed: int, shuffle: bool) -> None:
+    def __init__(self, every: int, num_images: int, seed: int, shuffle: bool) -> None:
         self.epoch = 0
+        self._every = every
         self._num_images = num_images
         self._seed = seed
         self._shuffle = shuffle
@@ -130,10 +127,10 @@ class _Order(Sampler[Key]):
 
     def __iter__(self) -> Iterator[Key]:
         epoch = self.epoch
-        positions = torch.arange(self._num_images)
+        positions = torch.arange(self._every)
         if self._shuffle:
-            positions = torch.randperm(self._num_images, generator=generator(self._seed, epoch))
-        return ((epoch, position) for position in positions.tolist())
+            positions = torch.randperm(self._every, generator=generator(self._seed, epoch))
+        return ((epoch, position) for position in positions[: self._num_images].tolist())
 
 
 def _collate(samples: list[Sample]) -> Batch:

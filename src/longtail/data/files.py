@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from longtail.data.longtail import choose_subset
 from longtail.data.pictures import SUFFIXES, is_picture
 from longtail.data.splits import Dataset, Split, as_paths
-from longtail.errors import InputError
+from longtail.errors import InputError, raise_all
 
 PUBLISHED = {
     "imagenet-lt": ("ImageNet_LT_train.txt", "ImageNet_LT_val.txt", "ImageNet_LT_test.txt"),
@@ -21,8 +21,6 @@ PUBLISHED = {
 
 PART_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 """Names, in small or capital letters, of the folders that hold a part of a data set instead of a class."""
-
-MOST_PROBLEMS_SHOWN = 20
 
 
 def list_files(root: Path, train: Path, val: Path | None, test: Path, class_names: Path | None = None) -> Dataset:
@@ -49,7 +47,7 @@ def list_files(root: Path, train: Path, val: Path | None, test: Path, class_name
                 _check_known(file, other, train_list, problems)
         if class_names is not None:
             names = _read_names(class_names, num_classes, problems)
-    _raise_all(problems)
+    raise_all(problems)
     assert train_list is not None
     assert test_list is not None
     names = names or _names_from_folders(train_list, num_classes)
@@ -95,7 +93,7 @@ def folder(root: Path, test_fraction: float, seed: int) -> Dataset:
     splits = {
         part: _read_classes(parts[part], names, part == "train", problems) for part in PART_FOLDERS if part in parts
     }
-    _raise_all(problems)
+    raise_all(problems)
     return Dataset(splits["train"], splits.get("val"), splits["test"], tuple(names))
 
 
@@ -267,7 +265,7 @@ def _without_parts(root: Path, test_fraction: float, seed: int) -> Dataset:
     names = _class_folders(root)
     problems: list[str] = []
     everything = _read_classes(root, names, True, problems)
-    _raise_all(problems)
+    raise_all(problems)
     if test_fraction == 0:
         raise InputError(f"data.test_fraction is 0 and '{root}' has no test/ folder; it must be above 0")
     counts = np.bincount(everything.labels).tolist()
@@ -297,7 +295,7 @@ def _read_classes(where: Path, names: list[str], all_needed: bool, problems: lis
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
-        found = _pictures_below(where / name)
+        found = pictures_below(where / name)
         if all_needed and not found:
             kinds = ", ".join(sorted(SUFFIXES))
             problems.append(f"'{where / name}' holds no picture ({kinds}); each class needs at least one")
@@ -312,17 +310,11 @@ def _subfolders(where: Path) -> list[str]:
     return sorted(entry.name for entry in where.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _pictures_below(where: Path) -> list[Path]:
+def pictures_below(where: Path) -> list[Path]:
+    """The pictures in a folder and the folders in it, in order; what is hidden is left out."""
     found: list[Path] = []
     for directory, subfolders, files in os.walk(where, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         here = (Path(directory, name) for name in sorted(files) if not name.startswith("."))
         found.extend(path for path in here if is_picture(path))
     return found
-
-
-def _raise_all(problems: list[str]) -> None:
-    if problems:
-        shown = problems[:MOST_PROBLEMS_SHOWN]
-        hidden = len(problems) - len(shown)
-        raise InputError("\n".join([*shown, *([f"and {hidden} more"] if hidden else [])]))

@@ -23,15 +23,37 @@ class Loader(Protocol):
         """The batches of one epoch; the same for the same number."""
 
 
+class Normalise:
+    """Pixels from 0 to 255 to what networks take: less the mean, divided by the standard deviation of each channel.
+
+    Args:
+        mean: of red, green and blue, from 0 to 1.
+        std: likewise.
+        device: where the images are.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device):
+        self.mean, self.std = (255 * torch.tensor(part, device=device).view(1, 3, 1, 1) for part in (mean, std))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) of any type -> float32, in channels-last memory, where convolutions are fastest."""
+        images = images.to(torch.float32, memory_format=torch.channels_last)
+        return images.sub_(self.mean).div_(self.std)
+
+
+def images_per_epoch(num_images: int, batch_size: int, shuffle: bool) -> int:
+    """All images, but for one that would be alone in the last batch of a shuffled epoch: batch norm needs two."""
+    return num_images - 1 if shuffle and num_images > batch_size and num_images % batch_size == 1 else num_images
+
+
 class MemoryLoader:
     """A `Loader` over decoded pixels. No copy to the device and no random draw happens inside an epoch.
 
     Args:
         split: with pixels.
-        batch_size: B; the last batch may be shorter.
+        batch_size: B; the last batch may be shorter, but see `images_per_epoch`.
         device: where the images lie from now on.
-        mean: subtracted from the channels (0 to 1).
-        std: divides them.
+        normalise: pixels to the network's input.
         seed: of order and augmentation.
         shuffle: draw a new order for each epoch.
         padding: of the random crop, in pixels.
@@ -45,8 +67,7 @@ class MemoryLoader:
         batch_size: int,
         *,
         device: torch.device,
-        mean: Sequence[float],
-        std: Sequence[float],
+        normalise: Normalise,
         seed: int = 0,
         shuffle: bool = False,
         padding: int = 0,
@@ -56,11 +77,10 @@ class MemoryLoader:
         assert split.pixels is not None
         self.images = torch.from_numpy(split.pixels).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
-        self.num_images = len(split)
+        self.num_images = images_per_epoch(len(split), batch_size, shuffle)
         self.batch_size = batch_size
         self.device = device
-        self.mean = torch.tensor(mean, device=device) * 255
-        self.std = torch.tensor(std, device=device) * 255
+        self.normalise = normalise
         self.seed = seed
         self.shuffle = shuffle
         self.padding, self.flip, self.rotation = padding, flip, rotation
@@ -72,8 +92,10 @@ class MemoryLoader:
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, H, W), in channels-last memory, and labels (B,)."""
         draw = generator(self.seed, epoch)
-        order = torch.randperm(self.num_images, generator=draw) if self.shuffle else torch.arange(self.num_images)
-        moves = draw_moves(self.num_images, self.padding, self.flip, self.rotation, draw)
+        every = len(self.labels)
+        order = torch.randperm(every, generator=draw) if self.shuffle else torch.arange(every)
+        order = order[: self.num_images]
+        moves = draw_moves(every, self.padding, self.flip, self.rotation, draw)
         moves = type(moves)(*(part.to(self.device) for part in moves))
         order = order.to(self.device)
         for start in range(0, self.num_images, self.batch_size):
@@ -82,7 +104,4 @@ class MemoryLoader:
                 images = move(self.images, positions, moves.take(positions), self.padding)
             else:
                 images = self.images[positions]
-            yield self._normalise(images), self.labels[positions]
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        return images.float().sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)
+            yield self.normalise(images.permute(0, 3, 1, 2)), self.labels[positions]

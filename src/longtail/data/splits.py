@@ -1,5 +1,7 @@
 """What a data source yields: labelled images in a train, a validation and a test part."""
 
+import hashlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +33,15 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def fingerprint(self, root: Path) -> str:
+        """Tells apart any two splits that differ in an image or a label; paths count from ``root``."""
+        digest = hashlib.sha256(self.labels.astype("<i8").tobytes())
+        if self.pixels is not None:
+            digest.update(self.pixels.tobytes())
+        for path in () if self.paths is None else self.paths:
+            digest.update(os.fsencode(os.path.relpath(path, root)) + b"\0")
+        return digest.hexdigest()
+
     def take(self, positions: NDArray[np.int64]) -> "Split":
         """The part with these images, in this order."""
         pixels = None if self.pixels is None else self.pixels[positions]
@@ -60,17 +71,29 @@ class Dataset:
     def imbalanced(self, profile: Profile, factor: float, seed: int = 0) -> "Dataset":
         """The same with training images thinned out to a long tail; the other parts stay as they are.
 
+        Classes keep their order by frequency: the profile starts with the one that has the most images, and among
+        equals with the first.
+
         Raises:
-            InputError: a class would be left without images.
+            InputError: a class would be left without images, or has fewer than the profile asks for.
         """
-        largest = max(self.class_counts)
+        available = np.array(self.class_counts)
+        largest = int(available.max())
         counts = imbalanced_counts(profile, largest, self.num_classes, factor)
         if min(counts) < 1:
             raise InputError(
                 f"data.imbalance_factor {factor:g} leaves the rarest of {self.num_classes} classes without images "
                 f"({largest} images in the most common one); at least {1 / largest:.2g} is needed"
             )
-        return replace(self, train=self.train.take(choose_subset(self.train.labels, counts, seed)))
+        wanted = np.empty_like(available)
+        wanted[np.argsort(-available, kind="stable")] = counts
+        if (short := np.flatnonzero(available < wanted)).size:
+            name, has, needs = self.class_names[short[0]], available[short[0]], wanted[short[0]]
+            raise InputError(
+                f"data.imbalance '{profile}' with factor {factor:g} asks for {needs} training images of class "
+                f"'{name}', which has {has}; take a smaller factor, or 'none' for data that are long-tailed already"
+            )
+        return replace(self, train=self.train.take(choose_subset(self.train.labels, wanted.tolist(), seed)))
 
     def with_validation(self, fraction: float, seed: int = 0) -> "Dataset":
         """The same with a share of each class's training images held out for validation, unless there are some.

@@ -71,8 +71,13 @@ def train_transform(
     return transform
 
 
+def default_resize(image_size: int) -> int:
+    """Shorter side before the central crop: 256 for 224, and in proportion."""
+    return round(image_size * 256 / 224)
+
+
 def _framing(image_size: int, resize: int | None) -> list[Callable[[Image.Image], Image.Image]]:
-    shorter_side = round(image_size * 256 / 224) if resize is None else resize
+    shorter_side = default_resize(image_size) if resize is None else resize
     if shorter_side < image_size:
         raise InputError(f"data.resize is {resize}; it must be at least data.image_size, {image_size}")
     bilinear = InterpolationMode.BILINEAR

@@ -37,7 +37,13 @@ def backbone_names() -> list[str]:
     return [*cifar.BLOCKS_PER_STAGE, *_RESNETS, *timm.list_models()]
 
 
-def backbone(name: str, width: Width = "full", pretrained: bool | str | Path = False, **options: Any) -> Build:
+def backbone(
+    name: str,
+    width: Width = "full",
+    pretrained: bool | str | Path = False,
+    image_size: int | None = None,
+    **options: Any,
+) -> Build:
     """Returns a function that builds the named network without a classifier, freshly initialised at each call.
 
     Args:
@@ -46,13 +52,16 @@ def backbone(name: str, width: Width = "full", pretrained: bool | str | Path = F
             published models) or the numbers themselves.
         pretrained: start from timm's published weights, or from those in a file of the same network; stages of another
             width start afresh.
-        options: of the network's constructor in timm, such as ``drop_path_rate`` or ``img_size``.
+        image_size: height and width of the images, for networks that must know it; their own by default.
+        options: of the network's constructor in timm, such as ``drop_path_rate``.
 
     Raises:
         InputError: unknown name, widths that the network cannot have, or weights that cannot be loaded.
     """
     if isinstance(width, str) and width not in ("narrow", "full"):
         raise InputError(f"width '{width}': 'narrow', 'full' or the channels of each of the last two stages")
+    if image_size is not None and _must_know_image_size(name):
+        options["img_size"] = image_size
     build = _builder(name, width, options)
     if not pretrained:
         return build
@@ -119,6 +128,15 @@ def _pretrained(name: str, where: bool | str | Path, options: Mapping[str, Any])
         hint = "" if local else "; without a network, give a file of weights instead of true"
         raise InputError(f"pretrained weights of {name} cannot be loaded ({reason}){hint}") from error
     return network.state_dict()  # type: ignore[no-any-return]
+
+
+def _must_know_image_size(name: str) -> bool:
+    """Whether a network's embeddings or windows are made for one size of images."""
+    if not timm.is_model(name):
+        return False
+    with torch.device("meta"):
+        network = timm.create_model(name, num_classes=0)
+    return hasattr(getattr(network, "patch_embed", None), "img_size")
 
 
 def _widths(name: str, full: Sequence[int], width: Width) -> tuple[int, ...]:

@@ -61,6 +61,8 @@ class CifarResNet(nn.Module):
     def __init__(self, blocks: int, widths: Sequence[int] = WIDTHS):
         super().__init__()
         stem, *_ = widths
+        if min(widths) < 1:
+            raise InputError(f"widths {tuple(widths)}: each must be at least 1")
         for before, after in pairwise(widths):
             if (after - before) % 2:
                 raise InputError(
@@ -69,7 +71,8 @@ class CifarResNet(nn.Module):
         self.num_features = widths[-1]
         # As in timm: the stages by their modules' names, which the cut into trunk and branches goes by.
         self.feature_info = [
-            {"module": f"layer{stage + 1}", "num_chs": width, "reduction": 2**stage} for stage, width in enumerate(widths)
+            {"module": f"layer{stage + 1}", "num_chs": width, "reduction": 2**stage}
+            for stage, width in enumerate(widths)
         ]
         self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)

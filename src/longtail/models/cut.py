@@ -25,7 +25,7 @@ class Parts(NamedTuple):
     """D"""
 
 
-def cut(build: Build, num_branches: int, expert_stages: int | None = None) -> Parts:
+def cut(build: Build, num_branches: int, expert_stages: int | None = None, image_size: int | None = None) -> Parts:
     """Cuts a network so that ``neck(branch(trunk(x))) == network(x)``.
 
     The parts keep the network's own code and parameter names; modules that belong to another part are blanked. Each
@@ -36,14 +36,22 @@ def cut(build: Build, num_branches: int, expert_stages: int | None = None) -> Pa
         num_branches: experts E.
         expert_stages: how many of the last stages belong to each expert, 2 by default (RIDE's choice). Of plain
             vision transformers, blocks, by default a quarter of them.
+        image_size: height and width of the images; what the network is made for by default.
 
     Raises:
-        InputError: the network is not one that can be cut, or has too few stages.
+        InputError: the network is not one that can be cut, has too few stages, or does not take images of this size.
     """
     with torch.device("meta"):  # tried without computing anything
         network = build()
+        size = _input_size(network) if image_size is None else (3, image_size, image_size)
+        image = torch.empty(1, *size)
         try:
-            image = torch.empty(1, *_input_size(network))
+            network(image)
+        except Exception as error:  # each network has its own way to fail
+            raise InputError(
+                f"{type(network).__name__} does not take images of {size[1]} x {size[2]} pixels"
+            ) from error
+        try:
             trunk, (branch,), neck, num_features = _cut(build, 1, expert_stages)
             whole = neck(branch(trunk(image))).shape == (1, num_features)
         except InputError:

@@ -80,6 +80,7 @@ def create_model(
     scale: float = 30.0,
     expert_stages: int | None = None,
     pretrained: bool | str | Path = False,
+    image_size: int | None = None,
     **options: Any,
 ) -> MultiExpert:
     """Builds a freshly initialised multi-expert model.
@@ -94,7 +95,8 @@ def create_model(
         scale: what a cosine head multiplies its cosines by.
         expert_stages: how many of the last stages belong to each expert, see `longtail.models.cut.cut`.
         pretrained: trunk and all branches start from timm's published weights, or from those in a file.
-        options: of the network's constructor in timm, such as ``drop_path_rate`` or ``img_size``.
+        image_size: height and width of the images, for networks that must know it; their own by default.
+        options: of the network's constructor in timm, such as ``drop_path_rate``.
 
     Raises:
         InputError: an argument is out of range or unknown.
@@ -103,7 +105,8 @@ def create_model(
         raise InputError(f"num_classes is {num_classes} and num_experts {num_experts}; both must be at least 1")
     if head not in ("cosine", "linear"):
         raise InputError(f"head '{head}': 'cosine' or 'linear'")
-    trunk, branches, neck, num_features = cut(backbone(name, width, pretrained, **options), num_experts, expert_stages)
+    build = backbone(name, width, pretrained, image_size, **options)
+    trunk, branches, neck, num_features = cut(build, num_experts, expert_stages, image_size)
     if head == "cosine":
         heads: list[nn.Module] = [CosineClassifier(num_features, num_classes, scale) for _ in branches]
     else:
