@@ -38,31 +38,15 @@ PLAIN = {
     "mixer_s32_224": 224,
 }
 
-FIXED_INPUT = (
-    "maxvit",
-    "swinv2_cr",
-    "mixer",
-    "resn",
-    "conv",
-    "reg",
-    "eff",
-    "mob",
-    "dense",
-    "edge",
-    "pvt",
-    "pool",
-    "rep",
-    "mamba",
-    "tf_",
-)
-"""Beginnings of the names of networks whose constructor takes no ``img_size``, or that must keep their own."""
+SHRINKABLE = ("swin_", "vit_", "deit_", "eva")
+"""Beginnings of the names of networks that are told the size of the images, and of how many blocks to consist."""
 
 NOT_TO_BE_CUT = ("hrnet_w18_small", "hiera_tiny_224", "levit_128s", "beit_base_patch16_224")
 
 
 def options(name: str, size: int) -> dict[str, Any]:
     """What the constructor needs to know of the input's size."""
-    if name.startswith(FIXED_INPUT):
+    if not name.startswith(SHRINKABLE):
         return {}
     # Fewer blocks than published: the cut is the same.
     return {"image_size": size} | ({"depths": (1, 1, 2, 1)} if "swin" in name else {"depth": 4})

@@ -134,7 +134,7 @@ def test_swin_goes_down_to_three_halves():
 
 
 def test_fixed_widths_and_wrong_numbers_are_refused():
-    with pytest.raises(InputError, match="fixed widths.*'full'"):
+    with pytest.raises(InputError, match=r"fixed widths.*'full'"):
         create_model("efficientnet_b0", 5)
     with pytest.raises(InputError, match=r"2 numbers.*\[256, 512\]"):
         create_model("resnet10", 5, width=[100])
@@ -146,7 +146,7 @@ def test_fixed_widths_and_wrong_numbers_are_refused():
 def test_unknown_names_and_options():
     with pytest.raises(InputError, match="unknown backbone 'convnext_atta'; did you mean 'convnext_atto'"):
         create_model("convnext_atta", 5)
-    with pytest.raises(InputError, match="convnext_atto: .*'colour'"):
+    with pytest.raises(InputError, match=r"convnext_atto: .*'colour'"):
         create_model("convnext_atto", 5, colour=3)
     assert {"resnet32", "resnet10", "resnext152_32x4d", "swin_tiny_patch4_window7_224"} <= set(backbone_names())
 

@@ -60,8 +60,8 @@ def cut(build: Build, num_branches: int, expert_stages: int | None = None, image
             whole = False
     if not whole:
         raise InputError(
-            f"{type(network).__name__} cannot be cut: its stages do not simply follow one another. Networks that can be "
-            "cut are ResNet, ConvNeXt, Swin, RegNet, EfficientNet, MobileNet, DenseNet, MaxViT, ViT, DeiT, EVA and more"
+            f"{type(network).__name__} cannot be cut: its stages do not simply follow one another. Networks that can "
+            "be cut are ResNet, ConvNeXt, Swin, RegNet, EfficientNet, MobileNet, DenseNet, ViT, DeiT, EVA and more"
         )
     return _cut(build, num_branches, expert_stages)
 
@@ -152,9 +152,9 @@ class _TokenBranch(nn.Module):
 class Pass(nn.Identity):
     """Hands its first input on, whatever else it is called with."""
 
-    def forward(self, x: Tensor, *others: Any, **options: Any) -> Tensor:
+    def forward(self, input: Tensor, *others: Any, **options: Any) -> Tensor:
         """The same tensor."""
-        return x
+        return input
 
 
 def _blank(network: nn.Module, names: Sequence[str]) -> nn.Module:
