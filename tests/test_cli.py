@@ -77,7 +77,7 @@ WRONG = [
     (["train", "--out", "x"], "out"),
     (["train", "--data.name", "folder", "--data.root", "no/such/place"], "no/such/place"),
     (["train", "--output", "/proc/run"], "/proc/run"),
-    (["train", "--model.backbone", "resnet18"], "resnet110"),
+    (["train", "--model.backbone", "resnet19"], "resnet10"),
     (["train", "--model.width", "[33, 96]"], "33"),
     (["train", "--augmentation.crop", "resized"], "resized"),
     (["train", "--training.learning_rate", "1e30", "--training.warmup", "0", *QUICK], "learning rate 1e+30"),

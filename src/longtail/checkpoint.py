@@ -29,7 +29,7 @@ class ModelCard:
     """C names, in the order of the logits"""
 
     class_counts: tuple[int, ...]
-    """Training images of each class, C numbers"""
+    """Training images of each class, C numbers; empty where a converted file does not say"""
 
     image_size: int
     """Height and width that images are brought to, pixels"""
@@ -44,7 +44,7 @@ class ModelCard:
     """Divides them"""
 
     training_images: str = ""
-    """`longtail.data.splits.Split.fingerprint` of what it was trained on"""
+    """`longtail.data.splits.Split.fingerprint` of what it was trained on; empty where that is not known"""
 
     epoch: int = 0
     """Epochs trained"""

@@ -96,6 +96,25 @@ def predict(known: argparse.Namespace, settings: list[str]) -> None:
         writer.writerow([prediction.path, prediction.class_name, f"{prediction.probability:.4f}"])
 
 
+def convert(known: argparse.Namespace, settings: list[str]) -> None:
+    """`longtail convert`."""
+    from longtail.convert import ROUTER_FILE
+    from longtail.convert import convert as convert_file
+
+    run = convert_file(known.file, known.output)
+    model, card = run.load_model()
+    data = run.config.data
+    experts = "1 expert" if model.num_experts == 1 else f"{model.num_experts} experts"
+    routed = f"\nThe router's weights are in {run.folder / ROUTER_FILE}." if (run.folder / ROUTER_FILE).exists() else ""
+    print(
+        f"{card.architecture['name']}, {experts}, {len(card.class_names):,} classes, "
+        f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, epoch {card.epoch}: {run.folder}"
+        f"{routed}\n"
+        f"Taken to be for {data.name} in '{data.root}' (data.name and data.root in {run.folder / 'config.yaml'}). "
+        f"Test it with: longtail evaluate {run.folder}"
+    )
+
+
 def recipes(known: argparse.Namespace, settings: list[str]) -> None:
     """`longtail recipes`."""
     from rich.console import Console
@@ -163,6 +182,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture, or a folder of pictures")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     command.set_defaults(run=predict)
+
+    command = commands.add_parser(
+        "convert",
+        help="turn a checkpoint of the original RIDE or RIDE-Swin into a run",
+        description="Makes a run folder of a checkpoint of the original RIDE or RIDE-Swin. Nothing in it is executed.",
+    )
+    command.add_argument("file", metavar="FILE", help="checkpoint (.pth); a config.json beside it is read too")
+    command.add_argument("output", metavar="OUT", help="run folder to make")
+    command.set_defaults(run=convert)
 
     command = commands.add_parser(
         "recipes", help="list the recipes", description="Lists the recipes with what they reach."

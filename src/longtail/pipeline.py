@@ -114,6 +114,8 @@ def evaluate(
     on = pick_device(device)
     model, card = run.load_model()
     dataset = build.load_data(config)
+    if not card.class_counts and dataset.num_classes == len(card.class_names):  # converted: its data tell
+        card = replace(card, class_names=dataset.class_names, class_counts=tuple(dataset.class_counts))
     _check_same(card, _card(config, dataset), run, config)
     loaders = _eval_loaders(config, dataset, on)
     if split not in loaders:
@@ -176,14 +178,14 @@ def _check_same(trained: ModelCard, now: ModelCard, run: Run, config: Config) ->
     """Refuses to test a model on data or with settings that are not its own."""
     if trained.class_names != now.class_names:
         raise InputError(f"{run.folder}: was trained on other classes than those of data set '{config.data.name}'")
-    if trained.training_images != now.training_images:
+    if trained.training_images and trained.training_images != now.training_images:
         raise InputError(
             f"{run.folder}: the training images of data set '{config.data.name}' are not those the model was trained "
             "on (added, removed or split differently), so test images might be among the latter; train again"
         )
     for name, value in asdict(now).items():
         was = asdict(trained)[name]
-        if name != "epoch" and value != was:
+        if name not in ("epoch", "training_images") and value != was:
             raise InputError(f"{run.folder}: config.yaml makes {name} {value}, but the model was trained with {was}")
 
 

@@ -31,18 +31,19 @@ class Arrays(dict[str, np.ndarray]):
 
 def arrays(name: str) -> Arrays:
     """The arrays in a file such as ``losses/ride_losses.npz``."""
-    with np.load(_path(name)) as file:
+    with np.load(path(name)) as file:
         return Arrays(file)
 
 
 def table(name: str) -> Any:
     """What a file such as ``losses/ride_losses.json`` holds."""
-    return json.loads(_path(name).read_text())
+    return json.loads(path(name).read_text())
 
 
-def _path(name: str) -> Path:
-    path = ROOT / name
-    return path if path.is_file() else _absent(name)
+def path(name: str) -> Path:
+    """Where a file lies."""
+    found = ROOT / name
+    return found if found.is_file() else _absent(name)
 
 
 def _absent(what: str) -> Any:
