@@ -226,7 +226,13 @@ def test_interrupted_run_can_be_used(tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "longtail", "train", "--output", str(folder), "--training.epochs", "1000"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # Shells start background jobs with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not (folder / "model.safetensors").exists() and time.monotonic() < deadline and process.poll() is None:
