@@ -121,8 +121,6 @@ def eval_loader(config: Config, dataset: Dataset, split: Split, device: torch.de
         transform,
         config.evaluation.batch_size,
         workers=_workers(config),
-        seed=config.seed,
-        shuffle=False,
         **_loader_options(config, device),
     )
 

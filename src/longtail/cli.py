@@ -51,12 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(known: argparse.Namespace, settings: list[str]) -> None:
     """`longtail train`."""
-    from longtail.settings import resolve, settings_parser, to_yaml
+    from longtail.settings import DEFAULT_RECIPE, resolve, settings_parser, to_yaml
 
     if known.help:
         _print_train_help(known.parser, settings_parser(usage=argparse.SUPPRESS, add_help=False))
         return
-    config = resolve(known.config, {}, settings)
+    config = resolve(known.config or DEFAULT_RECIPE, {}, settings)
     if known.print_config:
         print(to_yaml(config), end="")
         return
@@ -100,15 +100,15 @@ def convert(known: argparse.Namespace, settings: list[str]) -> None:
     """`longtail convert`."""
     from longtail.convert import ROUTER_FILE
     from longtail.convert import convert as convert_file
+    from longtail.report import counted
 
     run = convert_file(known.file, known.output)
     model, card = run.load_model()
     data = run.config.data
-    experts = "1 expert" if model.num_experts == 1 else f"{model.num_experts} experts"
     routed = f"\nThe router's weights are in {run.folder / ROUTER_FILE}." if (run.folder / ROUTER_FILE).exists() else ""
     print(
-        f"{card.architecture['name']}, {experts}, {len(card.class_names):,} classes, "
-        f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, epoch {card.epoch}: {run.folder}"
+        f"{card.architecture['name']}, {counted(model.num_experts, 'expert', 'experts')}, "
+        f"{len(card.class_names):,} classes, {model.num_parameters:,} parameters, epoch {card.epoch}: {run.folder}"
         f"{routed}\n"
         f"Taken to be for {data.name} in '{data.root}' (data.name and data.root in {run.folder / 'config.yaml'}). "
         f"Test it with: longtail evaluate {run.folder}"
@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="longtail",
         description="Long-tailed image recognition with routed, diverse experts.",
-        epilog="'longtail train' alone trains on built-in data in a minute or two.",
+        epilog="'longtail train' alone trains on built-in data in under a minute.",
     )
     parser.add_argument("--version", action="version", version=f"longtail {version('longtail')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
@@ -156,7 +156,9 @@ def _parser() -> argparse.ArgumentParser:
         usage="longtail train [--config NAME-or-FILE] [--output FOLDER] [--section.field value ...]",
         add_help=False,
     )
-    command.add_argument("--config", default="digits-lt-ride", metavar="NAME-or-FILE", help="recipe, or a YAML file")
+    command.add_argument(
+        "--config", metavar="NAME-or-FILE", help="recipe, or a YAML file; default: the built-in digits"
+    )
     command.add_argument("--output", metavar="FOLDER", help="run folder to make; default: runs/NAME")
     command.add_argument("--print_config", action="store_true", help="print every setting as YAML and stop")
     command.add_argument("-h", "--help", action="store_true", help="show this and every setting")

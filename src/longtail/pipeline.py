@@ -19,7 +19,7 @@ from longtail.evaluation import evaluate_loader
 from longtail.metrics import Evaluation
 from longtail.models.experts import MultiExpert, create_model
 from longtail.progress import TrainingProgress
-from longtail.report import summary, write_report
+from longtail.report import counted, summary, write_report
 from longtail.run import Run, new_run
 from longtail.runtime import environment, pick_device
 from longtail.tasks import TrainExperts
@@ -193,13 +193,12 @@ def _announce(
     console: Console, run: Run, config: Config, dataset: Dataset, model: MultiExpert, device: torch.device
 ) -> None:
     counts = dataset.class_counts
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    experts = "1 expert" if model.num_experts == 1 else f"{model.num_experts} experts"
     _print(
         console,
         f"{config.name}: {len(dataset.train):,} training images in {dataset.num_classes} classes "
         f"({max(counts):,} to {min(counts):,} each), {len(dataset.test):,} test images\n"
-        f"{config.model.backbone}, {experts}, {parameters:,} parameters, "
+        f"{config.model.backbone}, {counted(model.num_experts, 'expert', 'experts')}, "
+        f"{model.num_parameters:,} parameters, "
         f"{config.training.epochs} epochs on {device}, into {run.folder}",
     )
 

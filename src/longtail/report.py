@@ -27,7 +27,7 @@ def summary(evaluation: Evaluation, title: str, *, many_above: int = 100, few_be
     """
     lines = ["Accuracy in %. Balanced: mean over classes."]
     for shot in SHOTS:
-        classes = _number(evaluation.shots.count(shot), "class", "classes")
+        classes = counted(evaluation.shots.count(shot), "class", "classes")
         lines.append(f"{shot}: {classes} of {_range(shot, many_above, few_below)} training images")
     if evaluation.top5 is not None:
         lines.append(f"True class among the five most likely: {_percent(evaluation.top5)} %")
@@ -100,7 +100,7 @@ def _in_words(
     experts = "one expert" if model["num_experts"] == 1 else f"{model['num_experts']} experts"
     seconds = sum(entry.get("seconds") or 0 for entry in history)
     how = (
-        f"was trained for {_number(len(history), 'epoch', 'epochs')} in {_duration(seconds)} with the "
+        f"was trained for {counted(len(history), 'epoch', 'epochs')} in {_duration(seconds)} with the "
         f"`{config['loss']['name']}` loss"
         if history
         else "was not trained in this run (there is no history of its training)"
@@ -254,7 +254,8 @@ def _percent(fraction: float | None) -> str:
     return "n/a" if fraction is None else f"{100 * fraction:.1f}"
 
 
-def _number(number: int, one: str, several: str) -> str:
+def counted(number: int, one: str, several: str) -> str:
+    """A number with its noun."""
     return f"{number:,} {one if number == 1 else several}"
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -155,8 +156,14 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+@cache
+def _known() -> list[str]:
+    """Every setting there is, ``section.field``."""
+    return list(_keys(dataclasses.asdict(Config())))
+
+
 def _check_known(key: str, where: str) -> None:
-    known = list(_keys(dataclasses.asdict(Config())))
+    known = _known()
     if any(setting.startswith(f"{key}.") for setting in known):
         raise InputError(f"'{key}'{where} is a section; set one of its fields, such as {key}.field: value")
     if key not in known:

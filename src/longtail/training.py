@@ -38,7 +38,7 @@ def fit(
         learning_rate: rate at a point of training, in epochs from 0 with a fraction.
         epochs: how many.
         on_step: called after each step with the number of steps done in this epoch, the learning rate and, now and
-            then, the epoch's mean loss.
+            then, the mean loss of the epoch so far.
 
     Raises:
         DivergedError: the loss is NaN or infinite; found within `CHECK_EVERY` steps.

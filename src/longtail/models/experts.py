@@ -56,6 +56,11 @@ class MultiExpert(nn.Module):
         """How many experts the model has."""
         return len(self.branches)
 
+    @property
+    def num_parameters(self) -> int:
+        """Trainable numbers in all parts."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
     def forward(self, images: Tensor, experts: Sequence[int] | None = None) -> ExpertOutput:
         """Images (B, 3, H, W) -> logits (B, E, C) and features (B, E, D).
 
