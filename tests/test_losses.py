@@ -98,20 +98,55 @@ def test_all_kinds_of_original_losses_are_compared():
     }
 
 
-@pytest.mark.parametrize("name", ["idx0", "idx1"])
-def test_original_swin_ldam(name):
-    """There the loss multiplies cosines by the scale itself."""
+def swin_cases() -> list[str]:
+    return list(golden.table("losses/swin_losses.json")["cases"])
+
+
+def ours_of_swin(name: str, case: dict, logits: torch.Tensor, labels: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
+    """What our losses make of one of RIDE-Swin's cases; cosines (B, E, C), which its losses scale themselves."""
+    arguments, margins, scaled = case["args"], ldam_margins(counts()), 30 * logits
+    match name.split("/"):
+        case ["ride", *_]:
+            factor = arguments["additional_diversity_factor"]
+            criterion = RIDELoss(
+                counts(),
+                diversity_factor=factor,
+                diversity_mean=True,
+                temperature_spread=arguments["reweight_factor"],
+                reweight_after=arguments["reweight_epoch"],
+                collaborative=factor == 0,
+            )
+            return criterion(scaled, labels, case["epoch"], soft)
+        case ["soft_ce"]:
+            return CrossEntropyLoss(counts())(logits, labels, 1, soft)
+        case [kind, which]:
+            weight = {
+                "noweight": None,
+                "idx0": effective_number_weights(counts(), 0.0),
+                "idx1": effective_number_weights(counts()),
+            }[which]
+            return ldam(scaled, labels, margins, 30, weight, soft if kind == "ldam_soft" else None)
+        case _:
+            raise AssertionError(name)
+
+
+@pytest.mark.parametrize("name", swin_cases())
+def test_original_swin_values_and_gradients(name):
     arrays = golden.arrays("losses/swin_losses.npz")
-    given = torch.from_numpy(arrays["expert_logits"][0]).requires_grad_()
-    beta = {"idx0": 0.0, "idx1": 0.9999}[name]
-    weight = effective_number_weights(counts(), beta)
-    assert_same(weight, arrays[f"ldam/{name}/class_weights"])
-    loss = ldam(
-        30 * given[:, None], torch.from_numpy(arrays["hard_targets"]), ldam_margins(counts()), scale=30, weight=weight
-    )
+    case = golden.table("losses/swin_losses.json")["cases"][name]
+    value, gradient = arrays[f"{name}/loss_value"], arrays[f"{name}/grad"]
+    experts = len(gradient) if gradient.ndim == 3 else 1
+    given = torch.from_numpy(arrays["expert_logits"][:experts]).requires_grad_()
+    labels, soft = (torch.from_numpy(arrays[key]) for key in ("hard_targets", "soft_targets"))
+    loss = ours_of_swin(name, case, given.transpose(0, 1), labels, soft)
     loss.backward()
-    assert_same(loss.item(), arrays[f"ldam_hard/{name}/loss_value"])
-    assert_same(given.grad, arrays[f"ldam_hard/{name}/grad"])
+    assert_same(loss.item(), value)
+    assert_same(given.grad.reshape(gradient.shape), gradient)
+
+
+def test_all_kinds_of_original_swin_losses_are_compared():
+    assert len(swin_cases()) == 26
+    assert {name.split("/")[0] for name in swin_cases()} == {"ride", "ldam_soft", "ldam_hard", "soft_ce"}
 
 
 def test_original_constants():
@@ -120,6 +155,8 @@ def test_original_constants():
     assert_same(ldam_margins(counts()), swin["ldam/margins"], 1e-6)
     assert_same(effective_number_weights(counts()), ride["ride/class_weights"], 1e-6)
     assert_same(effective_number_weights(counts()), swin["ride/class_weights"], 1e-6)
+    for name, beta in (("idx0", 0.0), ("idx1", 0.9999)):
+        assert_same(effective_number_weights(counts(), beta), swin[f"ldam/{name}/class_weights"], 1e-6)
     for spread, theirs in (
         (0.05, ride["ride/diversity_temperature_rf005"]),
         (0.02, ride["ride/diversity_temperature_rf002"]),
@@ -181,6 +218,25 @@ def test_cross_entropy(batch, weighted):
         torch.tensor(weight, dtype=torch.float64) if weighted else None,
     )
     assert fast.item() == pytest.approx(slow_cross_entropy(logits, targets, weight), rel=1e-12)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_with_soft_targets(batch, weighted):
+    logits, labels = batch
+    weight = [0.2, 0.5, 1.0, 1.5, 1.8] if weighted else [1.0] * 5
+    soft = np.random.default_rng(9).dirichlet([1.0] * 5, len(labels))
+    slow = 0.0
+    for b, label in enumerate(labels):
+        for expert in logits[b]:
+            chances = softmax(expert)
+            slow -= weight[label] * sum(soft[b, k] * math.log(chances[k]) for k in range(5)) / len(labels)
+    fast = cross_entropy(
+        torch.from_numpy(logits),
+        torch.from_numpy(labels),
+        torch.tensor(weight, dtype=torch.float64) if weighted else None,
+        torch.from_numpy(soft),
+    )
+    assert fast.item() == pytest.approx(slow, rel=1e-12)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

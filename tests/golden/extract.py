@@ -17,8 +17,8 @@ KEPT_ARRAYS = {
     "models/cifar_resnet32_e1_rd0_un0/outputs.npz": ".*",
     "models/cifar_resnet32_e3_rd1_un1/outputs.npz": ".*",
     "losses/ride_losses.npz": r"(ride|ldam|ce)/.*|expert_logits|targets|cls_num_list",
-    "losses/swin_losses.npz": r"ldam(_hard)?/.*|ride/(margins|class_weights|diversity_temperature)"
-    "|expert_logits|hard_targets",
+    "losses/swin_losses.npz": r"ldam(_hard|_soft)?/.*|soft_ce/.*|ride/f020_rf002/epoch24[01]/.*"
+    "|ride/(margins|class_weights|diversity_temperature)|expert_logits|hard_targets|soft_targets",
     "schedules/ride_lr.npz": ".*",
     "schedules/swin_lr.npz": r"batch512_7steps/lr_after_update",
     "data/cifar_lt_indices.npz": r"indices_cifar(10|100)_exp_0.01",
@@ -28,6 +28,7 @@ KEPT_TABLES = {
     "models/cifar_resnet32_e1_rd0_un0/keys.json": ".*",
     "models/cifar_resnet32_e3_rd1_un1/keys.json": ".*",
     "losses/ride_losses.json": ".*",
+    "losses/swin_losses.json": ".*",
     "schedules/ride_lr.json": ".*",
     "schedules/swin_lr.json": ".*",
     "data/cifar_lt_counts.json": "counts",

@@ -1,0 +1,22 @@
+"""Losses for long-tailed data: pure functions of tensors, and thin criteria that hold the constants.
+
+They know tensors only, and work in any training loop.
+"""
+
+from longtail.losses.class_counts import class_temperatures, effective_number_weights, ldam_margins
+from longtail.losses.criteria import Criterion, CrossEntropyLoss, LDAMLoss, RIDELoss
+from longtail.losses.experts import cross_entropy, divergence, ldam, subtract_margins
+
+__all__ = [
+    "Criterion",
+    "CrossEntropyLoss",
+    "LDAMLoss",
+    "RIDELoss",
+    "class_temperatures",
+    "cross_entropy",
+    "divergence",
+    "effective_number_weights",
+    "ldam",
+    "ldam_margins",
+    "subtract_margins",
+]

@@ -1,0 +1,125 @@
+"""What experts are trained for: thin modules that hold the constants of the losses and know the epoch."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from longtail.losses.class_counts import class_temperatures, effective_number_weights, ldam_margins
+from longtail.losses.experts import cross_entropy, divergence, ldam
+
+
+class Criterion(Protocol):
+    """Expert logits (B, E, C), labels (B,), the epoch from 1, and perhaps soft targets (B, C), to a scalar loss."""
+
+    def __call__(  # noqa: D102
+        self, expert_logits: Tensor, labels: Tensor, epoch: int, soft_targets: Tensor | None = None
+    ) -> Tensor: ...
+
+
+class CrossEntropyLoss(nn.Module):
+    """Cross-entropy of every expert, with class weights once ``epoch > reweight_after`` (deferred re-weighting).
+
+    Args:
+        class_counts: training images of each class, C numbers.
+        reweight_after: last epoch without class weights; None: never any.
+        reweight_beta: see `effective_number_weights`.
+        collaborative: the loss of the mean logits instead of each expert's own, once per expert.
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        *,
+        reweight_after: int | None = None,
+        reweight_beta: float = 0.9999,
+        collaborative: bool = False,
+    ):
+        super().__init__()
+        self.reweight_after = reweight_after
+        self.collaborative = collaborative
+        self.register_buffer("weights", effective_number_weights(class_counts, reweight_beta), persistent=False)
+
+    def is_reweighted(self, epoch: int) -> bool:
+        """Whether the deferred part of training has begun."""
+        return self.reweight_after is not None and epoch > self.reweight_after
+
+    def forward(self, expert_logits: Tensor, labels: Tensor, epoch: int, soft_targets: Tensor | None = None) -> Tensor:
+        """(B, E, C), (B,) and perhaps (B, C) -> scalar."""
+        if self.collaborative:
+            expert_logits = expert_logits.mean(dim=1, keepdim=True).expand_as(expert_logits)
+        weight = self.weights if self.is_reweighted(epoch) else None
+        return self.classify(expert_logits, labels, weight, soft_targets)
+
+    def classify(
+        self, expert_logits: Tensor, labels: Tensor, weight: Tensor | None, soft_targets: Tensor | None
+    ) -> Tensor:
+        """The term that makes experts accurate."""
+        return cross_entropy(expert_logits, labels, weight, soft_targets)
+
+
+class LDAMLoss(CrossEntropyLoss):
+    """Margins that grow with rarity, and deferred re-weighting: LDAM-DRW (Cao et al., 2019).
+
+    Args:
+        class_counts: C numbers.
+        max_margin: margin of the rarest class.
+        scale: of the logits.
+        deferred: further arguments of `CrossEntropyLoss`.
+    """
+
+    margins: Tensor
+
+    def __init__(self, class_counts: Sequence[int], *, max_margin: float = 0.5, scale: float = 30.0, **deferred: Any):
+        super().__init__(class_counts, **deferred)
+        self.scale = scale
+        self.register_buffer("margins", ldam_margins(class_counts, max_margin), persistent=False)
+
+    def classify(
+        self, expert_logits: Tensor, labels: Tensor, weight: Tensor | None, soft_targets: Tensor | None
+    ) -> Tensor:
+        """LDAM."""
+        return ldam(expert_logits, labels, self.margins, self.scale, weight, soft_targets)
+
+
+class RIDELoss(LDAMLoss):
+    """LDAM-DRW of every expert plus a reward for diversity: RIDE (Wang et al., 2021), section 3.
+
+    Args:
+        class_counts: C numbers.
+        diversity_factor: weight of `divergence`; negative drives experts apart.
+        diversity_mean: divide it by the number of experts, as RIDE-Swin does; RIDE sums over experts.
+        diversity_temperature: its temperature.
+        temperature_spread: see `class_temperatures`; they differ between classes once re-weighting has begun.
+        margins: further arguments of `LDAMLoss`.
+    """
+
+    temperatures: Tensor
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        *,
+        diversity_factor: float = -0.45,
+        diversity_mean: bool = False,
+        diversity_temperature: float = 1.0,
+        temperature_spread: float = 0.05,
+        **margins: Any,
+    ):
+        super().__init__(class_counts, **margins)
+        self.diversity_factor = diversity_factor
+        self.diversity_mean = diversity_mean
+        self.diversity_temperature = diversity_temperature
+        temperatures = diversity_temperature * class_temperatures(class_counts, temperature_spread)
+        self.register_buffer("temperatures", temperatures, persistent=False)
+
+    def forward(self, expert_logits: Tensor, labels: Tensor, epoch: int, soft_targets: Tensor | None = None) -> Tensor:
+        """(B, E, C), (B,) and perhaps (B, C) -> scalar."""
+        loss = super().forward(expert_logits, labels, epoch, soft_targets)
+        if self.diversity_factor == 0:
+            return loss
+        factor = self.diversity_factor / expert_logits.shape[1] if self.diversity_mean else self.diversity_factor
+        temperature = self.temperatures if self.is_reweighted(epoch) else self.diversity_temperature
+        return loss + factor * divergence(expert_logits, temperature)
