@@ -26,7 +26,7 @@ def split(tmp_path):
     return Split(np.array([2, 0, 1, 1, 0, 2, 5, 3], dtype=np.int64), paths=as_paths(paths))
 
 
-AS_IS = transforms.test_transform(12, 12)
+AS_IS = transforms.eval_transform(12, 12)
 GIVEN = {
     "device": torch.device("cpu"),
     "normalise": Normalise(MEAN, STD, torch.device("cpu")),

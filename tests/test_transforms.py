@@ -50,19 +50,19 @@ def draws(transform, image: Image.Image, num: int = 40) -> list[np.ndarray]:
 def test_test_pictures_are_framed_in_the_middle(size):
     image = noise(*size)
     for image_size, resize, shorter_side in ((28, None, 32), (28, 28, 28), (20, 31, 31), (8, None, 9), (20, None, 23)):
-        result = transforms.test_transform(image_size, resize)(image)
+        result = transforms.eval_transform(image_size, resize)(image)
         assert (result.dtype, result.shape) == (torch.uint8, (3, image_size, image_size))
         np.testing.assert_array_equal(as_array(result), framed(image, image_size, shorter_side))
 
 
 def test_shrinking_averages():
     stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (64, 32))[..., None].repeat(3, axis=2))
-    result = transforms.test_transform(8, 8)(stripes)
+    result = transforms.eval_transform(8, 8)(stripes)
     assert (result.float() - 127.5).abs().max() < 30
 
 
 def test_central_crop_cannot_be_larger_than_the_picture():
-    for make in (transforms.test_transform, lambda size, resize: train_transform(size, "none", resize=resize)):
+    for make in (transforms.eval_transform, lambda size, resize: train_transform(size, "none", resize=resize)):
         with pytest.raises(InputError, match=r"data\.resize is 27; it must be at least data\.image_size, 28"):
             make(28, 27)
 
@@ -82,20 +82,20 @@ def test_training_pictures_are_bytes_of_the_right_size(crop):
 def test_training_pictures_are_framed_as_test_pictures(crop):
     for resize in (None, 16, 23):
         image = noise(30, 50)
-        expected = transforms.test_transform(16, resize)(image)
+        expected = transforms.eval_transform(16, resize)(image)
         assert torch.equal(train_transform(16, crop, padding=0, resize=resize)(image), expected)
 
 
 def test_padded_crop_shifts_every_way_and_fills_with_black():
     image = noise(30, 50)
-    padded = np.pad(as_array(transforms.test_transform(16, None)(image)), ((1, 1), (1, 1), (0, 0)))
+    padded = np.pad(as_array(transforms.eval_transform(16, None)(image)), ((1, 1), (1, 1), (0, 0)))
     shifts = {padded[i : i + 16, j : j + 16].tobytes() for i in range(3) for j in range(3)}
     assert {result.tobytes() for result in draws(train_transform(16, "padded", padding=1), image, 100)} == shifts
 
 
 def test_flip_mirrors_half():
     image = noise(30, 50)
-    upright = as_array(transforms.test_transform(16, None)(image))
+    upright = as_array(transforms.eval_transform(16, None)(image))
     mirrored = [
         np.array_equal(result, upright[:, ::-1]) for result in draws(train_transform(16, "none", flip=True), image)
     ]
@@ -115,7 +115,7 @@ def test_rotation_is_that_of_batches(monkeypatch):
 
     monkeypatch.setattr(Image.Image, "rotate", watched)
     image = noise(30, 50)
-    upright = transforms.test_transform(16, None)(image).permute(1, 2, 0)[None].contiguous()
+    upright = transforms.eval_transform(16, None)(image).permute(1, 2, 0)[None].contiguous()
     turned = draws(train_transform(16, "none", rotation=25.0), image)
     moves = Moves(torch.zeros(40, 2, dtype=torch.long), torch.zeros(40, dtype=torch.bool), torch.tensor(angles))
     expected = move(upright, torch.zeros(40, dtype=torch.long), moves, padding=0).numpy()
@@ -171,7 +171,7 @@ def test_cache_holds_the_framed_pictures_in_order(tmp_path):
     for image, path in zip(images, paths, strict=True):
         image.save(path)
     labels = np.arange(9, dtype=np.int64)
-    cached = decode_all(Split(labels, paths=as_paths(paths)), transforms.test_transform(14, None))
+    cached = decode_all(Split(labels, paths=as_paths(paths)), transforms.eval_transform(14, None))
     assert cached.paths is None
     assert (cached.pixels.dtype, cached.pixels.shape) == (np.uint8, (9, 14, 14, 3))
     assert cached.pixels.flags.c_contiguous
@@ -186,7 +186,7 @@ def test_cache_names_the_picture_that_does_not_decode(tmp_path, damaged):
         noise(20, 20).save(path)
     paths[damaged].write_bytes(b"")
     with pytest.raises(InputError, match=rf"{damaged}\.png: does not decode \(the file is empty\)"):
-        decode_all(Split(np.zeros(5, np.int64), paths=as_paths(paths)), transforms.test_transform(14, None))
+        decode_all(Split(np.zeros(5, np.int64), paths=as_paths(paths)), transforms.eval_transform(14, None))
 
 
 def test_fits_counts_bytes():

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from longtail.data.transforms import Interpolation
 from longtail.errors import InputError
 from longtail.models.experts import MultiExpert, create_model
 
@@ -42,6 +43,9 @@ class ModelCard:
 
     std: tuple[float, ...]
     """Divides them"""
+
+    interpolation: Interpolation = "bilinear"
+    """How pictures are resized"""
 
     training_images: str = ""
     """`longtail.data.splits.Split.fingerprint` of what it was trained on; empty where that is not known"""

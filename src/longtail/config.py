@@ -64,19 +64,24 @@ class DataConfig:
     """Share of each class's images held out for testing where a folder has no test part."""
 
     image_size: int | None = None
-    """Height and width in pixels that images are brought to; unset: as they are (digits 8, CIFAR 32), others 224."""
+    """Height and width in pixels that images are brought to; unset: as they are (digits 8, CIFAR 32), pictures to what
+    the backbone was published with."""
 
     resize: int | None = None
     """Shorter side in pixels before the central crop to image_size, for image files; unset: image_size * 256 / 224."""
 
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Subtracted from red, green and blue (0 to 1)."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """How pictures are resized; unset: as the backbone was published with."""
 
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Divides red, green and blue afterwards."""
+    mean: tuple[float, float, float] | None = None
+    """Subtracted from red, green and blue (0 to 1); unset: what the backbone was published with, or ImageNet's."""
+
+    std: tuple[float, float, float] | None = None
+    """Divides red, green and blue afterwards; unset: likewise."""
 
     cache_gib: float = 2.0
-    """Image files are decoded once and kept when crop is not 'resized' and all of them fit into this much memory.
+    """Image files are decoded once and kept when all of them fit into this much memory, and neither crop 'resized' nor
+    rand_augment needs them anew.
     They are then augmented in batches: the same distribution, other random numbers."""
 
     workers: int = 2
@@ -95,7 +100,7 @@ class DataConfig:
             right = f"at least data.image_size, {self.image_size}"
             _require(self.resize >= self.image_size, "data.resize", self.resize, right)
         _require(0 <= self.subset_seed < 2**32, "data.subset_seed", self.subset_seed, "from 0 to 2^32 - 1")
-        _require(all(value > 0 for value in self.std), "data.std", self.std, "three numbers above 0")
+        _require(self.std is None or min(self.std) > 0, "data.std", self.std, "three numbers above 0, or unset")
         _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
         _require(self.cache_gib >= 0, "data.cache_gib", self.cache_gib, "0 or more")
         if self.name == "list":
@@ -125,6 +130,19 @@ class AugmentationConfig:
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     """Strength of the changes of brightness, contrast, saturation and hue. Only with resized crops."""
 
+    rand_augment: str | None = None
+    """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1 (Swin's). Only for image files."""
+
+    random_erasing: float = 0.0
+    """Share of the images in which a rectangle becomes noise."""
+
+    mixup: float = 0.0
+    """Mix pairs of images, and their targets, in shares from Beta(mixup, mixup); 0: do not."""
+
+    cutmix: float = 0.0
+    """Paste a rectangle of one image into another, its area from Beta(cutmix, cutmix), and mix targets likewise; 0: do
+    not. With mixup, each batch gets one of the two at random."""
+
     def __post_init__(self) -> None:
         _require(self.padding >= 0, "augmentation.padding", self.padding, "0 or more")
         _require(0 <= self.rotation <= 180, "augmentation.rotation", self.rotation, "from 0 to 180 degrees")
@@ -139,6 +157,10 @@ class AugmentationConfig:
         _require(
             self.crop == "resized" or not any(jitter), "augmentation.color_jitter", jitter, "0 unless crop is 'resized'"
         )
+        erasing = self.random_erasing
+        _require(0 <= erasing <= 1, "augmentation.random_erasing", erasing, "from 0 to 1")
+        for name in ("mixup", "cutmix"):
+            _require(getattr(self, name) >= 0, f"augmentation.{name}", getattr(self, name), "0 or more")
 
 
 @dataclass(frozen=True)
@@ -167,11 +189,19 @@ class ModelConfig:
     scale: float = 30.0
     """What a cosine head multiplies cosines by; margins of the loss are in its units."""
 
+    drop_rate: float = 0.0
+    """Dropout before the classifiers, in networks of timm."""
+
+    drop_path_rate: float = 0.0
+    """Stochastic depth: share of images for which the last block is skipped, earlier ones less; in networks of timm."""
+
     def __post_init__(self) -> None:
         stages = self.expert_stages
         _require(stages is None or stages >= 1, "model.expert_stages", stages, "at least 1, or unset")
         _require(self.num_experts >= 1, "model.num_experts", self.num_experts, "at least 1")
         _require(self.scale > 0, "model.scale", self.scale, "above 0")
+        for name in ("drop_rate", "drop_path_rate"):
+            _require(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -193,6 +223,9 @@ class LossConfig:
     diversity_factor: float = -0.45
     """Weight of the divergence between each expert and the ensemble; negative rewards diversity."""
 
+    diversity_mean: bool = False
+    """Average the divergence over experts, as RIDE-Swin does, instead of summing it."""
+
     diversity_temperature: float = 1.0
     """Temperature of that divergence."""
 
@@ -201,6 +234,9 @@ class LossConfig:
 
     collaborative: bool = False
     """Train the experts' mean logits together instead of each expert on its own."""
+
+    label_smoothing: float = 0.0
+    """Probability taken from the targets and spread over all classes."""
 
     def __post_init__(self) -> None:
         _require(self.max_margin >= 0, "loss.max_margin", self.max_margin, "0 or more")
@@ -211,6 +247,7 @@ class LossConfig:
         _require(0 <= self.reweight_beta < 1, "loss.reweight_beta", self.reweight_beta, "at least 0 and below 1")
         _require(self.diversity_temperature > 0, "loss.diversity_temperature", self.diversity_temperature, "above 0")
         _require(0 <= self.temperature_spread <= 1, "loss.temperature_spread", self.temperature_spread, "from 0 to 1")
+        _require(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -221,13 +258,25 @@ class TrainingConfig:
     """Passes over the training images. The last one is the result."""
 
     batch_size: int = 128
-    """Images in a step."""
+    """Images in a step of the optimiser."""
+
+    accumulation: int = 1
+    """Parts that a batch is computed in, one after the other, to need less memory."""
+
+    checkpoint_activations: bool = False
+    """Compute activations again for the gradient instead of keeping them: less memory, about a third more time."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd has the momentum below; adamw has betas 0.9 and 0.999."""
 
     learning_rate: float = 0.1
     """Learning rate after warm-up."""
+
+    learning_rate_batch: int | None = None
+    """Number of images in a batch that the learning rates are for: they grow with batch_size. Unset: for any."""
+
+    trunk_learning_rate: float = 1.0
+    """Factor on the trunk's learning rate; below 1 where it starts from pretrained weights."""
 
     momentum: float = 0.9
     """Momentum of sgd."""
@@ -236,7 +285,13 @@ class TrainingConfig:
     """Nesterov's form of momentum."""
 
     weight_decay: float = 5e-4
-    """Weight decay, on every parameter."""
+    """Weight decay."""
+
+    decay_vectors: bool = True
+    """Weight decay on biases, norms and position tables too; customary for sgd, not for adamw."""
+
+    clip_gradient: float | None = None
+    """Largest norm of the gradient of all parameters together; unset: any."""
 
     schedule: Literal["step", "cosine"] = "step"
     """step multiplies the rate by decay at each milestone; cosine lowers it smoothly to final_learning_rate."""
@@ -250,6 +305,9 @@ class TrainingConfig:
     warmup: float = 0.025
     """Epochs in which the rate climbs to its value; below 1: a share of all epochs."""
 
+    warmup_learning_rate: float = 0.0
+    """Where the climb begins with the cosine schedule."""
+
     final_learning_rate: float = 0.0
     """Where cosine ends."""
 
@@ -257,10 +315,18 @@ class TrainingConfig:
     """Epochs between two looks at the validation part; 0: only at the end. They choose nothing."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "accumulation"):
             _require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
-        for name in ("momentum", "weight_decay", "warmup", "validate_every", "final_learning_rate"):
+        rates = ("final_learning_rate", "warmup_learning_rate", "trunk_learning_rate")
+        for name in ("momentum", "weight_decay", "warmup", "validate_every", *rates):
             _require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "0 or more")
+        for name in ("learning_rate_batch", "clip_gradient"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"training.{name}", value, "above 0, or unset")
+        _require(
+            self.accumulation <= self.batch_size,
+            "training.accumulation", self.accumulation, f"at most training.batch_size, {self.batch_size}",
+        )  # fmt: skip
         _require(self.momentum < 1, "training.momentum", self.momentum, "below 1")
         _require(self.momentum > 0 or not self.nesterov, "training.nesterov", True, "false where momentum is 0")
         _require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "above 0")

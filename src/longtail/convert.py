@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from longtail.checkpoint import METADATA_KEY, ModelCard, save_model, write_atomically
@@ -103,11 +104,13 @@ def _config(name: str, theirs: Mapping[str, Any], architecture: Mapping[str, Any
             data["imbalance_factor"] = float(factor)
     if root := _find(theirs, "data_loader.args.data_dir"):
         data["root"] = str(root)
-    if small and data["name"] == "folder":
-        data["image_size"] = 32
     swin = architecture["name"].startswith("swin")
-    if swin and (size := int(architecture["name"].rsplit("_", 1)[1])) != 224:
-        data["image_size"] = size
+    # Not what timm's networks of these names were published with.
+    usual = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+    usual |= {"interpolation": "bicubic" if swin else "bilinear", "image_size": 32 if small else 224}
+    if swin:
+        usual["image_size"] = int(architecture["name"].rsplit("_", 1)[1])
+    data = usual | data
     # The two repositories draw the lines between many, medium and few shots differently.
     evaluation = EvaluationConfig(many_above=99, few_below=21) if swin else EvaluationConfig()
     loss, training = LossConfig(), TrainingConfig()
@@ -168,8 +171,9 @@ def _card(config: Config, architecture: Mapping[str, Any], epoch: int) -> ModelC
         class_counts=tuple(counts),
         image_size=size,
         resize=resize,
-        mean=data.mean,
-        std=data.std,
+        mean=data.mean or IMAGENET_DEFAULT_MEAN,
+        std=data.std or IMAGENET_DEFAULT_STD,
+        interpolation=data.interpolation or "bilinear",
         epoch=epoch,
     )
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -61,13 +61,15 @@ def train(config: Config, output: str | Path | None = None, console: Console | N
 
     run.start(config, environment(device))
     _announce(console, run, config, dataset, model, device)
-    progress = TrainingProgress(console, config.training.epochs, len(loader), loader.num_images)
+    training = config.training
+    progress = TrainingProgress(console, training.epochs, len(loader), loader.num_images)
     start = time.perf_counter()
     try:
         with progress:
             rate = build.learning_rate(config)
-            for record in fit(task, loader, optimizer, rate, config.training.epochs, progress.step):
-                every = config.training.validate_every
+            options: Any = {"accumulation": training.accumulation, "clip_gradient": training.clip_gradient}
+            for record in fit(task, loader, optimizer, rate, training.epochs, progress.step, **options):
+                every = training.validate_every
                 if every and record["epoch"] % every == 0:
                     seen = evaluate_loader(model, tests["val"], dataset.class_counts, config)
                     record |= {"val_accuracy": seen.accuracy, "val_balanced": seen.balanced}
@@ -78,7 +80,7 @@ def train(config: Config, output: str | Path | None = None, console: Console | N
     except KeyboardInterrupt:
         if card.epoch == 0:
             save_model(run.model_path, model, card)
-        _tell_interrupted(console, run, card.epoch, config.training.epochs)
+        _tell_interrupted(console, run, card.epoch, training.epochs)
         raise
     except BaseException:
         if card.epoch == 0:
@@ -161,15 +163,12 @@ def _eval_loaders(config: Config, dataset: Dataset, device: torch.device) -> dic
 
 
 def _card(config: Config, dataset: Dataset) -> ModelCard:
-    size, resize = build.image_sizes(config, dataset)
+    form = build.preprocessing(config, dataset)
     return ModelCard(
         architecture=build.architecture(config, dataset),
         class_names=dataset.class_names,
         class_counts=tuple(dataset.class_counts),
-        image_size=size,
-        resize=resize,
-        mean=config.data.mean,
-        std=config.data.std,
+        **form._asdict(),
         training_images=dataset.train.fingerprint(Path(config.data.root)),
     )
 

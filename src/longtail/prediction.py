@@ -12,7 +12,7 @@ from longtail.data.file_loader import FileLoader
 from longtail.data.files import pictures_below
 from longtail.data.loading import Normalise
 from longtail.data.splits import Split, as_paths
-from longtail.data.transforms import test_transform
+from longtail.data.transforms import eval_transform
 from longtail.errors import InputError
 from longtail.runtime import pick_device
 
@@ -45,7 +45,7 @@ def predict(
     paths = [path for picture in pictures for path in _pictures(Path(picture))]
     loader = FileLoader(
         Split(np.zeros(len(paths), np.int64), paths=as_paths(paths)),
-        test_transform(card.image_size, card.resize),
+        eval_transform(card.image_size, card.resize, card.interpolation),
         batch_size,
         device=on,
         normalise=Normalise(card.mean, card.std, on),

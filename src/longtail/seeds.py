@@ -1,5 +1,9 @@
 """Independent random generators from one seed and what they are for."""
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 
@@ -11,3 +15,30 @@ def generator(*numbers: int) -> torch.Generator:
     """
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+@contextmanager
+def seeded(*numbers: int, device: torch.device | None = None) -> Iterator[None]:
+    """Within it, the global generators of torch, NumPy and Python depend on the numbers alone; afterwards all are back.
+
+    For code of others that draws from them.
+
+    Args:
+        numbers: as for `generator`.
+        device: a GPU whose generator is meant too.
+    """
+    own = generator(*numbers)
+    gpus = [device] if device is not None and device.type == "cuda" else []
+    python, legacy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=gpus):
+            # Not torch.manual_seed, which remembers every call of a process that has not used its GPU yet.
+            torch.set_rng_state(own.get_state())
+            if gpus:
+                torch.cuda.default_generators[gpus[0].index or 0].manual_seed(own.initial_seed())
+            random.seed(own.initial_seed())
+            np.random.seed(own.initial_seed() % 2**32)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)

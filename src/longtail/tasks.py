@@ -26,9 +26,9 @@ class TrainExperts(nn.Module):
         self.model = model
         self.criterion = criterion
 
-    def forward(self, images: Tensor, labels: Tensor, epoch: int) -> Step:
-        """Images (B, 3, H, W), labels (B,), epoch from 1."""
+    def forward(self, images: Tensor, labels: Tensor, epoch: int, soft_targets: Tensor | None = None) -> Step:
+        """Images (B, 3, H, W), labels (B,), epoch from 1, and perhaps soft targets (B, C)."""
         output = self.model(images)
-        loss = self.criterion(output.logits, labels, epoch)
+        loss = self.criterion(output.logits, labels, epoch, soft_targets)
         correct = (output.ensemble.detach().argmax(dim=1) == labels).sum()
         return Step(loss, correct)

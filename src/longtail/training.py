@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longtail.data.loading import Loader
+from longtail.data.loading import Batch, Loader
 from longtail.errors import InputError
+from longtail.tasks import Step
 
 CHECK_EVERY = 50
 """Steps between two looks at the loss: each one waits for the device."""
@@ -26,19 +27,24 @@ def fit(
     learning_rate: Callable[[float], float],
     epochs: int,
     on_step: Callable[[int, float, float | None], None] = lambda done, rate, loss: None,
+    *,
+    accumulation: int = 1,
+    clip_gradient: float | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Trains epoch by epoch; after each, yields its record and goes on when asked for the next.
 
     The caller saves, validates and stops as it likes in between.
 
     Args:
-        task: (images, labels, epoch) -> `longtail.tasks.Step`.
+        task: (images, labels, epoch, perhaps soft targets) -> `longtail.tasks.Step`.
         loader: the training images.
-        optimizer: over the parameters to train.
+        optimizer: over the parameters to train; the rate of a group is multiplied by its ``lr_scale``, if any.
         learning_rate: rate at a point of training, in epochs from 0 with a fraction.
         epochs: how many.
         on_step: called after each step with the number of steps done in this epoch, the learning rate and, now and
             then, the mean loss of the epoch so far.
+        accumulation: parts that each batch is computed in, one after the other.
+        clip_gradient: largest norm of the gradient of all parameters together.
 
     Raises:
         DivergedError: the loss is NaN or infinite; found within `CHECK_EVERY` steps.
@@ -49,17 +55,18 @@ def fit(
         start = time.perf_counter()
         task.train()
         correct: Tensor | int = 0
-        for step, (images, labels) in enumerate(loader.epoch(epoch)):
+        for step, batch in enumerate(loader.epoch(epoch)):
             rate = learning_rate(epoch - 1 + step / steps)
             for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss, right = task(images, labels, epoch)
+                group["lr"] = rate * group.get("lr_scale", 1.0)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss, right = _backward(task, batch, epoch, accumulation)
+            if clip_gradient is not None:
+                nn.utils.clip_grad_norm_(task.parameters(), clip_gradient)
             optimizer.step()
             # Losses stay on the device; they are read every CHECK_EVERY steps and at the end of the epoch.
             losses = loss.new_zeros(steps) if losses is None else losses
-            losses[step] = loss.detach()
+            losses[step] = loss
             correct += right
             done = step + 1
             check = done % CHECK_EVERY == 0 or done == steps
@@ -74,6 +81,20 @@ def fit(
             "seconds": seconds,
             "images_per_second": loader.num_images / seconds,
         }
+
+
+def _backward(task: nn.Module, batch: Batch, epoch: int, parts: int) -> Step:
+    """Gradients of a batch, computed in parts of about equal size, and its loss and number of right answers."""
+    # Of two images at least, which batch norm needs.
+    parts = max(1, min(parts, len(batch[0]) // 2))
+    steps = []
+    for images, labels, *soft_targets in zip(*(tensor.tensor_split(parts) for tensor in batch), strict=True):
+        loss, correct = task(images, labels, epoch, *soft_targets)
+        loss = loss * (len(images) / len(batch[0]))
+        loss.backward()
+        steps.append((loss.detach(), correct))
+    losses, corrects = zip(*steps, strict=True)
+    return Step(torch.stack(losses).sum(), torch.stack(corrects).sum())
 
 
 def _mean_loss(losses: Tensor, epoch: int, steps: int, learning_rate: Callable[[float], float]) -> float:

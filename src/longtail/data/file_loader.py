@@ -14,7 +14,7 @@ from longtail.data.pictures import decode
 from longtail.data.splits import Split
 from longtail.data.transforms import Transform
 from longtail.errors import InputError
-from longtail.seeds import generator
+from longtail.seeds import generator, seeded
 
 Key = tuple[int, int]
 """(epoch, position in the split)"""
@@ -30,7 +30,7 @@ class FileLoader:
 
     Args:
         split: images with paths.
-        transform: a picture to a uint8 tensor (3, S, S); may draw from torch's global generator.
+        transform: a picture to a uint8 tensor (3, S, S); may draw from the global generators of torch, NumPy, Python.
         batch_size: images in a batch; the last one may be smaller.
         device: where batches are put.
         normalise: pixels to the network's input.
@@ -105,10 +105,8 @@ class _Pictures(Dataset[Sample]):
         except InputError as error:
             # Returned, because a DataLoader would raise it with the worker's traceback for a message.
             return error
-        # Transforms draw from the CPU's global generator: it gets a state of its own here, and its old one back.
         # 1 + position, because to the seeding a last 0 is nothing: it would be the generator of the order.
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(generator(self._seed, epoch, 1 + position).get_state())
+        with seeded(self._seed, epoch, 1 + position):
             return self._transform(image), int(self._labels[position])
 
 

@@ -10,16 +10,19 @@ from longtail.data.augment import draw_moves, move
 from longtail.data.splits import Split
 from longtail.seeds import generator
 
+Batch = tuple[Tensor, ...]
+"""Images (B, 3, H, W), normalised, labels (B,), and where there are any, soft targets (B, C); all on the device"""
+
 
 class Loader(Protocol):
-    """Batches of images (B, 3, H, W), normalised, with labels (B,), both on the device."""
+    """Batches of labelled images."""
 
     num_images: int
 
     def __len__(self) -> int:
         """Batches in an epoch."""
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch; the same for the same number."""
 
 

@@ -1,21 +1,25 @@
 """Pipelines that bring one decoded picture to the network's size: a PIL image in, a uint8 tensor (3, S, S) out.
 
-They draw from torch's global generator. Normalisation happens later, on the device, a batch at a time.
+They draw from the global generators of torch, and RandAugment from those of Python and NumPy. Normalisation happens
+later, on the device, a batch at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
+import PIL.Image
 from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from longtail.errors import InputError
 
 Transform = Callable[[Image.Image], Tensor]
+Interpolation = Literal["bilinear", "bicubic"]
 
 
-def test_transform(image_size: int, resize: int | None) -> Transform:
+def eval_transform(image_size: int, resize: int | None, interpolation: Interpolation = "bilinear") -> Transform:
     """The shorter side to ``resize`` pixels, then the central square of ``image_size`` pixels; nothing random.
 
     ``resize`` None is image_size * 256 / 224, rounded.
@@ -23,7 +27,7 @@ def test_transform(image_size: int, resize: int | None) -> Transform:
     Raises:
         InputError: the central square is larger than the picture it is cut from.
     """
-    transform: Transform = v2.Compose([*_framing(image_size, resize), v2.PILToTensor()])
+    transform: Transform = v2.Compose([*_framing(image_size, resize, interpolation), v2.PILToTensor()])
     return transform
 
 
@@ -36,29 +40,35 @@ def train_transform(
     rotation: float,
     color_jitter: tuple[float, float, float, float],
     resize: int | None,
+    interpolation: Interpolation = "bilinear",
+    rand_augment: str | None = None,
+    mean: Sequence[float] = (0.5, 0.5, 0.5),
 ) -> Transform:
-    """Crop, then mirror, then turn, then change of colours: RIDE's order.
+    """Crop, then mirror, then turn, then change of colours: RIDE's order; then RandAugment.
 
     Args:
         image_size: height and width S of the result.
         crop: resized takes a random part of the picture (``scale``: its share of the area); the others frame it as
-            `test_transform` does, and padded then shifts it by up to ``padding`` pixels, filling with black.
+            `eval_transform` does, and padded then shifts it by up to ``padding`` pixels, filling with black.
         padding: of a padded crop.
         scale: of a resized crop.
         flip: mirror every other picture, left to right.
         rotation: largest angle, in degrees to either side; nearest pixel, corners filled with black.
         color_jitter: strength of the changes of brightness, contrast, saturation and hue.
-        resize: shorter side before the central crop, as in `test_transform`; a resized crop does not use it.
+        resize: shorter side before the central crop, as in `eval_transform`; a resized crop does not use it.
+        interpolation: of resizing, and of RandAugment's moves.
+        rand_augment: timm's notation for RandAugment (Cubuk et al., 2020), such as ``rand-m9-mstd0.5-inc1``.
+        mean: colour (0 to 1) that RandAugment fills with what comes from outside.
 
     Raises:
-        InputError: the central square is larger than the picture it is cut from.
+        InputError: the central square is larger than the picture it is cut from, or ``rand_augment`` is not understood.
     """
     steps: list[Callable[[Image.Image], Image.Image]] = []
     if crop == "resized":
-        bilinear = InterpolationMode.BILINEAR
-        steps.append(v2.RandomResizedCrop(image_size, scale=scale, interpolation=bilinear, antialias=True))
+        mode = InterpolationMode(interpolation)
+        steps.append(v2.RandomResizedCrop(image_size, scale=scale, interpolation=mode, antialias=True))
     else:
-        steps.extend(_framing(image_size, resize))
+        steps.extend(_framing(image_size, resize, interpolation))
     if crop == "padded":
         steps.append(v2.RandomCrop(image_size, padding=padding))
     if flip:
@@ -67,6 +77,8 @@ def train_transform(
         steps.append(v2.RandomRotation(rotation, interpolation=InterpolationMode.NEAREST))
     if any(color_jitter):
         steps.append(v2.ColorJitter(*color_jitter))
+    if rand_augment:
+        steps.append(_rand_augment(rand_augment, image_size, interpolation, mean))
     transform: Transform = v2.Compose([*steps, v2.PILToTensor()])
     return transform
 
@@ -76,9 +88,29 @@ def default_resize(image_size: int) -> int:
     return round(image_size * 256 / 224)
 
 
-def _framing(image_size: int, resize: int | None) -> list[Callable[[Image.Image], Image.Image]]:
+def _framing(
+    image_size: int, resize: int | None, interpolation: Interpolation
+) -> list[Callable[[Image.Image], Image.Image]]:
     shorter_side = default_resize(image_size) if resize is None else resize
     if shorter_side < image_size:
         raise InputError(f"data.resize is {resize}; it must be at least data.image_size, {image_size}")
-    bilinear = InterpolationMode.BILINEAR
-    return [v2.Resize(shorter_side, interpolation=bilinear, antialias=True), v2.CenterCrop(image_size)]
+    mode = InterpolationMode(interpolation)
+    return [v2.Resize(shorter_side, interpolation=mode, antialias=True), v2.CenterCrop(image_size)]
+
+
+def _rand_augment(
+    notation: str, image_size: int, interpolation: Interpolation, mean: Sequence[float]
+) -> Callable[[Image.Image], Image.Image]:
+    # As timm sets it up for its own training: moves by up to 45 % of the side, filled with the mean colour.
+    settings = {
+        "translate_const": int(image_size * 0.45),
+        "img_mean": tuple(min(255, round(255 * channel)) for channel in mean),
+        "interpolation": PIL.Image.Resampling[interpolation.upper()],
+    }
+    try:
+        augment: Callable[[Image.Image], Image.Image] = rand_augment_transform(notation, settings)
+    except Exception as error:  # timm asserts, and converts numbers, as it reads
+        raise InputError(
+            f"augmentation.rand_augment is '{notation}'; it must be in timm's notation, such as rand-m9-mstd0.5-inc1"
+        ) from error
+    return augment

@@ -4,10 +4,11 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
@@ -35,6 +36,28 @@ _WIDTH_KEYWORDS = ("channels", "dims", "embed_dims")
 def backbone_names() -> list[str]:
     """The names that `create_model` takes: all of these can be built, nearly all can be cut."""
     return [*cifar.BLOCKS_PER_STAGE, *_RESNETS, *timm.list_models()]
+
+
+class InputFormat(NamedTuple):
+    """The images a network was published for."""
+
+    image_size: int = 224
+    """Height and width, pixels"""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How they were resized"""
+    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
+    """of red, green and blue, from 0 to 1"""
+    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+    """likewise"""
+
+
+def input_format(name: str) -> InputFormat:
+    """What timm says of a network's images; ImageNet's usual format where it does not."""
+    published = timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if published is None:
+        return InputFormat()
+    interpolation: Any = published.interpolation if published.interpolation == "bicubic" else "bilinear"
+    return InputFormat(published.input_size[-1], interpolation, published.mean, published.std)
 
 
 def backbone(
@@ -83,6 +106,8 @@ def backbone(
 
 def _builder(name: str, width: Width, options: Mapping[str, Any]) -> Build:
     if name in cifar.BLOCKS_PER_STAGE:
+        if options:
+            raise InputError(f"{name} does not take {', '.join(options)}; networks of timm do")
         widths = _widths(name, cifar.WIDTHS, width)
         return partial(cifar.CifarResNet, cifar.BLOCKS_PER_STAGE[name], widths)
     if name in _RESNETS:

@@ -1,0 +1,178 @@
+"""`Config` -> data set and loaders."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize
+
+from longtail.config import Config
+from longtail.data.cache import decode_all, fits
+from longtail.data.cifar import cifar
+from longtail.data.digits import digits
+from longtail.data.file_loader import FileLoader
+from longtail.data.files import folder, list_files, published
+from longtail.data.loading import Loader, MemoryLoader, Normalise
+from longtail.data.mixing import MixedLoader
+from longtail.data.splits import Dataset, Split
+from longtail.data.transforms import Interpolation, default_resize, eval_transform, train_transform
+from longtail.errors import InputError
+from longtail.models.backbones import input_format
+
+
+def load_data(config: Config) -> Dataset:
+    """The data set with its long tail and its validation part.
+
+    Raises:
+        InputError: files are absent or wrong, or the settings do not fit them.
+    """
+    data = config.data
+    dataset = _source(config)
+    if data.imbalance != "none":
+        dataset = dataset.imbalanced(data.imbalance, data.imbalance_factor, data.subset_seed)
+    if data.val_fraction > 0:
+        dataset = dataset.with_validation(data.val_fraction, data.subset_seed)
+    if config.training.validate_every > 0 and dataset.val is None:
+        raise InputError(
+            f"training.validate_every is {config.training.validate_every}, but {data.name} has no validation part; "
+            "set data.val_fraction to hold one out of the training images"
+        )
+    return dataset
+
+
+def _source(config: Config) -> Dataset:
+    data = config.data
+    root = Path(data.root)
+    if data.name == "digits":
+        return digits(data.subset_seed)
+    if data.name in ("cifar10", "cifar100"):
+        return cifar(data.name, root)
+    if data.name == "folder":
+        return folder(root, data.test_fraction, data.subset_seed)
+    names = root / data.class_names if data.class_names else None
+    if data.name == "list":
+        lists = [None if name is None else root / name for name in (data.train_list, data.val_list, data.test_list)]
+        train, val, test = lists
+        assert train is not None
+        assert test is not None
+        return list_files(root, train, val, test, names)
+    return published(data.name, root, names)
+
+
+class Preprocessing(NamedTuple):
+    """How pictures become what the network takes."""
+
+    image_size: int
+    """Height and width, pixels"""
+    resize: int
+    """Shorter side before the central crop"""
+    interpolation: Interpolation
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def preprocessing(config: Config, dataset: Dataset) -> Preprocessing:
+    """The settings' own, or else those the backbone was published with; small images that lie decoded keep their size.
+
+    Raises:
+        InputError: ``data.resize`` is set where nothing is cropped.
+    """
+    data, pixels = config.data, dataset.train.pixels
+    published = input_format(config.model.backbone)
+    size = data.image_size or (published.image_size if pixels is None else pixels.shape[1])
+    if pixels is not None and data.resize is not None:
+        raise InputError(f"data.resize is for image files; {data.name} is brought to data.image_size as it is")
+    return Preprocessing(
+        image_size=size,
+        resize=data.resize or (default_resize(size) if pixels is None else size),
+        interpolation=data.interpolation or published.interpolation,
+        mean=data.mean or published.mean,
+        std=data.std or published.std,
+    )
+
+
+def train_loader(config: Config, dataset: Dataset, device: torch.device) -> Loader:
+    """Shuffled, augmented training images."""
+    augmentation, smoothing = config.augmentation, config.loss.label_smoothing
+    loader = _shuffled(config, dataset, device)
+    mixing = {"mixup": augmentation.mixup, "cutmix": augmentation.cutmix, "label_smoothing": smoothing}
+    if not any(mixing.values()) and not augmentation.random_erasing:
+        return loader
+    erasing = augmentation.random_erasing
+    return MixedLoader(loader, dataset.num_classes, **mixing, random_erasing=erasing, seed=config.seed, device=device)
+
+
+def _shuffled(config: Config, dataset: Dataset, device: torch.device) -> Loader:
+    augmentation = config.augmentation
+    split = _in_memory(config, dataset, dataset.train)
+    options: dict[str, Any] = {"seed": config.seed, "shuffle": True, **_loader_options(config, dataset, device)}
+    if split.pixels is not None:
+        for name, value, others in (("crop", "resized", "'padded' or 'none'"), ("rand_augment", None, "none")):
+            given = getattr(augmentation, name)
+            if given == value if value else given is not None:
+                raise InputError(f"augmentation.{name} '{given}' needs image files; {config.data.name} takes {others}")
+        padding = augmentation.padding if augmentation.crop == "padded" else 0
+        return MemoryLoader(
+            split,
+            config.training.batch_size,
+            padding=padding,
+            flip=augmentation.flip,
+            rotation=augmentation.rotation,
+            **options,
+        )
+    size, before_crop, interpolation, mean, _ = preprocessing(config, dataset)
+    transform = train_transform(
+        size,
+        augmentation.crop,
+        augmentation.padding,
+        augmentation.scale,
+        augmentation.flip,
+        augmentation.rotation,
+        augmentation.color_jitter,
+        before_crop,
+        interpolation,
+        augmentation.rand_augment,
+        mean,
+    )
+    return FileLoader(split, transform, config.training.batch_size, workers=_workers(config), **options)
+
+
+def eval_loader(config: Config, dataset: Dataset, split: Split, device: torch.device) -> Loader:
+    """Images in their own order, as they are."""
+    split = _in_memory(config, dataset, split)
+    options = _loader_options(config, dataset, device)
+    if split.pixels is not None:
+        return MemoryLoader(split, config.evaluation.batch_size, **options)
+    transform = eval_transform(*preprocessing(config, dataset)[:3])
+    return FileLoader(split, transform, config.evaluation.batch_size, workers=_workers(config), **options)
+
+
+def _workers(config: Config) -> int:
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(config.data.workers, processors)
+
+
+def _loader_options(config: Config, dataset: Dataset, device: torch.device) -> dict[str, Any]:
+    form = preprocessing(config, dataset)
+    return {"device": device, "normalise": Normalise(form.mean, form.std, device)}
+
+
+def _in_memory(config: Config, dataset: Dataset, split: Split) -> Split:
+    """The split with decoded pixels of the right size, where that is possible and wanted."""
+    form, augmentation = preprocessing(config, dataset), config.augmentation
+    if split.pixels is None:
+        num_images = sum(len(part) for part in (dataset.train, dataset.val, dataset.test) if part is not None)
+        anew = augmentation.crop == "resized" or augmentation.rand_augment is not None
+        if anew or not fits(num_images, form.image_size, config.data.cache_gib):
+            return split
+        return decode_all(split, eval_transform(*form[:3]))
+    size = form.image_size
+    if split.pixels.shape[1] == size:
+        return split
+    images = torch.from_numpy(split.pixels).permute(0, 3, 1, 2)
+    mode = InterpolationMode(form.interpolation)
+    pixels = resize(images, [size, size], mode, antialias=True).permute(0, 2, 3, 1).numpy()
+    return Split(split.labels, pixels=np.ascontiguousarray(pixels))

@@ -1,0 +1,51 @@
+"""`Config` -> what the network is, and what it is trained for."""
+
+from typing import Any
+
+from longtail.build.data import preprocessing
+from longtail.config import Config
+from longtail.data.splits import Dataset
+from longtail.losses import CrossEntropyLoss, LDAMLoss, RIDELoss
+from longtail.schedules import epoch_of
+
+
+def architecture(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """The arguments of `longtail.create_model`, but for where weights come from."""
+    model = config.model
+    # What is not used stays out: not every network takes it.
+    drops = {name: rate for name in ("drop_rate", "drop_path_rate") if (rate := getattr(model, name))}
+    return {
+        "name": model.backbone,
+        "num_classes": dataset.num_classes,
+        "num_experts": model.num_experts,
+        "width": model.width,
+        "head": model.head,
+        "scale": model.scale,
+        "expert_stages": model.expert_stages,
+        "image_size": preprocessing(config, dataset).image_size,
+        **drops,
+    }
+
+
+def criterion(config: Config, class_counts: list[int]) -> CrossEntropyLoss:
+    """The loss of the experts."""
+    loss = config.loss
+    after = loss.reweight_after
+    options: dict[str, Any] = {
+        "reweight_after": None if after is None else epoch_of(after, config.training.epochs),
+        "reweight_beta": loss.reweight_beta,
+        "collaborative": loss.collaborative,
+    }
+    if loss.name == "cross_entropy":
+        return CrossEntropyLoss(class_counts, **options)
+    options |= {"max_margin": loss.max_margin, "scale": config.model.scale}
+    if loss.name == "ldam":
+        return LDAMLoss(class_counts, **options)
+    return RIDELoss(
+        class_counts,
+        diversity_factor=loss.diversity_factor,
+        diversity_mean=loss.diversity_mean,
+        diversity_temperature=loss.diversity_temperature,
+        temperature_spread=loss.temperature_spread,
+        **options,
+    )

@@ -1,0 +1,64 @@
+"""`Config` -> optimiser and learning rate."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.optim import param_groups_weight_decay
+
+from longtail.config import Config
+from longtail.schedules import cosine_rate, epoch_of, step_multiplier
+from longtail.tasks import TrainExperts
+
+
+def optimizer(config: Config, task: TrainExperts) -> torch.optim.Optimizer:
+    """Over every parameter of the task."""
+    training = config.training
+    groups = _parameter_groups(config, task)
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(groups, training.learning_rate, weight_decay=training.weight_decay)
+    return torch.optim.SGD(
+        groups,
+        training.learning_rate,
+        momentum=training.momentum,
+        nesterov=training.nesterov,
+        weight_decay=training.weight_decay,
+    )
+
+
+def _parameter_groups(config: Config, task: TrainExperts) -> list[dict[str, Any]]:
+    """By weight decay, and by learning rate."""
+    training = config.training
+    groups: list[dict[str, Any]] = [{"params": list(task.parameters()), "weight_decay": training.weight_decay}]
+    if not training.decay_vectors:
+        # timm's networks name their position tables themselves, each part of a cut one its own.
+        tables = [
+            f"{prefix}.{name}"
+            for prefix, part in task.named_modules()
+            for name in getattr(part, "no_weight_decay", tuple)()
+        ]
+        groups = param_groups_weight_decay(task, training.weight_decay, no_weight_decay_list=tables)
+    if training.trunk_learning_rate == 1:
+        return groups
+    trunk = set(task.model.trunk.parameters())
+    scaled = [
+        {**group, "params": [p for p in group["params"] if (p in trunk) == shared], "lr_scale": scale}
+        for group in groups
+        for shared, scale in ((True, training.trunk_learning_rate), (False, 1.0))
+    ]
+    return [group for group in scaled if group["params"]]
+
+
+def learning_rate(config: Config) -> Callable[[float], float]:
+    """The rate at a point of training, in epochs from 0 with a fraction."""
+    training = config.training
+    epochs = training.epochs
+    scale = training.batch_size / training.learning_rate_batch if training.learning_rate_batch else 1.0
+    rate, final, start = (
+        value * scale for value in (training.learning_rate, training.final_learning_rate, training.warmup_learning_rate)
+    )
+    warmup = epoch_of(training.warmup, epochs)
+    if training.schedule == "cosine":
+        return lambda epoch: cosine_rate(epoch, epochs, rate, final, warmup, start)
+    milestones = [epoch_of(milestone, epochs) for milestone in training.milestones]
+    return lambda epoch: rate * step_multiplier(int(epoch), milestones, training.decay, warmup)
