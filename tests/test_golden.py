@@ -17,7 +17,7 @@ def test_every_loss_case_is_kept():
     with np.load(golden.SMALL / "losses/ride_losses.npz") as file:
         gradients = {name.removesuffix("/grad") for name in file.files if name.endswith("/grad")}
         assert {"expert_logits", "targets", "cls_num_list"} <= set(file.files)
-    assert gradients == {name for name in cases if name.startswith(("ride/", "ldam/", "ce/"))}
+    assert gradients >= {name for name in cases if name.startswith(("ride/", "ldam/", "ce/"))}
 
 
 @pytest.mark.skipif(not golden.WHOLE.is_dir(), reason=f"{golden.WHOLE} is absent")

@@ -10,10 +10,12 @@ import torch
 from longtail.errors import InputError
 from longtail.losses import (
     CrossEntropyLoss,
+    DistilledLoss,
     LDAMLoss,
     RIDELoss,
     class_temperatures,
     cross_entropy,
+    distillation,
     divergence,
     effective_number_weights,
     ldam,
@@ -96,6 +98,38 @@ def test_all_kinds_of_original_losses_are_compared():
         *("m045", "zero", "p045", "m020", "basetemp2", "baseloss05", "rf002", "maxm03_s10"),
         *("experts1", "experts2", "nocounts", "noextra"),
     }
+
+
+def distilled_cases() -> list[str]:
+    return [name for name in golden.table("losses/ride_losses.json")["cases"] if name.startswith("distill/")]
+
+
+@pytest.mark.parametrize("name", distilled_cases())
+def test_original_distillation(name):
+    arrays = golden.arrays("losses/ride_losses.npz")
+    case = golden.table("losses/ride_losses.json")["cases"][name]
+    given = torch.from_numpy(arrays["expert_logits"]).requires_grad_()
+    logits, teacher = given.transpose(0, 1), torch.from_numpy(arrays["teacher_logits"])
+    labels, epoch = torch.from_numpy(arrays["targets"]), case["epoch"]
+    if name == "distill/noextra":
+        loss = cross_entropy(logits.mean(dim=1, keepdim=True), labels)
+    else:
+        arguments = case["args"]
+        factor = arguments["additional_diversity_factor"]
+        ride = RIDELoss(counts(), diversity_factor=factor, reweight_after=160, collaborative=factor == 0)
+        # Theirs weighs both parts, ours the teacher's.
+        own = arguments.get("ride_loss_factor", 1.0)
+        weight = arguments.get("additional_distill_loss_factor", 1.0) / own
+        temperature = arguments["distill_temperature"]
+        criterion = DistilledLoss(ride, temperature=temperature, factor=weight, published=True)
+        loss = own * criterion(logits, labels, epoch, teacher_logits=teacher)
+    loss.backward()
+    assert_same(loss.item(), arrays[f"{name}/loss_value"])
+    assert_same(given.grad.reshape(arrays[f"{name}/grad"].shape), arrays[f"{name}/grad"])
+
+
+def test_all_kinds_of_original_distillation_are_compared():
+    assert len(distilled_cases()) == 11
 
 
 def swin_cases() -> list[str]:
@@ -237,6 +271,23 @@ def test_cross_entropy_with_soft_targets(batch, weighted):
         torch.from_numpy(soft),
     )
     assert fast.item() == pytest.approx(slow, rel=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+def test_distillation_of_each_expert(batch, temperature):
+    logits, labels = batch
+    teacher = np.random.default_rng(7).standard_normal((len(labels), 5))
+    slow = 0.0
+    for b in range(len(labels)):
+        p = softmax(list(teacher[b] / temperature))
+        for expert in logits[b]:
+            q = softmax(list(expert / temperature))
+            slow += temperature**2 * sum(p[k] * math.log(p[k] / q[k]) for k in range(5)) / len(labels)
+    given = torch.from_numpy(logits), torch.from_numpy(labels)
+    assert distillation(given[0], torch.from_numpy(teacher), temperature).item() == pytest.approx(slow, rel=1e-12)
+    criterion = DistilledLoss(CrossEntropyLoss(COUNTS), temperature=temperature, factor=0.5)
+    whole = criterion(*given, 1, teacher_logits=torch.from_numpy(teacher)).item()
+    assert whole == pytest.approx(cross_entropy(*given).item() + 0.5 * slow, rel=1e-12)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

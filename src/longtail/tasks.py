@@ -1,10 +1,12 @@
 """What a batch is turned into: a task is the only thing the training loop knows of a method."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from longtail.losses import Criterion
+from longtail.losses import Criterion, DistilledLoss
 from longtail.models.experts import MultiExpert
 
 
@@ -21,14 +23,55 @@ class Step(NamedTuple):
 class TrainExperts(nn.Module):
     """Stage 1: trunk, branches and heads are trained together."""
 
-    def __init__(self, model: MultiExpert, criterion: Criterion):
+    def __init__(self, model: MultiExpert, criterion: Criterion | DistilledLoss):
         super().__init__()
         self.model = model
-        self.criterion = criterion
+        self.criterion: Any = criterion
 
     def forward(self, images: Tensor, labels: Tensor, epoch: int, soft_targets: Tensor | None = None) -> Step:
         """Images (B, 3, H, W), labels (B,), epoch from 1, and perhaps soft targets (B, C)."""
         output = self.model(images)
-        loss = self.criterion(output.logits, labels, epoch, soft_targets)
+        loss = self.loss(images, output.logits, labels, epoch, soft_targets)
         correct = (output.ensemble.detach().argmax(dim=1) == labels).sum()
         return Step(loss, correct)
+
+    def loss(
+        self, images: Tensor, expert_logits: Tensor, labels: Tensor, epoch: int, soft_targets: Tensor | None
+    ) -> Tensor:
+        """(B, 3, H, W), (B, E, C), (B,) and perhaps (B, C) -> scalar."""
+        loss: Tensor = self.criterion(expert_logits, labels, epoch, soft_targets)
+        return loss
+
+
+class DistilExperts(TrainExperts):
+    """Stage 1 with a teacher.
+
+    Args:
+        model: the student.
+        criterion: with the teacher's term.
+        teach: normalised images (B, 3, H, W) to the teacher's logits (B, C), without gradients. A function and no
+            module, so that it is not trained, saved, or wrapped for several GPUs.
+    """
+
+    def __init__(self, model: MultiExpert, criterion: DistilledLoss, teach: Callable[[Tensor], Tensor]):
+        super().__init__(model, criterion)
+        self.teach = teach
+
+    def loss(
+        self, images: Tensor, expert_logits: Tensor, labels: Tensor, epoch: int, soft_targets: Tensor | None
+    ) -> Tensor:
+        """As without a teacher, and the distance to it."""
+        teacher_logits = self.teach(images)
+        loss: Tensor = self.criterion(expert_logits, labels, epoch, soft_targets, teacher_logits=teacher_logits)
+        return loss
+
+
+def teaching(teacher: MultiExpert) -> Callable[[Tensor], Tensor]:
+    """A trained model as `DistilExperts` needs it: its ensemble, in eval mode, without gradients."""
+    teacher.eval().requires_grad_(False)
+
+    def teach(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return teacher(images).ensemble
+
+    return teach

@@ -16,7 +16,8 @@ HERE = Path(__file__).parent
 KEPT_ARRAYS = {
     "models/cifar_resnet32_e1_rd0_un0/outputs.npz": ".*",
     "models/cifar_resnet32_e3_rd1_un1/outputs.npz": ".*",
-    "losses/ride_losses.npz": r"(ride|ldam|ce)/.*|expert_logits|targets|cls_num_list",
+    "losses/ride_losses.npz": r"(ride|ldam|ce)/.*|distill/(m045/epoch16[01]|factors.*|noextra)/.*"
+    "|expert_logits|targets|teacher_logits|cls_num_list",
     "losses/swin_losses.npz": r"ldam(_hard|_soft)?/.*|soft_ce/.*|ride/f020_rf002/epoch24[01]/.*"
     "|ride/(margins|class_weights|diversity_temperature)|expert_logits|hard_targets|soft_targets",
     "schedules/ride_lr.npz": ".*",

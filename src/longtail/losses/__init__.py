@@ -5,15 +5,18 @@ They know tensors only, and work in any training loop.
 
 from longtail.losses.class_counts import class_temperatures, effective_number_weights, ldam_margins
 from longtail.losses.criteria import Criterion, CrossEntropyLoss, LDAMLoss, RIDELoss
+from longtail.losses.distillation import DistilledLoss, distillation
 from longtail.losses.experts import cross_entropy, divergence, ldam, subtract_margins
 
 __all__ = [
     "Criterion",
     "CrossEntropyLoss",
+    "DistilledLoss",
     "LDAMLoss",
     "RIDELoss",
     "class_temperatures",
     "cross_entropy",
+    "distillation",
     "divergence",
     "effective_number_weights",
     "ldam",
