@@ -7,7 +7,8 @@ Each line is a process of its own. "kept" is what autograd holds between forward
 tensors of a step take at once, gradients included, without weights, momentum and images (on CUDA: what the allocator
 hands out); "resident" by how much the process grows at most from before the first step, which also has the momentum,
 the memory inside the operations and what the allocator does not give back. The first step warms up, the second is
-timed, in the third tensors are counted; "loss" is the third's, the same with and without.
+timed ("CPU seconds" are this process's alone: on a busy machine go by these), in the third tensors are counted;
+"loss" is the third's, the same with and without.
 """
 
 import argparse
@@ -92,7 +93,7 @@ def measure(backbone: str, settings: argparse.Namespace) -> dict[str, float]:
         if cuda:
             allocated_before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         with live:
             with saved_bytes(model) if counted else nullcontext() as saved:
                 loss = criterion(model(images).logits, labels, epoch=0)
@@ -103,6 +104,7 @@ def measure(backbone: str, settings: argparse.Namespace) -> dict[str, float]:
         figures["loss"] = loss.item()  # waits for the device
         if kind == "time":
             figures["seconds"] = time.perf_counter() - began
+            figures["CPU seconds"] = time.process_time() - cpu_began
         if counted:
             figures["peak"] = torch.cuda.max_memory_allocated() - allocated_before if cuda else live.peak
     figures["resident"] = resident() - resident_before
@@ -115,7 +117,7 @@ def table(settings: argparse.Namespace) -> Iterator[str]:
         f"{settings.classes} classes, float32 on {device_name(settings.device)}; memory in MiB"
     )
     width = max(map(len, settings.backbones))
-    columns = ("parameters", "checkpointed blocks", "kept", "peak", "resident", "seconds", "loss")
+    columns = ("parameters", "checkpointed blocks", "kept", "peak", "resident", "seconds", "CPU seconds", "loss")
     yield "  ".join(["backbone".ljust(width), *columns])
     for backbone in settings.backbones:
         rows = [in_its_own_process(backbone, kind) for kind in ("plain", "checkpointed")]
@@ -123,13 +125,12 @@ def table(settings: argparse.Namespace) -> Iterator[str]:
             cells = [
                 f"{row['parameters']:{len(columns[0])},}",
                 f"{row['blocks']:{len(columns[1])}}",
-                *(f"{row[name] / MIB:{len(name)}.0f}" for name in ("kept", "peak")),
-                f"{row['resident'] / MIB:8.0f}",
-                f"{row['seconds']:7.1f}",
+                *(f"{row[name] / MIB:{len(name)}.0f}" for name in ("kept", "peak", "resident")),
+                *(f"{row[name]:{len(name)}.1f}" for name in ("seconds", "CPU seconds")),
                 f"{row['loss']:.6f}",
             ]
             yield "  ".join([backbone.ljust(width), *cells])
-        shares = (f"{name} {rows[1][name] / rows[0][name]:.2f}" for name in ("kept", "peak", "resident", "seconds"))
+        shares = (f"{name} {rows[1][name] / rows[0][name]:.2f}" for name in columns[2:-1])
         yield f"checkpointed / plain: {', '.join(shares)}"
 
 
