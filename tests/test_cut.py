@@ -81,6 +81,12 @@ def test_what_cannot_be_cut_says_so(name):
     assert "\n" not in str(error.value)
 
 
+def test_batch_norm_after_pooling_does_not_prevent_the_cut():
+    """Networks are built in training mode, where it cannot take a single image."""
+    model = create_model("mobilenetv4_conv_small", 5, 2, width="full")
+    assert model(torch.randn(2, 3, 64, 64)).logits.shape == (2, 2, 5)
+
+
 def test_experts_differ_and_share():
     model = create_model("convnext_atto", 5, 3, width="full")
     first, second, _ = (branch.stages[3].blocks[0].mlp.fc1.weight for branch in model.branches)
