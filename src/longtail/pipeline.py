@@ -17,6 +17,7 @@ from longtail.data.splits import Dataset
 from longtail.errors import InputError
 from longtail.evaluation import evaluate_loader
 from longtail.metrics import Evaluation
+from longtail.models.checkpointing import checkpoint_activations
 from longtail.models.experts import MultiExpert, create_model
 from longtail.progress import TrainingProgress
 from longtail.report import counted, summary, write_report
@@ -52,6 +53,8 @@ def train(config: Config, output: str | Path | None = None, console: Console | N
         model = create_model(**shape, pretrained=config.model.pretrained)
     # Channels-last is how convolutions run fastest on CPUs and tensor cores; the loaders deliver it.
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.training.checkpoint_activations:
+        checkpoint_activations(model)
     task = TrainExperts(model, build.criterion(config, dataset.class_counts).to(device))
     optimizer = build.optimizer(config, task)
     loader = build.train_loader(config, dataset, device)
