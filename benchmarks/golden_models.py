@@ -6,7 +6,11 @@
 Differences are relative to the largest value the original yields, in float32. "noise" is how far the original itself is
 in float32 from its float64, at its worst. "float64" compares logits, where stored, and the loss when both compute in
 double precision; "gradient" is the largest over parameters of the difference in norm, also in double precision. Of the
-networks at the end only names and shapes are stored. Needs the whole golden values in ``../shared/golden`` for all.
+networks in between only names and shapes are stored. Those at the end have a router: how many experts each image sees
+must be the same exactly; "logits" are the routed answers, and those where every expert is asked; the router's outputs,
+loss and gradient are the worst of what is stored, with running statistics and with the batch's, all in float32.
+
+Needs the whole golden values in ``../shared/golden`` for all.
 """
 
 import sys
@@ -19,28 +23,35 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import golden
-from golden.networks import COUNTED_CASES, RUN_CASES, Case, architecture, distance, load, measure, shapes
+from golden.networks import COUNTED_CASES, ROUTED_CASES, RUN_CASES, Case, architecture, distance, load, measure, shapes
+from golden.routers import TAGS, measure_routed
 
 from longtail.models.experts import create_model
 
 COLUMNS = ("logits", "expert logits", "features", "noise", "float64", "gradient")
+ROUTED_COLUMNS = ("logits", "expert logits", "features", "router", "loss", "gradient")
 
 
 def main() -> None:
     parts = sys.argv[1:] or [""]
-    cases = [name for name in RUN_CASES + COUNTED_CASES if any(part in name for part in parts)]
+    cases = [name for name in RUN_CASES + COUNTED_CASES + ROUTED_CASES if any(part in name for part in parts)]
     width = max(map(len, RUN_CASES))
-    print("case".ljust(width), "experts", " parameters", "mode ", *(f"{name:>13}" for name in COLUMNS), "seconds")
+    columns: tuple[str, ...] = ()
     for name in cases:
+        previous, columns = columns, ROUTED_COLUMNS if name in ROUTED_CASES else COLUMNS
+        if columns != previous:
+            heads = [f"{column:>13}" for column in columns]
+            print("case".ljust(width), "experts", " parameters", "mode ", *heads, "seconds")
         if not (golden.ROOT / "models" / name).is_dir():
             print(name.ljust(width), f"is not in {golden.ROOT}")
         elif name in COUNTED_CASES:
             print(name.ljust(width), count(name))
         else:
             case = load(name)
-            for mode in ("eval", "train"):
+            for mode in ("route",) if name in ROUTED_CASES else ("eval", "train"):
                 began = time.perf_counter()
-                figures = [f"{error:13.1e}" if error is not None else f"{'-':>13}" for error in errors(case, mode)]
+                row = routed_errors(case) if mode == "route" else errors(case, mode)
+                figures = [f"{error:13.1e}" if error is not None else f"{'-':>13}" for error in row]
                 seconds = time.perf_counter() - began
                 experts, parameters = architecture(case.keys)["num_experts"], case.keys["num_params"]
                 line = [
@@ -52,6 +63,22 @@ def main() -> None:
                     f"{seconds:7.1f}",
                 ]
                 print(*line, flush=True)
+
+
+def routed_errors(case: Case) -> list[float | None]:
+    """One number for each of `ROUTED_COLUMNS`."""
+    ours, theirs = measure_routed(case), case.outputs
+    for array in ("eval_num_experts", "forceall_num_experts"):
+        assert np.array_equal(ours.values[array], theirs[array]), f"{case.keys['case']}: {array} differs"
+    arrays = (
+        ("eval_logits", "forceall_logits"),
+        ("forceall_expert_logits",),
+        ("forceall_expert_feats",),
+        ("forceall_router_outputs", *(f"{tag}_router_outputs" for tag in TAGS)),
+        tuple(f"loss_{tag}" for tag in TAGS),
+    )
+    gradient = max(np.abs(ours.gradient_norms[tag] / theirs[f"grad_norm_{tag}"] - 1).max() for tag in TAGS)
+    return [*(max(distance(ours.values[name], theirs[name]) for name in names) for names in arrays), float(gradient)]
 
 
 def count(name: str) -> str:

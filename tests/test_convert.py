@@ -6,14 +6,12 @@ import golden
 import numpy as np
 import pytest
 import torch
-from golden.networks import Case, distance, load
+from golden.networks import ROUTED_CASES, Case, distance, load
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file
 
 import longtail
 from longtail.cli import main
-from longtail.convert import ROUTER_FILE, convert
+from longtail.convert import convert
 from longtail.data.cifar_names import CIFAR_NAMES
 from longtail.data.splits import Dataset, Split
 from longtail.errors import InputError
@@ -65,21 +63,35 @@ def test_golden_checkpoint(tmp_path, capsys):
     assert sum(run.load_model()[1].class_counts) == 10_847
 
 
+@torch.no_grad()
 def test_golden_checkpoint_with_router(tmp_path, capsys):
     original = golden.path("ckpt/ea/imbalance_cifar100_ride3_ea.pth")
     assert main(["convert", str(original), str(tmp_path / "run")]) == 0
-    assert ROUTER_FILE in capsys.readouterr().out
+    assert "resnet32, 3 experts with a router, 100 classes" in capsys.readouterr().out
     folder = "models/cifar_resnet32ea_e3"
     case = Case(golden.table(f"{folder}/keys.json"), golden.arrays(f"{folder}/outputs.npz"), official={})
-    assert error_against(case, longtail.load_model(tmp_path / "run"), "forceall_expert_logits") < 1e-5
-    router = load_file(tmp_path / "run" / ROUTER_FILE)
-    assert router["hidden.1.weight"].shape == (16, 48)
-    assert router["output.0.bias"].item() == pytest.approx(0.5687)
-    with safe_open(tmp_path / "run" / ROUTER_FILE, framework="pt") as opened:
-        layout = json.loads(opened.metadata()["longtail"])
-    assert layout == {"num_steps": 2, "num_features": 48, "hidden": 16, "top_choices": 30, "shared": True}
+    run = Run.open(tmp_path / "run")
+    assert {path.name for path in run.folder.glob("*.safetensors")} == {run.model_path.name}
+    model, card = run.load_model()
+    assert card.architecture["router"] == {"top_choices": 30, "hidden": 16, "shared": True}
+    assert model.num_parameters == case.keys["num_params"]
+    routed = model.route(case.images)
+    assert np.array_equal(routed.experts_used[:, None].numpy(), case.outputs["eval_num_experts"])
+    assert distance(routed.logits.numpy(), case.outputs["eval_logits"]) < 1e-5
+    assert error_against(case, model, "forceall_expert_logits") < 1e-5
     # The settings beside the file are about five epochs of training the router, and not about the experts.
-    assert Run.open(tmp_path / "run").config.training.epochs == longtail.Config().training.epochs
+    assert run.config.training.epochs == longtail.Config().training.epochs
+
+
+@pytest.mark.parametrize("name", [name for name in ROUTED_CASES if name.startswith("cifar")])
+@torch.no_grad()
+def test_routes_as_the_original(name, tmp_path):
+    case = load(name)
+    torch.save({"state_dict": case.official}, tmp_path / "official.pth")
+    model, _ = convert(tmp_path / "official.pth", tmp_path / "run").load_model()
+    routed = model.route(case.images)
+    assert np.array_equal(routed.experts_used[:, None].numpy(), case.outputs["eval_num_experts"])
+    assert distance(routed.logits.numpy(), case.outputs["eval_logits"]) < 1e-5
 
 
 def test_same_logits_without_any_settings(file, tmp_path):

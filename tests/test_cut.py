@@ -39,6 +39,7 @@ def test_parts_are_the_network(name):
         shared = parts.trunk(images)
         features = parts.neck(parts.branches[0](shared))
         torch.testing.assert_close(features, network(images), rtol=0, atol=0)
+    assert len(shared) == 2  # whatever else it is, images lie along its first dimension
     assert features.shape == (2, parts.num_features)
     assert count(parts.trunk) + count(parts.branches[0]) + count(parts.neck) == count(network)
     assert count(parts.trunk) > 0

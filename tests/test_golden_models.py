@@ -28,7 +28,7 @@ from golden.networks import (
 from longtail.errors import InputError
 from longtail.models.experts import create_model
 from longtail.models.official import MOST_SHOWN, convert_state_dict
-from longtail.models.official_architecture import infer_architecture, infer_router, load_official
+from longtail.models.official_architecture import infer_architecture, load_official
 from longtail.models.uninitialised import Uninitialised
 
 # The float32 noise of the original itself (NOTES.md: float32_minus_float64) is below 1e-6 of the largest value. Only
@@ -120,35 +120,22 @@ def test_names_and_shapes(name):
     with Uninitialised(), torch.device("meta"):
         model = create_model(**infer_architecture(official))
     theirs = {key: value.shape for key, value in convert_state_dict(official).items()}
-    router = {key: theirs.pop(key) for key in list(theirs) if key.startswith("router.")}
     assert theirs == {key: value.shape for key, value in model.state_dict().items()}
-    parameters = sum(p.numel() for p in model.parameters()) + sum(shape.numel() for shape in router.values())
-    assert parameters == keys["num_params"]
+    assert model.num_parameters == keys["num_params"]
     stored = [key for key in official if not key.endswith(("relative_position_index", "attn_mask"))]
-    assert len(theirs) + len(router) == len(stored)
-    if "params" in keys and not router:
+    assert len(theirs) == len(stored)
+    if "params" in keys:
         assert sorted(our_names(keys["params"])) == sorted(own for own, _ in model.named_parameters())
 
 
-@pytest.mark.parametrize("name", ROUTED_CASES)
-def test_layout_of_the_router(name):
-    keys, official = shapes(name)
-    given, shared = keys["args"], keys["args"].get("share_expert_help_pred_fc", True)
-    steps = given["num_experts"] - 1
-    assert infer_router(official) == {
-        "num_steps": steps,
-        "num_features": 48 if name.startswith("cifar") else 384 if "resnet10" in name else 4 * 384,
-        "hidden": 16,
-        "top_choices": given["top_choices_num"],
-        "shared": shared,
-    }
-    names = {key for key in convert_state_dict(official) if key.startswith("router.")}
-    layers = [f"hidden.{step}" for step in range(steps)] + [f"output.{step}" for step in range(1 if shared else steps)]
-    assert names == {f"router.{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
-
-
 def test_no_router_where_there_is_none():
-    assert infer_router(cached("cifar_resnet32_e3_rd1_un1").official) is None
+    assert "router" not in infer_architecture(cached("cifar_resnet32_e3_rd1_un1").official)
+
+
+def test_parts_of_a_router_are_no_router():
+    part = {"backbone.expert_help_pred_hidden_fcs.0.weight": torch.zeros(16, 48)}
+    with pytest.raises(InputError, match=r"router\.hidden\.0\.weight is not part of it"):
+        load_official(cached("cifar_resnet32_e3_rd1_un1").official | part)
 
 
 @pytest.mark.skipif(golden.ROOT == golden.SMALL, reason=f"{golden.WHOLE} is absent")

@@ -21,7 +21,7 @@ FLOORS = [
     ["data", "runtime", "models"],
     ["losses", "metrics", "settings", "seeds"],
     ["config"],
-    ["schedules", "errors"],
+    ["schedules", "errors", "ensembles"],
 ]
 # The long tail's own arithmetic (counts, shot groups) stands below everything that uses it.
 GROUND = {"data.longtail"}

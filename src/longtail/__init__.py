@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from longtail.errors import InputError
     from longtail.metrics import Evaluation
     from longtail.models.experts import ExpertOutput, MultiExpert, create_model
+    from longtail.models.routing import RoutedOutput
     from longtail.pipeline import evaluate, train
     from longtail.prediction import predict
     from longtail.run import Run
@@ -23,6 +24,7 @@ _HOMES = {
     "ExpertOutput": "longtail.models.experts",
     "InputError": "longtail.errors",
     "MultiExpert": "longtail.models.experts",
+    "RoutedOutput": "longtail.models.routing",
     "Run": "longtail.run",
     "create_model": "longtail.models.experts",
     "evaluate": "longtail.pipeline",
@@ -38,6 +40,7 @@ __all__ = [
     "ExpertOutput",
     "InputError",
     "MultiExpert",
+    "RoutedOutput",
     "Run",
     "create_model",
     "evaluate",

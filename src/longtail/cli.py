@@ -98,18 +98,16 @@ def predict(known: argparse.Namespace, settings: list[str]) -> None:
 
 def convert(known: argparse.Namespace, settings: list[str]) -> None:
     """`longtail convert`."""
-    from longtail.convert import ROUTER_FILE
     from longtail.convert import convert as convert_file
     from longtail.report import counted
 
     run = convert_file(known.file, known.output)
     model, card = run.load_model()
     data = run.config.data
-    routed = f"\nThe router's weights are in {run.folder / ROUTER_FILE}." if (run.folder / ROUTER_FILE).exists() else ""
+    routed = "" if model.router is None else " with a router"
     print(
-        f"{card.architecture['name']}, {counted(model.num_experts, 'expert', 'experts')}, "
-        f"{len(card.class_names):,} classes, {model.num_parameters:,} parameters, epoch {card.epoch}: {run.folder}"
-        f"{routed}\n"
+        f"{card.architecture['name']}, {counted(model.num_experts, 'expert', 'experts')}{routed}, "
+        f"{len(card.class_names):,} classes, {model.num_parameters:,} parameters, epoch {card.epoch}: {run.folder}\n"
         f"Taken to be for {data.name} in '{data.root}' (data.name and data.root in {run.folder / 'config.yaml'}). "
         f"Test it with: longtail evaluate {run.folder}"
     )

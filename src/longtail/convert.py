@@ -6,23 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch import Tensor
 
-from longtail.checkpoint import METADATA_KEY, ModelCard, save_model, write_atomically
+from longtail.checkpoint import ModelCard, save_model
 from longtail.config import Config, DataConfig, EvaluationConfig, LossConfig, ModelConfig, TrainingConfig
 from longtail.data.cifar_names import CIFAR_NAMES
 from longtail.data.longtail import imbalanced_counts
 from longtail.data.transforms import default_resize
 from longtail.errors import InputError
 from longtail.models.cifar import BLOCKS_PER_STAGE
-from longtail.models.official_architecture import infer_router, load_official
+from longtail.models.official_architecture import load_official
 from longtail.models.official_file import read_official
 from longtail.run import Run, new_run
 from longtail.runtime import environment
-
-ROUTER_FILE = "router.safetensors"
 
 DATA: dict[int, dict[str, Any]] = {
     10: {"name": "cifar10"},
@@ -62,7 +58,7 @@ def convert(file: str | Path, output: str | Path) -> Run:
     """Makes a run folder of a checkpoint that the original RIDE or RIDE-Swin saved.
 
     The network is read off the weights' names and shapes; the data set off the number of classes; settings come from
-    the ``config.json`` beside the file, or else from those inside it. A router's weights go into a file of their own.
+    the ``config.json`` beside the file, or else from those inside it.
 
     Raises:
         InputError: the file cannot be read or is not an original checkpoint, or ``output`` holds something already.
@@ -71,7 +67,7 @@ def convert(file: str | Path, output: str | Path) -> Run:
     run = new_run(file.stem, output)
     official = read_official(file)
     try:
-        model, architecture, router = load_official(official.state_dict)
+        model, architecture = load_official(official.state_dict)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     beside = file.with_name("config.json")
@@ -79,19 +75,17 @@ def convert(file: str | Path, output: str | Path) -> Run:
     if theirs and (given := _find(theirs, "arch.args.num_classes")) not in (None, architecture["num_classes"]):
         raise InputError(f"{beside} is about {given} classes and {file} has {architecture['num_classes']}")
     try:
-        config = _config(file.stem, theirs, architecture, routed=bool(router))
+        config = _config(file.stem, theirs, architecture)
     except (TypeError, ValueError) as error:
         raise InputError(f"{beside}: {error}") from error
     run.start(
         config, environment(torch.device("cpu")) | {"converted_from": str(file), "converted_class": official.arch}
     )
     save_model(run.model_path, model, _card(config, architecture, official.epoch))
-    if router:
-        _save_router(run.folder / ROUTER_FILE, router, infer_router(official.state_dict))
     return run
 
 
-def _config(name: str, theirs: Mapping[str, Any], architecture: Mapping[str, Any], routed: bool) -> Config:
+def _config(name: str, theirs: Mapping[str, Any], architecture: Mapping[str, Any]) -> Config:
     arch = {key: architecture[key] for key in ("num_experts", "width", "head", "scale")}
     arch["expert_stages"] = architecture.get("expert_stages")
     data = dict(DATA.get(architecture["num_classes"], {"name": "folder"}))
@@ -114,7 +108,7 @@ def _config(name: str, theirs: Mapping[str, Any], architecture: Mapping[str, Any
     # The two repositories draw the lines between many, medium and few shots differently.
     evaluation = EvaluationConfig(many_above=99, few_below=21) if swin else EvaluationConfig()
     loss, training = LossConfig(), TrainingConfig()
-    if theirs and not routed:  # those of a routed model are about training its router
+    if theirs and "router" not in architecture:  # those of a routed model are about training its router
         loss, training = _loss(theirs), _training(theirs)
     return Config(
         name=str(theirs.get("name", name)),
@@ -176,11 +170,6 @@ def _card(config: Config, architecture: Mapping[str, Any], epoch: int) -> ModelC
         interpolation=data.interpolation or "bilinear",
         epoch=epoch,
     )
-
-
-def _save_router(path: Path, router: Mapping[str, Tensor], layout: Mapping[str, Any] | None) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in router.items()}
-    write_atomically(path, save(tensors, {METADATA_KEY: json.dumps(layout)}))
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -16,8 +16,10 @@ HERE = Path(__file__).parent
 KEPT_ARRAYS = {
     "models/cifar_resnet32_e1_rd0_un0/outputs.npz": ".*",
     "models/cifar_resnet32_e3_rd1_un1/outputs.npz": ".*",
-    "losses/ride_losses.npz": r"(ride|ldam|ce)/.*|distill/(m045/epoch16[01]|factors.*|noextra)/.*"
+    "losses/ride_losses.npz": r"(ride|ldam|ce)/.*|distill/(m045/epoch161|factors.*|noextra)/.*"
     "|expert_logits|targets|teacher_logits|cls_num_list",
+    "models/cifar_resnet32ea_e3/outputs.npz": r"(eval|loss|grad_norm)_.*|.*_router_outputs|targets.*"
+    "|forceall_(logits|num_experts)",
     "losses/swin_losses.npz": r"ldam(_hard|_soft)?/.*|soft_ce/.*|ride/f020_rf002/epoch24[01]/.*"
     "|ride/(margins|class_weights|diversity_temperature)|expert_logits|hard_targets|soft_targets",
     "schedules/ride_lr.npz": ".*",
@@ -28,6 +30,7 @@ KEPT_ARRAYS = {
 KEPT_TABLES = {
     "models/cifar_resnet32_e1_rd0_un0/keys.json": ".*",
     "models/cifar_resnet32_e3_rd1_un1/keys.json": ".*",
+    "models/cifar_resnet32ea_e3/keys.json": ".*",
     "losses/ride_losses.json": ".*",
     "losses/swin_losses.json": ".*",
     "schedules/ride_lr.json": ".*",

@@ -120,6 +120,7 @@ class Case(NamedTuple):
 
 def architecture(keys: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `create_model` that say the same as those the original was built with."""
+    router: dict[str, Any] = {}
     if section := keys.get("model_section"):
         experts, size = section["NUM_EXPERTS"], keys["case"].split("_")[1]
         narrow = experts > 1 and not section["FORCE_ORIGINAL_FEATURE_DIM"]
@@ -134,7 +135,10 @@ def architecture(keys: dict[str, Any]) -> dict[str, Any]:
         width = "narrow" if given["reduce_dimension"] else "full"
         if "layer2_output_dim" in given:
             width = [given["layer2_output_dim"], given["layer3_output_dim"]]
-    return {
+        if depth[3]:
+            shared = given.get("share_expert_help_pred_fc", True)
+            router = {"router": {"top_choices": given["top_choices_num"], "hidden": 16, "shared": shared}}
+    return router | {
         "name": backbone,
         "num_classes": num_classes,
         "num_experts": experts,
@@ -168,15 +172,20 @@ def shapes(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def weights(keys: dict[str, Any]) -> dict[str, Tensor]:
     """The weights that the golden values were computed with, from names and shapes (NOTES.md, section 1)."""
     names = {name for name, _, _ in keys["state_dict"]}
+    overrides = keys.get("overrides", {})
     digest, state = hashlib.sha256(), {}
     for name, shape, dtype in keys["state_dict"]:
         if dtype != "float32" or name.endswith("attn_mask"):
             state[name] = torch.zeros(shape, dtype=getattr(torch, dtype))
             continue
-        value = _weight(name, shape, is_cosine=name.removesuffix("weight") + "bias" not in names)
+        if name in overrides:
+            value = np.full(shape, overrides[name], np.float32)
+        else:
+            value = _weight(name, shape, is_cosine=name.removesuffix("weight") + "bias" not in names)
         digest.update(value.astype("<f4").tobytes())
         state[name] = torch.from_numpy(value)
-    assert digest.hexdigest() == keys["weights_sha256"], f"{keys['case']}: not the weights of the golden values"
+    stored = keys["weights_sha256_with_overrides" if overrides else "weights_sha256"]
+    assert digest.hexdigest() == stored, f"{keys['case']}: not the weights of the golden values"
     return state
 
 

@@ -7,6 +7,7 @@ from longtail.losses.class_counts import class_temperatures, effective_number_we
 from longtail.losses.criteria import Criterion, CrossEntropyLoss, LDAMLoss, RIDELoss
 from longtail.losses.distillation import DistilledLoss, distillation
 from longtail.losses.experts import cross_entropy, divergence, ldam, subtract_margins
+from longtail.losses.router import router_loss, router_targets
 
 __all__ = [
     "Criterion",
@@ -21,5 +22,7 @@ __all__ = [
     "effective_number_weights",
     "ldam",
     "ldam_margins",
+    "router_loss",
+    "router_targets",
     "subtract_margins",
 ]

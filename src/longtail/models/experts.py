@@ -1,6 +1,6 @@
 """The multi-expert classifier: one shared trunk, several branches with a head each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from longtail.errors import InputError
 from longtail.models.backbones import Width, backbone
+from longtail.models.cifar import CifarResNet
 from longtail.models.cut import Pass, cut
 from longtail.models.heads import CosineClassifier, linear_classifier
+from longtail.models.router import Router
+from longtail.models.routing import THRESHOLD, RoutedOutput, goes_on, thresholds
 
 
 class ExpertOutput(NamedTuple):
@@ -35,6 +38,7 @@ class MultiExpert(nn.Module):
         branches: an expert's own part, shared feature maps to features; E of them.
         heads: features (B, D) to logits (B, C); E of them.
         neck: what all experts' features go through at the end; nothing by default.
+        router: decides how many experts an image sees, in `route`; `forward` does not use it.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class MultiExpert(nn.Module):
         branches: Sequence[nn.Module],
         heads: Sequence[nn.Module],
         neck: nn.Module | None = None,
+        router: Router | None = None,
     ):
         super().__init__()
         assert len(branches) == len(heads) > 0
@@ -50,11 +55,28 @@ class MultiExpert(nn.Module):
         self.branches = nn.ModuleList(branches)
         self.neck = neck or Pass()
         self.heads = nn.ModuleList(heads)
+        # None is not registered as a submodule: strict loading would pass over weights under its name.
+        self.router: Router | None = router
 
     @property
     def num_experts(self) -> int:
         """How many experts the model has."""
         return len(self.branches)
+
+    @property
+    def num_classes(self) -> int:
+        """C, what an expert's head yields."""
+        return self._head_shape[0]
+
+    @property
+    def num_features(self) -> int:
+        """D, what an expert's head takes."""
+        return self._head_shape[1]
+
+    @property
+    def _head_shape(self) -> torch.Size:
+        weight: Tensor = self.heads[0].weight  # type: ignore[assignment]
+        return weight.shape
 
     @property
     def num_parameters(self) -> int:
@@ -70,9 +92,51 @@ class MultiExpert(nn.Module):
         """
         shared = self.trunk(images)
         chosen = range(self.num_experts) if experts is None else experts
-        features = [self.neck(self.branches[e](shared)) for e in chosen]
-        logits = [self.heads[e](own) for e, own in zip(chosen, features, strict=True)]
+        logits, features = zip(*(self.expert(e, shared) for e in chosen), strict=True)
         return ExpertOutput(torch.stack(logits, dim=1), torch.stack(features, dim=1))
+
+    def expert(self, number: int, shared: Tensor) -> tuple[Tensor, Tensor]:
+        """One expert (from 0) on what the trunk yields: its logits (B, C) and features (B, D)."""
+        features = self.neck(self.branches[number](shared))
+        return self.heads[number](features), features
+
+    def route(self, images: Tensor, threshold: float | Sequence[float] = THRESHOLD) -> RoutedOutput:
+        """Images (B, 3, H, W) -> logits (B, C) and how many experts each image was shown to (B,).
+
+        Experts are asked in turn. Those images go on to the next one for which the router's probability is above the
+        threshold; the branches of later experts never run on the others. RIDE (Wang et al., 2021), section 3.
+
+        Args:
+            images: normalised images. The model is to be in eval mode: in training mode a batch norm would see
+                different images in each branch.
+            threshold: one for all steps, or one for each of the E - 1. The higher, the fewer experts are asked: with a
+                negative one every image sees all experts, from 1 on only the first.
+
+        Raises:
+            InputError: the model has no router, or the number of thresholds is wrong.
+        """
+        if self.router is None:
+            raise InputError("the model has no router; 'longtail router RUN' trains one and adds it to the run")
+        limits = thresholds(threshold, self.num_experts - 1)
+        shared = self.trunk(images)
+        total, features = self.expert(0, shared)
+        answers = total
+        experts_used = torch.ones(len(images), dtype=torch.int64, device=images.device)
+        # What follows is of the images that still go on: their positions in the batch, and their mean logits.
+        going, mean = torch.arange(len(images), device=images.device), total
+        for step, limit in enumerate(limits):
+            # The only wait for the device: how many images go on is the size of all that follows.
+            kept = goes_on(self.router.step(step, features, mean), limit).nonzero().squeeze(1)
+            if len(kept) == 0:
+                break
+            # Indexing keeps channels_last, which index_select does not.
+            shared, total, going = shared[kept], total[kept], going[kept]
+            logits, features = self.expert(step + 1, shared)
+            total = total + logits
+            mean = total / (step + 2)
+            answers = answers.index_copy(0, going, mean)
+            experts_used = experts_used.index_fill(0, going, step + 2)
+        return RoutedOutput(answers, experts_used)
 
 
 def create_model(
@@ -86,6 +150,7 @@ def create_model(
     expert_stages: int | None = None,
     pretrained: bool | str | Path = False,
     image_size: int | None = None,
+    router: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> MultiExpert:
     """Builds a freshly initialised multi-expert model.
@@ -101,6 +166,8 @@ def create_model(
         expert_stages: how many of the last stages belong to each expert, see `longtail.models.cut.cut`.
         pretrained: trunk and all branches start from timm's published weights, or from those in a file.
         image_size: height and width of the images, for networks that must know it; their own by default.
+        router: gives the model a router: ``{}``, or other ``top_choices``, ``hidden`` or ``shared`` of
+            `longtail.models.router.Router`.
         options: of the network's constructor in timm, such as ``drop_path_rate``.
 
     Raises:
@@ -116,4 +183,24 @@ def create_model(
         heads: list[nn.Module] = [CosineClassifier(num_features, num_classes, scale) for _ in branches]
     else:
         heads = [linear_classifier(num_features, num_classes) for _ in branches]
-    return MultiExpert(trunk, branches, heads, neck)
+    model = MultiExpert(trunk, branches, heads, neck)
+    if router is not None:
+        model.router = create_router(model, **router)
+    return model
+
+
+def create_router(model: MultiExpert, **options: Any) -> Router:
+    """A fresh router that fits a model, to be set as its ``router``.
+
+    Args:
+        model: with at least two experts.
+        options: of `Router`: top_choices, hidden, shared; kaiming is as the original has it for the model's network.
+
+    Raises:
+        InputError: the model has one expert, or an option is unknown or out of range.
+    """
+    options = {"kaiming": isinstance(model.trunk, CifarResNet)} | options
+    try:
+        return Router(model.num_experts, model.num_features, model.num_classes, **options)
+    except TypeError as error:
+        raise InputError(f"router {options}: {error}") from error

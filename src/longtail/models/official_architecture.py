@@ -47,9 +47,6 @@ class OfficialModel(NamedTuple):
     architecture: dict[str, Any]
     """Arguments of `create_model`"""
 
-    router: dict[str, Tensor]
-    """``hidden.<step>`` and ``output.<step>``; empty where it has no router"""
-
 
 def load_official(official: Mapping[str, Tensor]) -> OfficialModel:
     """Our network with the weights of an original checkpoint.
@@ -58,16 +55,14 @@ def load_official(official: Mapping[str, Tensor]) -> OfficialModel:
         InputError: names or shapes do not fit any network of the original; all of these are named.
     """
     architecture = infer_architecture(official)
-    converted = convert_state_dict(official)
-    router = {n.removeprefix("router."): tensor for n, tensor in converted.items() if n.startswith("router.")}
-    weights = {name: tensor for name, tensor in converted.items() if not name.startswith("router.")}
+    weights = convert_state_dict(official)
     with Uninitialised():
         model = create_model(**architecture)
     if problems := _differences(_shapes(model.state_dict()), _shapes(weights)):
         experts = architecture["num_experts"]
         raise InputError(f"does not fit {architecture['name']} with {experts} expert(s): {listed(problems)}")
     model.load_state_dict(weights, strict=True)
-    return OfficialModel(model, architecture, router)
+    return OfficialModel(model, architecture)
 
 
 def infer_architecture(official: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -90,7 +85,7 @@ def infer_architecture(official: Mapping[str, Tensor]) -> dict[str, Any]:
             raise
         raise InputError(f"not a whole RIDE checkpoint: {error} is missing or of a strange shape") from error
     own = {match[1] for key in shapes if (match := re.match(r"branches\.0\.(layer\d|layers\.\d\.blocks)\.", key))}
-    return {
+    architecture = {
         "name": name,
         "num_classes": num_classes,
         "num_experts": sum(re.fullmatch(r"heads\.\d+\.weight", key) is not None for key in shapes),
@@ -99,28 +94,18 @@ def infer_architecture(official: Mapping[str, Tensor]) -> dict[str, Any]:
         "scale": SCALE,
         "expert_stages": len(own),
     }
+    router = _router(shapes)
+    return architecture if router is None else architecture | {"router": router}
 
 
-def infer_router(official: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The layout of a checkpoint's router, or None where it has none.
-
-    Returns:
-        num_steps (experts - 1), num_features of an expert, hidden features of a step, top_choices (how many of the
-        largest logits it sees), and whether its last layer is shared by all steps.
-    """
-    shapes = _shapes(convert_state_dict(official))
-    steps = [shape for name, shape in shapes.items() if re.fullmatch(r"router\.hidden\.\d+\.weight", name)]
-    outputs = [shape for name, shape in shapes.items() if re.fullmatch(r"router\.output\.\d+\.weight", name)]
-    if not steps or not outputs:
+def _router(shapes: Shapes) -> dict[str, Any] | None:
+    """The options of the checkpoint's router, or None where it has none."""
+    step, output = shapes.get("router.hidden.0.weight"), shapes.get("router.output.0.weight")
+    if step is None or output is None:
         return None
-    hidden, num_features = steps[0]
-    return {
-        "num_steps": len(steps),
-        "num_features": num_features,
-        "hidden": hidden,
-        "top_choices": outputs[0][1] - hidden,
-        "shared": not any(re.search(r"expert_help_pred_fcs\.", name) for name in official),
-    }
+    hidden = step[0]
+    # It sees the largest logits and the hidden numbers. Of two experts, one layer is as good as shared.
+    return {"top_choices": output[1] - hidden, "hidden": hidden, "shared": "router.output.1.weight" not in shapes}
 
 
 def _resnet(shapes: Shapes) -> tuple[str, Sequence[int], list[int]]:
