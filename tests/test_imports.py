@@ -15,8 +15,9 @@ SOURCE = Path(longtail.__file__).parent
 FLOORS = [
     ["cli", "__main__"],
     ["pipeline", "convert"],
+    ["stages"],
     ["build", "prediction", "report", "plots", "run"],
-    ["evaluation", "training", "progress"],
+    ["evaluation", "training", "progress", "frozen"],
     ["tasks", "checkpoint"],
     ["data", "runtime", "models"],
     ["losses", "metrics", "settings", "seeds"],
@@ -65,7 +66,7 @@ def test_imports_go_down(path):
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.name != "__init__.py"], ids=module_name)
 def test_only_the_upper_floors_know_the_config(path):
-    allowed = {"config", "settings", "build", "run", "pipeline", "evaluation", "convert", "cli"}
+    allowed = {"config", "settings", "build", "run", "pipeline", "stages", "evaluation", "convert", "cli"}
     if module_name(path).split(".")[0] not in allowed:
         assert "config" not in imported(path)
 

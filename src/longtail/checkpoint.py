@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,21 +66,44 @@ def load_model_file(path: Path) -> tuple[MultiExpert, ModelCard]:
     Raises:
         InputError: the file is absent, damaged, or not one of ours.
     """
+    card = load_card(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            described = (file.metadata() or {}).get(METADATA_KEY)
+        with _opened(path) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read as safetensors ({error})") from error
-    if described is None:
-        raise InputError(f"{path}: holds weights but no description of a longtail model")
-    try:
-        card = _read_card(described)
         model = create_model(**card.architecture)
         model.load_state_dict(tensors, strict=True)
     except (TypeError, KeyError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: weights and description do not agree ({' '.join(str(error).split())})") from error
+        raise _disagreement(path, error) from error
     return model.eval(), card
+
+
+def load_card(path: Path) -> ModelCard:
+    """Only the description in a model file.
+
+    Raises:
+        InputError: as `load_model_file`.
+    """
+    with _opened(path) as file:
+        described = (file.metadata() or {}).get(METADATA_KEY)
+    if described is None:
+        raise InputError(f"{path}: holds weights but no description of a longtail model")
+    try:
+        return _read_card(described)
+    except (TypeError, KeyError, ValueError) as error:
+        raise _disagreement(path, error) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read as safetensors ({error})") from error
+
+
+def _disagreement(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: weights and description do not agree ({' '.join(str(error).split())})")
 
 
 def _read_card(text: str) -> ModelCard:

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.addLevelName(logging.INFO, "note")
     try:
         known, settings = _parser().parse_known_args(arguments)
-        if settings and known.run not in (train, evaluate):
+        if settings and known.run not in (train, evaluate, router):
             raise InputError(f"unknown argument '{settings[0]}'; see 'longtail {known.command} --help'")
         known.run(known, settings)
     except InputError as error:
@@ -56,6 +56,15 @@ def train(known: argparse.Namespace, settings: list[str]) -> None:
     if known.help:
         _print_train_help(known.parser, settings_parser(usage=argparse.SUPPRESS, add_help=False))
         return
+    if known.resume:
+        if settings or known.config or known.output:
+            raise InputError("--resume goes on with a run as it is; it takes no --config, --output or settings")
+        from rich.console import Console
+
+        from longtail import pipeline
+
+        pipeline.resume(known.resume, Console())
+        return
     config = resolve(known.config or DEFAULT_RECIPE, {}, settings)
     if known.print_config:
         print(to_yaml(config), end="")
@@ -65,6 +74,18 @@ def train(known: argparse.Namespace, settings: list[str]) -> None:
     from longtail import pipeline
 
     pipeline.train(config, known.output, Console())
+
+
+def router(known: argparse.Namespace, settings: list[str]) -> None:
+    """`longtail router`."""
+    from rich.console import Console
+
+    from longtail import pipeline
+    from longtail.run import Run
+    from longtail.settings import resolve
+
+    run = Run.open(known.folder)
+    pipeline.add_router(run, config=resolve(str(run.config_path), {}, settings), console=Console())
 
 
 def evaluate(known: argparse.Namespace, settings: list[str]) -> None:
@@ -158,9 +179,20 @@ def _parser() -> argparse.ArgumentParser:
         "--config", metavar="NAME-or-FILE", help="recipe, or a YAML file; default: the built-in digits"
     )
     command.add_argument("--output", metavar="FOLDER", help="run folder to make; default: runs/NAME")
+    command.add_argument("--resume", metavar="RUN", help="go on with the unfinished stages of an interrupted run")
     command.add_argument("--print_config", action="store_true", help="print every setting as YAML and stop")
     command.add_argument("-h", "--help", action="store_true", help="show this and every setting")
     command.set_defaults(run=train, parser=command)
+
+    command = commands.add_parser(
+        "router",
+        help="train a router for a run",
+        description="Trains a router for a finished run or a converted checkpoint, or replaces its router, and tests it. "
+        "The experts stay as they are. Settings may say how (--router.max_accuracy_drop 0.2).",
+        usage="longtail router RUN [--router.field value ...]",
+    )
+    command.add_argument("folder", metavar="RUN", help="run folder")
+    command.set_defaults(run=router)
 
     command = commands.add_parser(
         "evaluate",

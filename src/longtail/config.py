@@ -60,6 +60,9 @@ class DataConfig:
     val_fraction: float = 0.0
     """Share of each class's training images held out for validation where the data set has no validation part."""
 
+    val_spare: int = 0
+    """Images of each class held for validation among those that the long tail leaves out; as many as there are."""
+
     test_fraction: float = 0.2
     """Share of each class's images held out for testing where a folder has no test part."""
 
@@ -93,6 +96,17 @@ class DataConfig:
         _require(0 < factor <= 1, "data.imbalance_factor", factor, "above 0 and at most 1" + hint)
         for name in ("val_fraction", "test_fraction"):
             _require(0 <= getattr(self, name) < 1, f"data.{name}", getattr(self, name), "at least 0 and below 1")
+        _require(self.val_spare >= 0, "data.val_spare", self.val_spare, "0 or more")
+        _require(
+            self.val_spare == 0 or self.imbalance != "none",
+            "data.val_spare", self.val_spare, "0 where data.imbalance is 'none': no image is left out",
+        )  # fmt: skip
+        _require(
+            self.val_spare == 0 or self.val_fraction == 0,
+            "data.val_spare",
+            self.val_spare,
+            "0 where val_fraction is set",
+        )
         for name in ("image_size", "resize"):
             value = getattr(self, name)
             _require(value is None or 4 <= value <= 4096, f"data.{name}", value, "from 4 to 4096 pixels, or unset")
@@ -339,6 +353,86 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class DistillationConfig:
+    """How a teacher is followed, where there is one."""
+
+    temperature: float = 1.5
+    """Temperature of both distributions."""
+
+    factor: float = 1.0
+    """Weight of the distance to the teacher."""
+
+    published: bool = False
+    """RIDE's own arithmetic: the distance of the experts' mean logits, and the whole loss once per expert. Otherwise
+    each expert has its own distance and the loss counts once."""
+
+    def __post_init__(self) -> None:
+        _require(self.temperature > 0, "distillation.temperature", self.temperature, "above 0")
+        _require(self.factor >= 0, "distillation.factor", self.factor, "0 or more")
+
+
+@dataclass(frozen=True)
+class RouterConfig:
+    """Stage 2: the router, which shows an image to as few experts as it needs."""
+
+    train: bool = False
+    """Train a router after the experts."""
+
+    top_choices: int = 30
+    """How many of the largest mean logits it sees (RIDE: 30 for CIFAR, 50 for a thousand classes and more)."""
+
+    hidden: int = 16
+    """Numbers that it makes of an expert's feature."""
+
+    shared: bool = True
+    """One last layer for all steps, or one for each."""
+
+    positive_weight: float = 4.0
+    """What an image that gains by another expert counts, against 1 of one that does not (RIDE: 100)."""
+
+    epochs: int = 50
+    """Passes over as many class-balanced draws as there are training images (RIDE: 5)."""
+
+    batch_size: int = 512
+    """Draws in a step of sgd, with momentum 0.9 in Nesterov's form."""
+
+    learning_rate: float = 0.01
+    """At the start; cosine to 0."""
+
+    weight_decay: float = 5e-4
+    """Weight decay."""
+
+    cache_gib: float = 4.0
+    """What the experts say of the training images is computed once and kept if it takes at most this much memory;
+    otherwise anew in every epoch."""
+
+    threshold: float = 0.5
+    """An image goes on to the next expert while the router's probability is above this, if nothing below is set."""
+
+    compute_budget: str | None = None
+    """Choose the threshold on the validation images: the best for this mean cost. 1.2: times that of one expert; 70M or
+    4.1G: multiply-accumulates."""
+
+    max_accuracy_drop: float | None = None
+    """Choose the threshold on the validation images: the cheapest that loses at most so many percentage points of
+    balanced accuracy against all experts."""
+
+    def __post_init__(self) -> None:
+        for name in ("top_choices", "hidden", "epochs", "batch_size"):
+            _require(getattr(self, name) >= 1, f"router.{name}", getattr(self, name), "at least 1")
+        for name in ("positive_weight", "learning_rate"):
+            _require(getattr(self, name) > 0, f"router.{name}", getattr(self, name), "above 0")
+        for name in ("weight_decay", "cache_gib"):
+            _require(getattr(self, name) >= 0, f"router.{name}", getattr(self, name), "0 or more")
+        drop = self.max_accuracy_drop
+        _require(drop is None or drop >= 0, "router.max_accuracy_drop", drop, "0 or more, or unset")
+        _require(
+            drop is None or self.compute_budget is None,
+            "router.max_accuracy_drop", drop, "unset where router.compute_budget is set: one of them chooses",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """How results are counted."""
 
@@ -376,11 +470,17 @@ class Config:
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
 
+    teacher: str | None = None
+    """What the experts are distilled from: a run folder, a model file, a checkpoint of the original, or a recipe (name
+    or file), which is trained first, on the same data, into the folder teacher of the run."""
+
     data: DataConfig = field(default_factory=DataConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    router: RouterConfig = field(default_factory=RouterConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
@@ -392,3 +492,14 @@ class Config:
         _require(self.training.warmup <= epochs, "training.warmup", self.training.warmup, right)
         after = self.loss.reweight_after
         _require(after is None or after <= epochs, "loss.reweight_after", after, right)
+        router, experts = self.router.train, self.model.num_experts
+        _require(not router or experts > 1, "router.train", router, "false where there is one expert")
+        chosen = self.router.compute_budget or self.router.max_accuracy_drop
+        has_val = (
+            self.data.val_fraction or self.data.val_spare or self.data.name not in ("digits", "cifar10", "cifar100")
+        )
+        _require(
+            chosen is None or bool(has_val),
+            "router.compute_budget or router.max_accuracy_drop", chosen,
+            "unset where there are no validation images; data.val_fraction or data.val_spare holds some out",
+        )  # fmt: skip

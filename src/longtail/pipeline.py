@@ -4,27 +4,24 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from rich.console import Console
 
 from longtail import build
-from longtail.checkpoint import ModelCard, save_model
+from longtail.checkpoint import ModelCard
 from longtail.config import Config
 from longtail.data.loading import Loader
 from longtail.data.splits import Dataset
 from longtail.errors import InputError
-from longtail.evaluation import evaluate_loader
+from longtail.evaluation import answers, evaluate_answers
 from longtail.metrics import Evaluation
-from longtail.models.checkpointing import checkpoint_activations
-from longtail.models.experts import MultiExpert, create_model
-from longtail.progress import TrainingProgress
+from longtail.models.experts import MultiExpert
 from longtail.report import counted, summary, write_report
 from longtail.run import Run, new_run
 from longtail.runtime import environment, pick_device
-from longtail.tasks import TrainExperts
-from longtail.training import fit
+from longtail.stages import Experts, Workplace, find_teacher, load_teacher, train_router
 
 Part = Literal["val", "test"]
 
@@ -43,56 +40,72 @@ def train(config: Config, output: str | Path | None = None, console: Console | N
     Raises:
         InputError: settings, data or machine do not allow it, and nothing is left behind; or training diverged.
     """
-    console = console or Console(quiet=True)
     run = new_run(config.name, output)
+    return _train(run, config, console or Console(quiet=True))
+
+
+def resume(run: Run | str | Path, console: Console | None = None) -> Run:
+    """Goes on with a run that was interrupted: finished stages stay, an unfinished one begins anew.
+
+    Raises:
+        InputError: as `train`; or there is no such run, or it is finished.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    if not run.config_path.is_file():
+        raise InputError(f"'{run.folder}' is not a run folder: it has no {run.config_path.name}")
+    if run.is_finished:
+        raise InputError(f"'{run.folder}' is finished; 'longtail evaluate {run.folder}' tests it again")
+    return _train(run, run.config, console or Console(quiet=True), again=True)
+
+
+def _train(run: Run, config: Config, console: Console, again: bool = False) -> Run:
     device = pick_device(config.device)
     dataset = build.load_data(config)
-    shape = build.architecture(config, dataset)
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to set
-        torch.manual_seed(config.seed)
-        model = create_model(**shape, pretrained=config.model.pretrained)
-    # Channels-last is how convolutions run fastest on CPUs and tensor cores; the loaders deliver it.
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.training.checkpoint_activations:
-        checkpoint_activations(model)
-    task = TrainExperts(model, build.criterion(config, dataset.class_counts).to(device))
-    optimizer = build.optimizer(config, task)
-    loader = build.train_loader(config, dataset, device)
+    place = Workplace(run, config, dataset, device, console)
+    trained = again and run.epochs_done >= config.training.epochs
+    source = None if trained else find_teacher(config)
+    experts = None if trained else Experts(place)
     # Made before training, so that a test picture that does not decode is not found after hours.
     tests = _eval_loaders(config, dataset, device)
-    card = _card(config, dataset)
-
-    run.start(config, environment(device))
-    _announce(console, run, config, dataset, model, device)
-    training = config.training
-    progress = TrainingProgress(console, training.epochs, len(loader), loader.num_images)
+    teacher = load_teacher(source, place) if isinstance(source, Path) else None
+    if not again:
+        run.start(config, environment(device))
     start = time.perf_counter()
+    stage = "experts"
     try:
-        with progress:
-            rate = build.learning_rate(config)
-            options: Any = {"accumulation": training.accumulation, "clip_gradient": training.clip_gradient}
-            for record in fit(task, loader, optimizer, rate, training.epochs, progress.step, **options):
-                every = training.validate_every
-                if every and record["epoch"] % every == 0:
-                    seen = evaluate_loader(model, tests["val"], dataset.class_counts, config)
-                    record |= {"val_accuracy": seen.accuracy, "val_balanced": seen.balanced}
-                card = replace(card, epoch=record["epoch"])
-                save_model(run.model_path, model, card)
-                run.append(record)
-                progress.epoch(record)
+        if isinstance(source, Config):
+            teacher = load_teacher(_trained_teacher(run, source, console).model_path, place)
+        if experts is not None:
+            run.clear()
+            _announce(console, place, experts.model)
+            card, model = experts.train(tests.get("val"), teacher), experts.model
+        else:
+            model, card = run.load_model()
+            place.on_device(model)
+        if config.router.train:
+            stage = "router"
+            card = train_router(place, model, card)
     except KeyboardInterrupt:
-        if card.epoch == 0:
-            save_model(run.model_path, model, card)
-        _tell_interrupted(console, run, card.epoch, training.epochs)
+        _tell_interrupted(console, run, config, stage)
         raise
     except BaseException:
-        if card.epoch == 0:
+        if run.epochs_done == 0 and not again:
             run.discard()
         raise
     run.write_json("environment.json", run.environment() | {"training_seconds": time.perf_counter() - start})
-    result = _evaluate(run, config, model, card, tests)["test"]
+    result = _evaluate(place, model, card, tests)["test"]
     print_results(console, run, result, "test", config)
     return run
+
+
+def _trained_teacher(run: Run, config: Config, console: Console) -> Run:
+    """The teacher's own run within the student's, trained as far as it is not yet."""
+    teacher = Run(run.folder / "teacher")
+    if teacher.is_finished:
+        return teacher
+    if teacher.config_path.is_file():
+        return resume(teacher, console)
+    return train(config, teacher.folder, console)
 
 
 def evaluate(
@@ -119,14 +132,39 @@ def evaluate(
     on = pick_device(device)
     model, card = run.load_model()
     dataset = build.load_data(config)
-    if not card.class_counts and dataset.num_classes == len(card.class_names):  # converted: its data tell
-        card = replace(card, class_names=dataset.class_names, class_counts=tuple(dataset.class_counts))
-    _check_same(card, _card(config, dataset), run, config)
+    place = Workplace(run, config, dataset, on, Console(quiet=True))
+    card = _checked(card, place)
     loaders = _eval_loaders(config, dataset, on)
     if split not in loaders:
         raise InputError(f"data set '{config.data.name}' has no part '{split}'; there is {' and '.join(loaders)}")
-    model.to(on, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return _evaluate(run, config, model, card, loaders)[split]
+    return _evaluate(place, place.on_device(model), card, loaders)[split]
+
+
+def add_router(run: Run | str | Path, *, config: Config | None = None, console: Console | None = None) -> Run:
+    """Trains a router for a finished run or a converted checkpoint, tests it, and replaces any earlier one.
+
+    Args:
+        run: a run or its folder.
+        config: the run's own by default; another one may have other settings in its section router.
+        console: where to tell how it goes; nowhere by default.
+
+    Raises:
+        InputError: as `evaluate`; or the model has a single expert.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    config = config or run.config
+    config = replace(config, router=replace(config.router, train=True))
+    console = console or Console(quiet=True)
+    device = pick_device(config.device)
+    model, card = run.load_model()
+    place = Workplace(run, config, build.load_data(config), device, console)
+    card = _checked(card, place)
+    loaders = _eval_loaders(config, place.dataset, device)
+    card = train_router(place, place.on_device(model), card)
+    run.write_config(config)
+    result = _evaluate(place, model, card, loaders)["test"]
+    print_results(console, run, result, "test", config)
+    return run
 
 
 def print_results(console: Console, run: Run, evaluation: Evaluation, split: Part, config: Config) -> None:
@@ -138,9 +176,11 @@ def print_results(console: Console, run: Run, evaluation: Evaluation, split: Par
 
 
 def _evaluate(
-    run: Run, config: Config, model: MultiExpert, card: ModelCard, loaders: Mapping[Part, Loader]
+    place: Workplace, model: MultiExpert, card: ModelCard, loaders: Mapping[Part, Loader]
 ) -> dict[Part, Evaluation]:
-    evaluations = {part: evaluate_loader(model, loader, card.class_counts, config) for part, loader in loaders.items()}
+    run, config = place.run, place.config
+    given = {part: answers(model, loader) for part, loader in loaders.items()}
+    evaluations = {part: evaluate_answers(given[part], card.class_counts, config) for part in given}
     names = {"class_names": list(card.class_names), "class_counts": list(card.class_counts)}
     results = {part: evaluation.as_dict() for part, evaluation in evaluations.items()}
     run.write_json("results.json", {"epoch": card.epoch, **results, **names})
@@ -165,19 +205,11 @@ def _eval_loaders(config: Config, dataset: Dataset, device: torch.device) -> dic
     return loaders
 
 
-def _card(config: Config, dataset: Dataset) -> ModelCard:
-    form = build.preprocessing(config, dataset)
-    return ModelCard(
-        architecture=build.architecture(config, dataset),
-        class_names=dataset.class_names,
-        class_counts=tuple(dataset.class_counts),
-        **form._asdict(),
-        training_images=dataset.train.fingerprint(Path(config.data.root)),
-    )
-
-
-def _check_same(trained: ModelCard, now: ModelCard, run: Run, config: Config) -> None:
-    """Refuses to test a model on data or with settings that are not its own."""
+def _checked(trained: ModelCard, place: Workplace) -> ModelCard:
+    """The description of a model with what its data tell; refuses data and settings that are not its own."""
+    run, config, now = place.run, place.config, place.card()
+    if not trained.class_counts and len(now.class_names) == len(trained.class_names):  # converted: its data tell
+        trained = replace(trained, class_names=now.class_names, class_counts=now.class_counts)
     if trained.class_names != now.class_names:
         raise InputError(f"{run.folder}: was trained on other classes than those of data set '{config.data.name}'")
     if trained.training_images and trained.training_images != now.training_images:
@@ -185,15 +217,19 @@ def _check_same(trained: ModelCard, now: ModelCard, run: Run, config: Config) ->
             f"{run.folder}: the training images of data set '{config.data.name}' are not those the model was trained "
             "on (added, removed or split differently), so test images might be among the latter; train again"
         )
+    was = asdict(trained)
+    # The router is added later, with settings of its own.
+    was["architecture"] = {name: value for name, value in was["architecture"].items() if name != "router"}
     for name, value in asdict(now).items():
-        was = asdict(trained)[name]
-        if name not in ("epoch", "training_images") and value != was:
-            raise InputError(f"{run.folder}: config.yaml makes {name} {value}, but the model was trained with {was}")
+        if name not in ("epoch", "training_images") and value != was[name]:
+            raise InputError(
+                f"{run.folder}: config.yaml makes {name} {value}, but the model was trained with {was[name]}"
+            )
+    return trained
 
 
-def _announce(
-    console: Console, run: Run, config: Config, dataset: Dataset, model: MultiExpert, device: torch.device
-) -> None:
+def _announce(console: Console, place: Workplace, model: MultiExpert) -> None:
+    config, dataset = place.config, place.dataset
     counts = dataset.class_counts
     _print(
         console,
@@ -201,13 +237,20 @@ def _announce(
         f"({max(counts):,} to {min(counts):,} each), {len(dataset.test):,} test images\n"
         f"{config.model.backbone}, {counted(model.num_experts, 'expert', 'experts')}, "
         f"{model.num_parameters:,} parameters, "
-        f"{config.training.epochs} epochs on {device}, into {run.folder}",
+        f"{config.training.epochs} epochs on {place.device}, into {place.run.folder}",
     )
 
 
-def _tell_interrupted(console: Console, run: Run, epoch: int, epochs: int) -> None:
-    when = f"after epoch {epoch} of {epochs}" if epoch else f"in the middle of epoch 1 of {epochs}"
-    _print(console, f"Stopped. {run.folder} holds the model {when}; test it with: longtail evaluate {run.folder}")
+def _tell_interrupted(console: Console, run: Run, config: Config, stage: str) -> None:
+    resumed = f"go on with: longtail train --resume {run.folder}"
+    if stage == "router":
+        _print(console, f"Stopped. {run.folder} holds the experts without a router; {resumed}")
+    elif run.model_path.exists():
+        epoch, epochs = run.epochs_done, config.training.epochs
+        when = f"after epoch {epoch} of {epochs}" if epoch else f"in the middle of epoch 1 of {epochs}"
+        _print(console, f"Stopped. {run.folder} holds the model {when}; test it with: longtail evaluate {run.folder}")
+    else:
+        _print(console, f"Stopped before the experts' training; {resumed}")
 
 
 def _print(console: Console, text: str) -> None:

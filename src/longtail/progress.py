@@ -18,16 +18,18 @@ class TrainingProgress:
         epochs: in all.
         steps: in an epoch.
         num_images: in an epoch.
+        what: what an epoch is called.
     """
 
-    def __init__(self, console: Console, epochs: int, steps: int, num_images: int):
+    def __init__(self, console: Console, epochs: int, steps: int, num_images: int, what: str = "epoch"):
         self.console = console
+        self.what = what
         self.epochs, self.steps, self.num_images = epochs, steps, num_images
         self.start = self.last_line = time.perf_counter()
         self.done = 0
         self.bar: Progress | None = None
         if console.is_terminal:
-            columns = ("epoch {task.fields[epoch]}/" + str(epochs), BarColumn(), "{task.percentage:>3.0f}%")
+            columns = (what + " {task.fields[epoch]}/" + str(epochs), BarColumn(), "{task.percentage:>3.0f}%")
             numbers = TextColumn("{task.fields[numbers]}")
             self.bar = Progress(*columns, numbers, TimeRemainingColumn(), TextColumn("left"), console=console)
             self.task = self.bar.add_task("", total=epochs * steps, epoch=1, numbers="")
@@ -64,7 +66,7 @@ class TrainingProgress:
         left = (now - self.start) / self.done * (self.epochs - self.done)
         validation = f"  val {record['val_balanced']:6.1%}" if "val_balanced" in record else ""
         self.console.print(
-            f"epoch {self.done:>{len(str(self.epochs))}}/{self.epochs}  loss {record['loss']:8.3f}  "
+            f"{self.what} {self.done:>{len(str(self.epochs))}}/{self.epochs}  loss {record['loss']:8.3f}  "
             f"train {record['accuracy']:6.1%}{validation}  lr {record['learning_rate']:.2g}  "
             f"{record['images_per_second']:,.0f} images/s  {_duration(left)} left",
             highlight=False,

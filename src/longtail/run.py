@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from longtail.checkpoint import MODEL_FILE, ModelCard, load_model_file, write_atomically
+from longtail.checkpoint import MODEL_FILE, ModelCard, load_card, load_model_file, write_atomically
 from longtail.config import Config
 from longtail.errors import InputError
 from longtail.models.experts import MultiExpert
@@ -80,9 +80,31 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"run folder '{self.folder}' cannot be made: {error.strerror}") from error
-        write_atomically(self.config_path, to_yaml(config).encode())
+        self.write_config(config)
         self.write_json("environment.json", environment)
+        self.clear()
+
+    def write_config(self, config: Config) -> None:
+        """Replaces the settings."""
+        write_atomically(self.config_path, to_yaml(config).encode())
+
+    def clear(self) -> None:
+        """Forgets all epochs."""
         write_atomically(self.folder / "metrics.jsonl", b"")
+
+    @property
+    def epochs_done(self) -> int:
+        """Complete epochs of the experts' training that the model stands for; 0 where there is none."""
+        return load_card(self.model_path).epoch if self.model_path.is_file() else 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all stages are done and tested."""
+        if not (self.folder / "results.json").is_file() or not self.model_path.is_file():
+            return False
+        card, config = load_card(self.model_path), self.config
+        routed = "router" in card.architecture or not config.router.train
+        return card.epoch >= config.training.epochs and routed
 
     def discard(self) -> None:
         """Takes back what `start` wrote, where nothing came of the run."""

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from longtail.losses import Criterion, DistilledLoss
+from longtail.losses import Criterion, DistilledLoss, router_loss, router_targets
 from longtail.models.experts import MultiExpert
+from longtail.models.router import Router
 
 
 class Step(NamedTuple):
@@ -17,7 +18,7 @@ class Step(NamedTuple):
     """scalar"""
 
     correct: Tensor
-    """scalar, images that the ensemble got right"""
+    """scalar, images that were got right"""
 
 
 class TrainExperts(nn.Module):
@@ -66,12 +67,34 @@ class DistilExperts(TrainExperts):
         return loss
 
 
+class TrainRouter(nn.Module):
+    """Stage 2: the router alone, on what the frozen experts say.
+
+    Args:
+        router: of the model.
+        positive_weight: see `longtail.losses.router_loss`.
+    """
+
+    def __init__(self, router: Router, positive_weight: float):
+        super().__init__()
+        self.router = router
+        self.positive_weight = positive_weight
+
+    def forward(self, logits: Tensor, labels: Tensor, epoch: int, features: Tensor) -> Step:
+        """Logits (B, E, C), labels (B,), epoch from 1, features (B, E, D); right are images right at every step."""
+        answers = self.router(logits, features)
+        targets = router_targets(logits, labels)
+        right = ((answers.detach() > 0) == targets.bool()).all(dim=1)
+        return Step(router_loss(answers, targets, self.positive_weight), right.sum())
+
+
 def teaching(teacher: MultiExpert) -> Callable[[Tensor], Tensor]:
     """A trained model as `DistilExperts` needs it: its ensemble, in eval mode, without gradients."""
     teacher.eval().requires_grad_(False)
 
     def teach(images: Tensor) -> Tensor:
         with torch.no_grad():
-            return teacher(images).ensemble
+            logits: Tensor = teacher(images).ensemble
+        return logits
 
     return teach

@@ -36,8 +36,8 @@ def fit(
     The caller saves, validates and stops as it likes in between.
 
     Args:
-        task: (images, labels, epoch, perhaps soft targets) -> `longtail.tasks.Step`.
-        loader: the training images.
+        task: (images, labels, epoch, and what else the loader yields) -> `longtail.tasks.Step`.
+        loader: the training images, or what stands for them.
         optimizer: over the parameters to train; the rate of a group is multiplied by its ``lr_scale``, if any.
         learning_rate: rate at a point of training, in epochs from 0 with a fraction.
         epochs: how many.
@@ -88,9 +88,9 @@ def _backward(task: nn.Module, batch: Batch, epoch: int, parts: int) -> Step:
     # Of two images at least, which batch norm needs.
     parts = max(1, min(parts, len(batch[0]) // 2))
     steps = []
-    for images, labels, *soft_targets in zip(*(tensor.tensor_split(parts) for tensor in batch), strict=True):
-        loss, correct = task(images, labels, epoch, *soft_targets)
-        loss = loss * (len(images) / len(batch[0]))
+    for inputs, labels, *others in zip(*(tensor.tensor_split(parts) for tensor in batch), strict=True):
+        loss, correct = task(inputs, labels, epoch, *others)
+        loss = loss * (len(labels) / len(batch[1]))
         loss.backward()
         steps.append((loss.detach(), correct))
     losses, corrects = zip(*steps, strict=True)

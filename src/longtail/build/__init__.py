@@ -1,16 +1,21 @@
 """`Config` -> the parts of a run."""
 
-from longtail.build.data import eval_loader, load_data, preprocessing, train_loader
-from longtail.build.model import architecture, criterion
-from longtail.build.optimization import learning_rate, optimizer
+from longtail.build.data import eval_loader, load_data, preprocessing, shuffled_loader, train_loader
+from longtail.build.model import architecture, criterion, experts_task, router_options
+from longtail.build.optimization import learning_rate, optimizer, router_learning_rate, router_optimizer
 
 __all__ = [
     "architecture",
     "criterion",
     "eval_loader",
+    "experts_task",
     "learning_rate",
     "load_data",
     "optimizer",
     "preprocessing",
+    "router_learning_rate",
+    "router_optimizer",
+    "router_options",
+    "shuffled_loader",
     "train_loader",
 ]

@@ -32,7 +32,7 @@ def load_data(config: Config) -> Dataset:
     data = config.data
     dataset = _source(config)
     if data.imbalance != "none":
-        dataset = dataset.imbalanced(data.imbalance, data.imbalance_factor, data.subset_seed)
+        dataset = dataset.imbalanced(data.imbalance, data.imbalance_factor, data.subset_seed, data.val_spare)
     if data.val_fraction > 0:
         dataset = dataset.with_validation(data.val_fraction, data.subset_seed)
     if config.training.validate_every > 0 and dataset.val is None:
@@ -97,7 +97,7 @@ def preprocessing(config: Config, dataset: Dataset) -> Preprocessing:
 def train_loader(config: Config, dataset: Dataset, device: torch.device) -> Loader:
     """Shuffled, augmented training images."""
     augmentation, smoothing = config.augmentation, config.loss.label_smoothing
-    loader = _shuffled(config, dataset, device)
+    loader = shuffled_loader(config, dataset, device)
     mixing = {"mixup": augmentation.mixup, "cutmix": augmentation.cutmix, "label_smoothing": smoothing}
     if not any(mixing.values()) and not augmentation.random_erasing:
         return loader
@@ -105,7 +105,8 @@ def train_loader(config: Config, dataset: Dataset, device: torch.device) -> Load
     return MixedLoader(loader, dataset.num_classes, **mixing, random_erasing=erasing, seed=config.seed, device=device)
 
 
-def _shuffled(config: Config, dataset: Dataset, device: torch.device) -> Loader:
+def shuffled_loader(config: Config, dataset: Dataset, device: torch.device) -> Loader:
+    """Augmented training images by themselves: what `train_loader` mixes."""
     augmentation = config.augmentation
     split = _in_memory(config, dataset, dataset.train)
     options: dict[str, Any] = {"seed": config.seed, "shuffle": True, **_loader_options(config, dataset, device)}

@@ -5,8 +5,10 @@ from typing import Any
 from longtail.build.data import preprocessing
 from longtail.config import Config
 from longtail.data.splits import Dataset
-from longtail.losses import CrossEntropyLoss, LDAMLoss, RIDELoss
+from longtail.losses import CrossEntropyLoss, DistilledLoss, LDAMLoss, RIDELoss
+from longtail.models.experts import MultiExpert
 from longtail.schedules import epoch_of
+from longtail.tasks import DistilExperts, TrainExperts, teaching
 
 
 def architecture(config: Config, dataset: Dataset) -> dict[str, Any]:
@@ -25,6 +27,23 @@ def architecture(config: Config, dataset: Dataset) -> dict[str, Any]:
         "image_size": preprocessing(config, dataset).image_size,
         **drops,
     }
+
+
+def router_options(config: Config) -> dict[str, Any]:
+    """The arguments of `longtail.models.experts.create_router`."""
+    router = config.router
+    return {name: getattr(router, name) for name in ("top_choices", "hidden", "shared", "threshold")}
+
+
+def experts_task(
+    config: Config, class_counts: list[int], model: MultiExpert, teacher: MultiExpert | None
+) -> TrainExperts:
+    """Stage 1, with or without a teacher."""
+    loss, how = criterion(config, class_counts), config.distillation
+    if teacher is None:
+        return TrainExperts(model, loss)
+    distilled = DistilledLoss(loss, temperature=how.temperature, factor=how.factor, published=how.published)
+    return DistilExperts(model, distilled, teaching(teacher))
 
 
 def criterion(config: Config, class_counts: list[int]) -> CrossEntropyLoss:

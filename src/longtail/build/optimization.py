@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from timm.optim import param_groups_weight_decay
+from torch import nn
 
 from longtail.config import Config
 from longtail.schedules import cosine_rate, epoch_of, step_multiplier
@@ -62,3 +63,17 @@ def learning_rate(config: Config) -> Callable[[float], float]:
         return lambda epoch: cosine_rate(epoch, epochs, rate, final, warmup, start)
     milestones = [epoch_of(milestone, epochs) for milestone in training.milestones]
     return lambda epoch: rate * step_multiplier(int(epoch), milestones, training.decay, warmup)
+
+
+def router_optimizer(config: Config, router: nn.Module) -> torch.optim.Optimizer:
+    """Over every parameter of the router."""
+    settings = config.router
+    return torch.optim.SGD(
+        router.parameters(), settings.learning_rate, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
+    )
+
+
+def router_learning_rate(config: Config) -> Callable[[float], float]:
+    """The rate in each epoch, counted from 0: the same in all of it, as in the original."""
+    settings = config.router
+    return lambda epoch: cosine_rate(int(epoch), settings.epochs, settings.learning_rate)

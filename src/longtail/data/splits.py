@@ -68,11 +68,11 @@ class Dataset:
         """Training images of each class, C numbers."""
         return [int(n) for n in np.bincount(self.train.labels, minlength=self.num_classes)]
 
-    def imbalanced(self, profile: Profile, factor: float, seed: int = 0) -> "Dataset":
+    def imbalanced(self, profile: Profile, factor: float, seed: int = 0, spare: int = 0) -> "Dataset":
         """The same with training images thinned out to a long tail; the other parts stay as they are.
 
         Classes keep their order by frequency: the profile starts with the one that has the most images, and among
-        equals with the first.
+        equals with the first. Of the images left out, up to ``spare`` of each class become the validation part.
 
         Raises:
             InputError: a class would be left without images, or has fewer than the profile asks for.
@@ -93,7 +93,14 @@ class Dataset:
                 f"data.imbalance '{profile}' with factor {factor:g} asks for {needs} training images of class "
                 f"'{name}', which has {has}; take a smaller factor, or 'none' for data that are long-tailed already"
             )
-        return replace(self, train=self.train.take(choose_subset(self.train.labels, wanted.tolist(), seed)))
+        labels = self.train.labels
+        chosen = choose_subset(labels, wanted.tolist(), seed)
+        thinned = replace(self, train=self.train.take(chosen))
+        if spare == 0:
+            return thinned
+        left = np.setdiff1d(np.arange(len(labels)), chosen)
+        held = np.sort(left[choose_subset(labels[left], np.minimum(available - wanted, spare).tolist(), seed)])
+        return replace(thinned, val=self.train.take(held))
 
     def with_validation(self, fraction: float, seed: int = 0) -> "Dataset":
         """The same with a share of each class's training images held out for validation, unless there are some.

@@ -11,9 +11,9 @@ from longtail.errors import InputError
 from longtail.models.backbones import Width, backbone
 from longtail.models.cifar import CifarResNet
 from longtail.models.cut import Pass, cut
-from longtail.models.heads import CosineClassifier, linear_classifier
+from longtail.models.heads import CosineClassifier, initialise_like
 from longtail.models.router import Router
-from longtail.models.routing import THRESHOLD, RoutedOutput, goes_on, thresholds
+from longtail.models.routing import RoutedOutput, goes_on, thresholds
 
 
 class ExpertOutput(NamedTuple):
@@ -100,7 +100,7 @@ class MultiExpert(nn.Module):
         features = self.neck(self.branches[number](shared))
         return self.heads[number](features), features
 
-    def route(self, images: Tensor, threshold: float | Sequence[float] = THRESHOLD) -> RoutedOutput:
+    def route(self, images: Tensor, threshold: float | Sequence[float] | None = None) -> RoutedOutput:
         """Images (B, 3, H, W) -> logits (B, C) and how many experts each image was shown to (B,).
 
         Experts are asked in turn. Those images go on to the next one for which the router's probability is above the
@@ -109,15 +109,15 @@ class MultiExpert(nn.Module):
         Args:
             images: normalised images. The model is to be in eval mode: in training mode a batch norm would see
                 different images in each branch.
-            threshold: one for all steps, or one for each of the E - 1. The higher, the fewer experts are asked: with a
-                negative one every image sees all experts, from 1 on only the first.
+            threshold: one for all steps, or one for each of the E - 1; the router's own by default. The higher, the
+                fewer experts are asked: with a negative one every image sees all experts, from 1 on only the first.
 
         Raises:
             InputError: the model has no router, or the number of thresholds is wrong.
         """
         if self.router is None:
             raise InputError("the model has no router; 'longtail router RUN' trains one and adds it to the run")
-        limits = thresholds(threshold, self.num_experts - 1)
+        limits = thresholds(self.router.threshold if threshold is None else threshold, self.num_experts - 1)
         shared = self.trunk(images)
         total, features = self.expert(0, shared)
         answers = total
@@ -166,7 +166,7 @@ def create_model(
         expert_stages: how many of the last stages belong to each expert, see `longtail.models.cut.cut`.
         pretrained: trunk and all branches start from timm's published weights, or from those in a file.
         image_size: height and width of the images, for networks that must know it; their own by default.
-        router: gives the model a router: ``{}``, or other ``top_choices``, ``hidden`` or ``shared`` of
+        router: gives the model a router: ``{}``, or other ``top_choices``, ``hidden``, ``shared`` or ``threshold`` of
             `longtail.models.router.Router`.
         options: of the network's constructor in timm, such as ``drop_path_rate``.
 
@@ -179,10 +179,12 @@ def create_model(
         raise InputError(f"head '{head}': 'cosine' or 'linear'")
     build = backbone(name, width, pretrained, image_size, **options)
     trunk, branches, neck, num_features = cut(build, num_experts, expert_stages, image_size)
-    if head == "cosine":
-        heads: list[nn.Module] = [CosineClassifier(num_features, num_classes, scale) for _ in branches]
-    else:
-        heads = [linear_classifier(num_features, num_classes) for _ in branches]
+    heads: list[nn.Module] = [
+        CosineClassifier(num_features, num_classes, scale) if head == "cosine" else nn.Linear(num_features, num_classes)
+        for _ in branches
+    ]
+    for classifier in heads:
+        initialise_like(classifier, trunk)
     model = MultiExpert(trunk, branches, heads, neck)
     if router is not None:
         model.router = create_router(model, **router)
@@ -194,7 +196,8 @@ def create_router(model: MultiExpert, **options: Any) -> Router:
 
     Args:
         model: with at least two experts.
-        options: of `Router`: top_choices, hidden, shared; kaiming is as the original has it for the model's network.
+        options: of `Router`: top_choices, hidden, shared, threshold; kaiming is as the original has it for the model's
+            network.
 
     Raises:
         InputError: the model has one expert, or an option is unknown or out of range.

@@ -2,7 +2,12 @@
 
 import torch
 import torch.nn.functional as F
+from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from longtail.models.cifar import CifarResNet
 
 
 class CosineClassifier(nn.Module):
@@ -21,8 +26,16 @@ class CosineClassifier(nn.Module):
         return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
 
 
-def linear_classifier(num_features: int, num_classes: int) -> nn.Linear:
-    """A linear layer with bias, Kaiming-normal (fan-in) weights as the original CIFAR networks have it."""
-    head = nn.Linear(num_features, num_classes)
-    nn.init.kaiming_normal_(head.weight)
-    return head
+def initialise_like(head: nn.Module, trunk: nn.Module) -> None:
+    """Draws the first weights of a classifier as the network it belongs to draws those of its linear layers.
+
+    The original's CIFAR networks: Kaiming-normal (fan-in); transformers: normal with deviation 0.02, cut off, and
+    biases 0; others leave them as they are. What starts out large learns slowly, also where only its direction counts.
+    """
+    weight: Tensor = head.weight  # type: ignore[assignment]
+    if isinstance(trunk, SwinTransformer | VisionTransformer | Eva):
+        nn.init.trunc_normal_(weight, std=0.02)
+        if isinstance(head, nn.Linear):
+            nn.init.zeros_(head.bias)
+    elif isinstance(trunk, CifarResNet) and isinstance(head, nn.Linear):
+        nn.init.kaiming_normal_(weight)

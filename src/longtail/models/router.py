@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from longtail.ensembles import partial_ensembles
 from longtail.errors import InputError
+from longtail.models.routing import THRESHOLD
 
 TOP_CHOICES, HIDDEN = 30, 16
 """The original's for CIFAR; for a thousand classes and more it looks at 50 choices."""
@@ -24,6 +25,7 @@ class Router(nn.Module):
         top_choices: how many of the largest mean logits it sees, the largest first; at most C are taken.
         hidden: numbers that a step makes of the feature.
         shared: one last layer for all steps, or one for each.
+        threshold: above which probability an image goes on, unless told otherwise.
         kaiming: Kaiming-normal weights, as the original's CIFAR networks have them; by default torch's own.
 
     Raises:
@@ -39,6 +41,7 @@ class Router(nn.Module):
         top_choices: int = TOP_CHOICES,
         hidden: int = HIDDEN,
         shared: bool = True,
+        threshold: float = THRESHOLD,
         kaiming: bool = False,
     ):
         super().__init__()
@@ -47,6 +50,7 @@ class Router(nn.Module):
         if top_choices < 1 or hidden < 1:
             raise InputError(f"router: top_choices is {top_choices} and hidden {hidden}; both must be at least 1")
         self.top_choices = min(top_choices, num_classes)
+        self.threshold = threshold
         steps = num_experts - 1
         self.hidden = nn.ModuleList(nn.Linear(num_features, hidden) for _ in range(steps))
         outputs = 1 if shared else steps

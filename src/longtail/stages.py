@@ -1,0 +1,196 @@
+"""The stages of training: a teacher where one is wanted, the experts, their router."""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from longtail import build
+from longtail.checkpoint import ModelCard, load_model_file, model_file, save_model
+from longtail.config import Config
+from longtail.data.splits import Dataset
+from longtail.errors import InputError
+from longtail.evaluation import answers, evaluate_answers
+from longtail.frozen import FrozenOutputs
+from longtail.models.checkpointing import checkpoint_activations
+from longtail.models.experts import MultiExpert, create_model, create_router
+from longtail.models.official import listed
+from longtail.models.official_architecture import load_official
+from longtail.models.official_file import read_official
+from longtail.progress import TrainingProgress
+from longtail.run import Run
+from longtail.settings import recipe, recipe_names
+from longtail.tasks import TrainRouter
+from longtail.training import fit
+
+OFFICIAL_SUFFIXES = (".pth", ".pt", ".tar")
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What every stage works with."""
+
+    run: Run
+    config: Config
+    dataset: Dataset
+    device: torch.device
+    console: Console
+
+    def card(self) -> ModelCard:
+        """The description of the model, before it has learnt anything."""
+        return ModelCard(
+            architecture=build.architecture(self.config, self.dataset),
+            class_names=self.dataset.class_names,
+            class_counts=tuple(self.dataset.class_counts),
+            training_images=self.dataset.train.fingerprint(Path(self.config.data.root)),
+            **build.preprocessing(self.config, self.dataset)._asdict(),
+        )
+
+    def on_device(self, model: MultiExpert) -> MultiExpert:
+        """The same model on the device, in the layout that convolutions run fastest in; the loaders deliver it."""
+        moved: MultiExpert = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return moved
+
+
+class Experts:
+    """Stage 1. Making it finds what is wrong with the settings; `train` takes the time.
+
+    Raises:
+        InputError: the settings do not fit together.
+    """
+
+    def __init__(self, place: Workplace):
+        config = place.config
+        self.place = place
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to set
+            torch.manual_seed(config.seed)
+            model = create_model(**build.architecture(config, place.dataset), pretrained=config.model.pretrained)
+        self.model = place.on_device(model)
+        if config.training.checkpoint_activations:
+            checkpoint_activations(model)
+        self.loader = build.train_loader(config, place.dataset, place.device)
+
+    def train(self, val_loader: Any, teacher: MultiExpert | None) -> ModelCard:
+        """Trains trunk, branches and heads; after each epoch the run holds its weights. Returns their description."""
+        place, training = self.place, self.place.config.training
+        run, counts = place.run, place.dataset.class_counts
+        card = place.card()
+        task = build.experts_task(place.config, counts, self.model, teacher).to(place.device)
+        optimizer, rate = build.optimizer(place.config, task), build.learning_rate(place.config)
+        progress = TrainingProgress(place.console, training.epochs, len(self.loader), self.loader.num_images)
+        options: Any = {"accumulation": training.accumulation, "clip_gradient": training.clip_gradient}
+        try:
+            with progress:
+                for record in fit(task, self.loader, optimizer, rate, training.epochs, progress.step, **options):
+                    if training.validate_every and record["epoch"] % training.validate_every == 0:
+                        seen = evaluate_answers(answers(self.model, val_loader), counts, place.config)
+                        record |= {"val_accuracy": seen.accuracy, "val_balanced": seen.balanced}
+                    card = replace(card, epoch=record["epoch"])
+                    save_model(run.model_path, self.model, card)
+                    run.append(record)
+                    progress.epoch(record)
+        except KeyboardInterrupt:
+            if card.epoch == 0:
+                save_model(run.model_path, self.model, card)
+            raise
+        return card
+
+
+def train_router(place: Workplace, model: MultiExpert, card: ModelCard) -> ModelCard:
+    """Stage 2: gives a trained model a new router; the run then holds it. Nothing but the router changes.
+
+    Args:
+        place: where to.
+        model: on the device.
+        card: of the model.
+
+    Raises:
+        InputError: the model has a single expert.
+    """
+    settings, seed = place.config.router, place.config.seed
+    options = build.router_options(place.config)
+    model.router = None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        router = create_router(model, **options).to(place.device)
+    model.eval()
+    images = build.shuffled_loader(place.config, place.dataset, place.device)  # not mixed: routing is for real images
+    loader = FrozenOutputs(model, images, batch_size=settings.batch_size, cache_gib=settings.cache_gib, seed=seed)
+    optimizer, rate = build.router_optimizer(place.config, router), build.router_learning_rate(place.config)
+    progress = TrainingProgress(place.console, settings.epochs, len(loader), loader.num_images, "router epoch")
+    start, records = time.perf_counter(), []
+    task = TrainRouter(router, settings.positive_weight)
+    with progress:
+        for record in fit(task, loader, optimizer, rate, settings.epochs, progress.step):
+            records.append(record)
+            progress.epoch(record)
+    model.router = router.eval()
+    card = replace(card, architecture={**card.architecture, "router": options})
+    save_model(place.run.model_path, model, card)
+    place.run.write_json("router.json", {"seconds": time.perf_counter() - start, "epochs": records})
+    return card
+
+
+def find_teacher(config: Config) -> Config | Path | None:
+    """What the settings name as teacher: a recipe to train first, a file to load, or nothing.
+
+    Raises:
+        InputError: there is no such run, file or recipe.
+    """
+    name = config.teacher
+    if name is None:
+        return None
+    path = Path(name)
+    if name not in recipe_names() and path.suffix not in (".yaml", ".yml"):
+        if path.is_dir():
+            return Run.open(path).model_path
+        if path.is_file():
+            return path
+        if path.suffix or len(path.parts) > 1:
+            raise InputError(f"teacher is '{name}', which is not there; it must be a run, a model file, or a recipe")
+    own = recipe(name)
+    if own.teacher == name:
+        raise InputError(f"teacher '{name}' names itself as its teacher")
+    # On the same images as the student, or it would know what the student is tested on.
+    return replace(own, data=config.data, seed=config.seed, device=config.device)
+
+
+def load_teacher(path: Path, place: Workplace) -> MultiExpert:
+    """A trained teacher on the device.
+
+    Raises:
+        InputError: the file is no model, or its classes or its images are not the student's.
+    """
+    if path.suffix in OFFICIAL_SUFFIXES:
+        model, card = load_official(read_official(path).state_dict).model, None
+    else:
+        model, card = load_model_file(model_file(path))
+    student = place.card()
+    problem = "" if card is None else _other_images(card, student) or _other_classes(card, student)
+    if model.num_classes != len(student.class_names):
+        problem = f"it has {model.num_classes} classes, and the student {len(student.class_names)}"
+    if problem:
+        raise InputError(f"teacher {path}: {problem}")
+    return place.on_device(model)
+
+
+def _other_images(teacher: ModelCard, student: ModelCard) -> str:
+    for name in ("image_size", "mean", "std"):
+        theirs, own = getattr(teacher, name), getattr(student, name)
+        if theirs != own:
+            return f"its images have {name} {theirs}, and the student's {own}"
+    return ""
+
+
+def _other_classes(teacher: ModelCard, student: ModelCard) -> str:
+    if not teacher.class_counts:  # converted: it does not know their names
+        return ""
+    theirs, own = set(teacher.class_names), set(student.class_names)
+    if theirs == own:
+        return "" if teacher.class_names == student.class_names else "its classes are in another order"
+    alone = [(f"only the teacher has {listed(sorted(theirs - own))}", theirs - own)]
+    alone += [(f"only the student has {listed(sorted(own - theirs))}", own - theirs)]
+    return "its classes are not the student's: " + "; ".join(text for text, names in alone if names)
