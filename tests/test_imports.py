@@ -15,9 +15,9 @@ SOURCE = Path(longtail.__file__).parent
 FLOORS = [
     ["cli", "__main__"],
     ["pipeline", "convert"],
-    ["build", "prediction", "report", "plots", "run"],
+    ["build", "prediction", "report", "flops_table", "plots", "run"],
     ["evaluation", "training", "progress"],
-    ["tasks", "checkpoint"],
+    ["tasks", "checkpoint", "flops"],
     ["data", "runtime", "models"],
     ["losses", "metrics", "settings", "seeds"],
     ["config"],

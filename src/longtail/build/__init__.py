@@ -1,7 +1,7 @@
 """`Config` -> the parts of a run."""
 
 from longtail.build.data import eval_loader, load_data, preprocessing, train_loader
-from longtail.build.model import architecture, criterion
+from longtail.build.model import architecture, criterion, planned_architecture
 from longtail.build.optimization import learning_rate, optimizer
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "learning_rate",
     "load_data",
     "optimizer",
+    "planned_architecture",
     "preprocessing",
     "train_loader",
 ]

@@ -44,16 +44,16 @@ def cut(build: Build, num_branches: int, expert_stages: int | None = None, image
     with torch.device("meta"):  # tried without computing anything
         network = build()
         size = _input_size(network) if image_size is None else (3, image_size, image_size)
-        image = torch.empty(1, *size)
+        images = torch.empty(2, *size)  # not one, of which a batch norm in training may be left with a single value
         try:
-            network(image)
+            network(images)
         except Exception as error:  # each network has its own way to fail
             raise InputError(
                 f"{type(network).__name__} does not take images of {size[1]} x {size[2]} pixels"
             ) from error
         try:
             trunk, (branch,), neck, num_features = _cut(build, 1, expert_stages)
-            whole = neck(branch(trunk(image))).shape == (1, num_features)
+            whole = neck(branch(trunk(images))).shape == (2, num_features)
         except InputError:
             raise
         except Exception:  # a blanked module can fail in any way
