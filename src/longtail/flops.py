@@ -21,7 +21,7 @@ FLOPS_PER_MAC = 2
 class Cost:
     """Multiply-accumulates (MACs) for one image: of convolutions, linear layers and attention, as torch counts them.
 
-    Norms, activations, pooling and biases are left out; they are about one percent of the arithmetic.
+    Norms, activations, pooling and biases are left out; they are one or two percent of the arithmetic.
     """
 
     trunk: int
