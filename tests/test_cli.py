@@ -86,6 +86,14 @@ WRONG = [
     (["evaluate", ".", "--split", "train"], "train"),
     (["predict", "no/such/run", "x.png"], "no/such/run"),
     (["recipes", "--all"], "--all"),
+    (["flops"], "RECIPE-or-RUN"),
+    (["flops", "no-such-recipe"], "no-such-recipe"),
+    (["flops", "."], "not a run folder"),
+    (["flops", "folder"], "--num_classes"),
+    (["flops", "cifar100-lt-ride", "--experts_used", "60,40"], "must be 3"),
+    (["flops", "cifar100-lt-ride", "--experts_used", "many"], "many"),
+    (["flops", "cifar100-lt-ride", "--model.width", "[33, 96]"], "33"),
+    (["flops", "cifar100-lt-ride", "--model.backbon", "resnet20"], "model.backbone"),
 ]
 
 

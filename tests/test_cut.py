@@ -50,6 +50,11 @@ def test_parts_are_the_network(name):
             torch.testing.assert_close(value, whole[key], rtol=0, atol=0)
 
 
+def test_batch_norm_after_pooling_is_no_obstacle():
+    with torch.device("meta"):
+        assert create_model("mobilenetv4_conv_small", 5, 2, width="full").num_experts == 2
+
+
 def test_the_list_is_long_enough():
     assert len(HIERARCHICAL) >= 15
     assert len(PLAIN) >= 5

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.addLevelName(logging.INFO, "note")
     try:
         known, settings = _parser().parse_known_args(arguments)
-        if settings and known.run not in (train, evaluate, router):
+        if settings and known.run not in (train, evaluate, router, flops):
             raise InputError(f"unknown argument '{settings[0]}'; see 'longtail {known.command} --help'")
         known.run(known, settings)
     except InputError as error:
@@ -134,6 +134,39 @@ def convert(known: argparse.Namespace, settings: list[str]) -> None:
     )
 
 
+def flops(known: argparse.Namespace, settings: list[str]) -> None:
+    """`longtail flops`."""
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from longtail import build
+    from longtail.checkpoint import load_model_file
+    from longtail.flops_table import Subject, cost_table
+    from longtail.run import Run
+    from longtail.settings import recipe_names, resolve
+
+    shares = None if known.experts_used is None else _numbers("--experts_used", known.experts_used)
+    path = Path(known.model)
+    if known.model not in recipe_names() and (path.is_dir() or path.suffix == ".safetensors"):
+        if settings or known.num_classes is not None:
+            given = settings[0] if settings else "--num_classes"
+            raise InputError(f"'{path}' holds a trained model, which {given} cannot change; settings are for recipes")
+        model, card = load_model_file(Run.open(path).model_path if path.is_dir() else path)
+        subject = Subject(model, card.architecture, card.image_size)
+    else:
+        config = resolve(known.model, {}, settings)
+        subject = Subject.planned(build.planned_architecture(config, known.num_classes))
+    Console().print(cost_table(subject, shares))
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} '{text}': numbers with commas between them, such as 41,10,49") from None
+
+
 def recipes(known: argparse.Namespace, settings: list[str]) -> None:
     """`longtail recipes`."""
     from rich.console import Console
@@ -187,8 +220,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "router",
         help="train a router for a run",
-        description="Trains a router for a finished run or a converted checkpoint, or replaces its router, and tests it. "
-        "The experts stay as they are. Settings may say how (--router.max_accuracy_drop 0.2).",
+        description="Trains a router for a finished run or a converted checkpoint, or replaces the one it has, and "
+        "tests it. The experts stay as they are. Settings may say how (--router.max_accuracy_drop 0.2).",
         usage="longtail router RUN [--router.field value ...]",
     )
     command.add_argument("folder", metavar="RUN", help="run folder")
@@ -223,6 +256,23 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("file", metavar="FILE", help="checkpoint (.pth); a config.json beside it is read too")
     command.add_argument("output", metavar="OUT", help="run folder to make")
     command.set_defaults(run=convert)
+
+    command = commands.add_parser(
+        "flops",
+        help="count what a model computes",
+        description="Counts multiply-accumulates (MACs) and FLOPs (2 MACs) of each part for one image. Needs no data.",
+        usage="longtail flops RECIPE-or-RUN [--experts_used SHARES] [--num_classes C] [--section.field value ...]",
+    )
+    command.add_argument("model", metavar="RECIPE-or-RUN", help="recipe, YAML file, run folder or model file")
+    command.add_argument(
+        "--experts_used",
+        metavar="SHARES",
+        help="also the mean of a routing: the shares of images that use 1, 2, ... experts, such as 41,10,49",
+    )
+    command.add_argument(
+        "--num_classes", type=int, metavar="C", help="classes, where the name of the recipe's data set does not say"
+    )
+    command.set_defaults(run=flops)
 
     command = commands.add_parser(
         "recipes", help="list the recipes", description="Lists the recipes with what they reach."

@@ -1,7 +1,7 @@
 """`Config` -> the parts of a run."""
 
 from longtail.build.data import eval_loader, load_data, preprocessing, shuffled_loader, train_loader
-from longtail.build.model import architecture, criterion, experts_task, router_options
+from longtail.build.model import architecture, criterion, experts_task, planned_architecture, router_options
 from longtail.build.optimization import learning_rate, optimizer, router_learning_rate, router_optimizer
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "learning_rate",
     "load_data",
     "optimizer",
+    "planned_architecture",
     "preprocessing",
     "router_learning_rate",
     "router_optimizer",

@@ -5,26 +5,61 @@ from typing import Any
 from longtail.build.data import preprocessing
 from longtail.config import Config
 from longtail.data.splits import Dataset
+from longtail.errors import InputError
 from longtail.losses import CrossEntropyLoss, DistilledLoss, LDAMLoss, RIDELoss
+from longtail.models.backbones import input_format
 from longtail.models.experts import MultiExpert
 from longtail.schedules import epoch_of
 from longtail.tasks import DistilExperts, TrainExperts, teaching
 
+_NUM_CLASSES = {
+    "digits": 10,
+    "cifar10": 10,
+    "cifar100": 100,
+    "imagenet-lt": 1000,
+    "inaturalist2018": 8142,
+    "places-lt": 365,
+}
+_IMAGE_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}
+
 
 def architecture(config: Config, dataset: Dataset) -> dict[str, Any]:
     """The arguments of `longtail.create_model`, but for where weights come from."""
+    return _architecture(config, dataset.num_classes, preprocessing(config, dataset).image_size)
+
+
+def planned_architecture(config: Config, num_classes: int | None = None) -> dict[str, Any]:
+    """What `architecture` will be, from the data set's name alone; ``num_classes`` for one whose name says nothing.
+
+    Raises:
+        InputError: the number of classes is not known.
+    """
+    name = config.data.name
+    classes = _NUM_CLASSES.get(name) if num_classes is None else num_classes
+    if classes is None:
+        raise InputError(f"how many classes data set '{name}' has is not known without its data; give --num_classes")
+    return _architecture(config, classes, _planned_image_size(config))
+
+
+def _planned_image_size(config: Config) -> int:
+    """The `preprocessing`'s."""
+    data = config.data
+    return data.image_size or _IMAGE_SIZES.get(data.name) or input_format(config.model.backbone).image_size
+
+
+def _architecture(config: Config, num_classes: int, image_size: int) -> dict[str, Any]:
     model = config.model
     # What is not used stays out: not every network takes it.
     drops = {name: rate for name in ("drop_rate", "drop_path_rate") if (rate := getattr(model, name))}
     return {
         "name": model.backbone,
-        "num_classes": dataset.num_classes,
+        "num_classes": num_classes,
         "num_experts": model.num_experts,
         "width": model.width,
         "head": model.head,
         "scale": model.scale,
         "expert_stages": model.expert_stages,
-        "image_size": preprocessing(config, dataset).image_size,
+        "image_size": image_size,
         **drops,
     }
 

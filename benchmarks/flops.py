@@ -1,0 +1,91 @@
+"""Our counts of multiply-accumulates beside those of the original RIDE and RIDE-Swin code and of the paper: a table.
+
+    python benchmarks/flops.py             # all, some minutes on one CPU core
+    python benchmarks/flops.py ResNet32 tiny  # those whose name has one of these in it
+
+All in millions of multiply-accumulates for one image. "thop" is the counter that the original RIDE calls: it adds 2
+(release 0.0.31) or 4 (release 0.1.1) for each number that leaves a batch norm. RIDE-Swin has formulas of its own. What
+else they add to our count, or leave out, stands in the last column. Needs the whole golden values in
+``../shared/golden``.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import golden.flops
+from golden.flops import Comparison
+
+from longtail.flops import Cost, cost
+from longtail.models.experts import create_model
+from longtail.models.uninitialised import Uninitialised
+
+BATCH_NORMS = "theirs has batch norms"
+
+
+def main() -> None:
+    parts = sys.argv[1:] or [""]
+    print(f"python benchmarks/flops.py, torch {torch.__version__.partition('+')[0]}; millions of multiply-accumulates")
+    print(f"\n{'published':48} {'ours':>10} {'published':>10} {'differ':>8}  why")
+    for name, ours, theirs, digits, why in published():
+        if any(part in name for part in parts):
+            print(f"{name:48} {ours / 1e6:10.{digits}f} {theirs / 1e6:10.{digits}f} {theirs / ours - 1:8.2%}  {why}")
+    for release in golden.flops.THOP:
+        show(f"thop {release}", (c for network in golden.flops.NETWORKS for c in compare(network, release, parts)))
+    show(
+        "RIDE-Swin",
+        (c for size in ("tiny", "small") if any(part in size for part in parts) for c in golden.flops.swin(size)),
+    )
+
+
+def compare(network: str, release: str, parts: list[str]) -> Iterator[Comparison]:
+    """Those of a network, if it is asked for."""
+    if any(part in network for part in parts):
+        yield from golden.flops.ride(release, network)
+
+
+def show(counter: str, comparisons: Iterator[Comparison]) -> None:
+    """A line for each network, with what explains the difference."""
+    print(f"\n{counter:76} {'ours':>10} {'theirs':>10} {'differ':>7} {'unexplained':>11}  of which (millions)")
+    for name, ours, theirs, terms in comparisons:
+        unexplained = theirs - ours - sum(terms.values())
+        why = ", ".join(f"{what} {macs / 1e6:+.4f}" for what, macs in terms.items() if macs)
+        exact = "0" if abs(unexplained) < 1e-3 else f"{unexplained / 1e6:.4f}"
+        name = name.replace("ea_percentage", "routed")
+        print(
+            f"{name:76} {ours / 1e6:10.3f} {theirs / 1e6:10.3f} {theirs / ours - 1:7.2%} {exact:>11}  {why}", flush=True
+        )
+
+
+def published() -> Iterator[tuple[str, float, float, int, str]]:
+    """Name, our count, the printed number, its decimals in millions, and why they differ."""
+    ride, rounded = counted("resnet32", 100, 4), "rounding"
+    full = counted("resnet32", 100, 1, width="full", head="linear")
+    yield "CIFAR ResNet-32", full.total, 68.9e6, 1, rounded
+    yield "CIFAR ResNet-32 RIDE, trunk", ride.trunk, 24.0e6, 1, rounded
+    yield "CIFAR ResNet-32 RIDE, an expert", ride.branches[0] + ride.heads[0], 25.4e6, 1, rounded
+    for experts, printed in ((2, 74.9e6), (3, 100.4e6), (4, 125.8e6)):
+        yield f"CIFAR ResNet-32 RIDE, {experts} experts", ride.prefix(experts), printed, 1, rounded
+    for title, name, classes, single, three, why in (
+        ("ResNeXt-50", "resnext50_32x4d", 1000, 4.26e9, 6.08e9, f"{BATCH_NORMS}: thop 0.0.31 gives 4.26"),
+        ("ResNet-50", "resnet50", 8142, 4.14e9, 5.80e9, f"{BATCH_NORMS}: thop 0.0.31 gives 4.13, thop 0.1.1 4.15"),
+    ):
+        plain = counted(name, classes, 1, width="full", head="linear").total
+        yield title, plain, single, 0, why
+        why = f"{BATCH_NORMS}, and not the cosine heads"
+        yield f"{title} RIDE, 3 experts", counted(name, classes, 3).total, three, 0, why
+
+
+def counted(name: str, num_classes: int, num_experts: int, **options: str) -> Cost:
+    """The cost of a network at the original's size of images."""
+    with torch.device("meta"), Uninitialised():
+        model = create_model(name, num_classes, num_experts, **options)  # type: ignore[arg-type]
+    return cost(model, 32 if num_classes == 100 else 224)
+
+
+if __name__ == "__main__":
+    main()
