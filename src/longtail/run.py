@@ -87,6 +87,7 @@ class Run:
     def write_config(self, config: Config) -> None:
         """Replaces the settings."""
         write_atomically(self.config_path, to_yaml(config).encode())
+        self.__dict__.pop("config", None)  # what was read before
 
     def clear(self) -> None:
         """Forgets all epochs."""

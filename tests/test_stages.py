@@ -1,0 +1,313 @@
+"""Teachers, routers, and stages that are picked up where they stopped."""
+
+import json
+from dataclasses import replace
+
+import golden
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_training import CPU, loader, small_split
+
+import longtail
+from longtail import build, pipeline, stages
+from longtail.config import Config
+from longtail.data.sampling import class_balanced
+from longtail.errors import InputError
+from longtail.frozen import FrozenOutputs
+from longtail.losses import CrossEntropyLoss, DistilledLoss, distillation
+from longtail.models.experts import create_model, create_router
+from longtail.run import Run
+from longtail.seeds import generator
+from longtail.settings import recipe
+from longtail.tasks import DistilExperts, TrainRouter, teaching
+
+QUICK = {"training.epochs": 2, "device": "cpu", "router.epochs": 3, "data.val_spare": 0, "router.train": False}
+
+
+def digits(**changes) -> Config:
+    return recipe("digits-lt-ride", {**QUICK, "router.max_accuracy_drop": None, **changes})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    return longtail.train(digits(), tmp_path_factory.mktemp("runs") / "experts")
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.model_path)
+
+
+# ---- distillation ----
+
+
+def test_a_teacher_is_followed_and_left_alone():
+    """The loss is the student's own and the distance to the teacher; the teacher gets no gradient and stays in eval."""
+    torch.manual_seed(0)
+    student, teacher = create_model("resnet20", 4, 2), create_model("resnet20", 4, 3)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    own = CrossEntropyLoss([5, 4, 3, 2])
+    task = DistilExperts(student, DistilledLoss(own, factor=0.5), teaching(teacher)).train()
+    images, labels = next(loader(small_split(), 20).epoch(1))
+    logits = student(images).logits
+    expected = own(logits, labels, 1) + 0.5 * distillation(logits, teacher.eval()(images).ensemble)
+    loss, _ = task(images, labels, 1)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    loss.backward()
+    assert all(p.grad is not None for p in student.parameters())
+    assert all(p.grad is None for p in teacher.parameters())
+    assert not teacher.training
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert set(task.state_dict()) == {f"model.{name}" for name in student.state_dict()}
+
+
+def test_a_run_a_file_and_a_recipe_teach(run, tmp_path, monkeypatch):
+    plain = weights(run)
+    by_run = longtail.train(digits(teacher=str(run.folder)), tmp_path / "a")
+    by_file = longtail.train(digits(teacher=str(run.model_path)), tmp_path / "b")
+    assert all(torch.equal(value, weights(by_file)[name]) for name, value in weights(by_run).items())
+    assert any(not torch.equal(value, plain[name]) for name, value in weights(by_run).items())
+
+    # A recipe: trained first, on the student's data, by its own settings otherwise; the student is then the same.
+    (tmp_path / "mine.yaml").write_text("base: digits-lt-ce\ntraining: {epochs: 1}\n")
+    config = digits(teacher=str(tmp_path / "mine.yaml"), **{"data.imbalance_factor": 0.1, "seed": 3})
+    by_recipe = longtail.train(config, tmp_path / "c")
+    teacher = Run.open(tmp_path / "c" / "teacher")
+    assert teacher.is_finished
+    assert (teacher.config.data, teacher.config.seed) == (config.data, 3)
+    assert (teacher.config.training.epochs, teacher.config.model.num_experts) == (1, 1)
+    again = longtail.train(replace(config, teacher=str(teacher.folder)), tmp_path / "d")
+    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(by_recipe).items())
+
+
+def test_published_arithmetic_is_a_setting(run, tmp_path):
+    changes = {"teacher": str(run.folder), "training.epochs": 1}
+    mine = longtail.train(digits(**changes), tmp_path / "a").history()[0]["loss"]
+    published = longtail.train(digits(**changes, **{"distillation.published": True}), tmp_path / "b")
+    assert published.history()[0]["loss"] > 2 * mine  # everything counts once for each of three experts
+
+
+@pytest.mark.skipif(golden.ROOT == golden.SMALL, reason=f"{golden.WHOLE} is absent")
+def test_a_checkpoint_of_the_original_teaches(tmp_path):
+    config = recipe("cifar100-lt-ride")
+    place = stages.Workplace(Run(tmp_path), config, fake_cifar(), CPU, None)
+    teacher = stages.load_teacher(golden.ROOT / "ckpt" / "imbalance_cifar100_ride3.pth", place)
+    assert (teacher.num_experts, teacher.num_classes) == (3, 100)
+
+
+def fake_cifar():
+    from longtail.data.splits import Dataset, Split
+
+    split = Split(np.arange(100), pixels=np.zeros((100, 32, 32, 3), np.uint8))
+    return Dataset(split, None, split, tuple(f"class {k}" for k in range(100)))
+
+
+def test_other_teachers_are_refused(run, tmp_path):
+    def teach(student_names, teacher_names):
+        card = stages.Workplace(run, digits(), build.load_data(digits()), CPU, None).card()
+        return stages._other_classes(replace(card, class_names=teacher_names), replace(card, class_names=student_names))
+
+    assert teach(("a", "b"), ("a", "b")) == ""
+    assert "another order" in teach(("a", "b"), ("b", "a"))
+    text = teach(("cat", "dog", "cow"), ("cat", "emu", "dog"))
+    assert "only the teacher has emu" in text
+    assert "only the student has cow" in text
+    for name, says in {
+        "no-such-thing.safetensors": "which is not there",
+        "runs/none": "which is not there",
+        "digits-lt-rid": "did you mean 'digits-lt-ride'",
+        str(tmp_path): "not a run folder",
+    }.items():
+        with pytest.raises(InputError, match=says):
+            longtail.train(digits(teacher=name), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match=r"images have mean .*, and the student's"):
+        longtail.train(digits(teacher=str(run.folder), **{"data.mean": [0.1, 0.1, 0.1]}), tmp_path / "out")
+    (tmp_path / "self.yaml").write_text(f"base: digits-lt-ce\nteacher: {tmp_path / 'self.yaml'}\n")
+    with pytest.raises(InputError, match="names itself"):
+        longtail.train(recipe(tmp_path / "self.yaml"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- class-balanced draws ----
+
+
+def test_class_balanced_draws():
+    labels = torch.tensor([0] * 50 + [1] * 5 + [3] * 1)
+    drawn = class_balanced(labels, 9000, generator(1))
+    assert drawn.shape == (9000,)
+    by_class = torch.bincount(labels[drawn], minlength=4).double()
+    assert by_class[2] == 0
+    present = by_class[[0, 1, 3]]
+    # Chi-square with 2 degrees of freedom: 13.8 at a chance of 0.001.
+    assert ((present - 3000) ** 2 / 3000).sum() < 13.8
+    # Images of a class take turns: their counts differ by one at most.
+    times = torch.bincount(drawn, minlength=len(labels))
+    for label in (0, 1):
+        own = times[labels == label]
+        assert own.max() - own.min() <= 1
+    assert torch.equal(drawn, class_balanced(labels, 9000, generator(1)))
+    assert not torch.equal(drawn, class_balanced(labels, 9000, generator(2)))
+
+
+# ---- the router's stage ----
+
+
+class Counting(torch.nn.Module):
+    """Passes images on and counts them."""
+
+    def __init__(self, trunk):
+        super().__init__()
+        self.trunk, self.images = trunk, 0
+
+    def forward(self, images):
+        self.images += len(images)
+        return self.trunk(images)
+
+
+def frozen(cache_gib: float, batch_size: int = 6):
+    torch.manual_seed(0)
+    model = create_model("resnet20", 4, 3).eval()
+    model.trunk = Counting(model.trunk)
+    source = loader(small_split(40), 8, shuffle=True, padding=1, flip=True)
+    return model, source, FrozenOutputs(model, source, batch_size=batch_size, cache_gib=cache_gib, seed=1)
+
+
+@pytest.mark.parametrize("cache_gib", [1.0, 0.0])
+def test_draws_of_what_experts_say(cache_gib):
+    """Every row is what the model says of one image of the loader's first epoch; each is seen at most once a pass."""
+    model, source, outputs = frozen(cache_gib)
+    assert outputs.is_cached == (cache_gib > 0)
+    with torch.no_grad():
+        images, labels = (torch.cat(part) for part in zip(*source.epoch(1), strict=True))
+        logits, features = model(images)
+    model.trunk.images = 0
+    drawn = []
+    for epoch in (1, 2):
+        batches = list(outputs.epoch(epoch))
+        assert [len(batch[1]) for batch in batches] == [6] * 6 + [4]
+        assert len(batches) == len(outputs)
+        for some_logits, some_labels, some_features in batches:
+            for row, label, feature in zip(some_logits, some_labels, some_features, strict=True):
+                at = (logits - row).abs().amax(dim=(1, 2)).argmin()
+                torch.testing.assert_close(logits[at], row, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(features[at], feature, rtol=1e-4, atol=1e-4)
+                assert labels[at] == label
+                drawn.append((epoch, at.item(), label.item()))
+        # With a cache one pass is enough; without one only images that were drawn are computed, once each.
+        once = len({at for e, at, _ in drawn if e == epoch})
+        assert model.trunk.images == (40 if cache_gib else once)
+        model.trunk.images = 40 if cache_gib else 0
+    counts = torch.bincount(torch.tensor([label for _, _, label in drawn]), minlength=4)
+    assert counts.min() > 8  # of 80; the rarest class has 6 of 40 images
+
+
+def test_draws_are_the_same_with_and_without_a_cache():
+    seen = {}
+    for cache_gib in (1.0, 0.0):
+        _, _, outputs = frozen(cache_gib)
+        rows = torch.cat([logits.flatten(1) for logits, *_ in outputs.epoch(3)])
+        seen[cache_gib] = rows[rows[:, 0].argsort()]
+    torch.testing.assert_close(seen[1.0], seen[0.0], rtol=1e-4, atol=1e-4)
+
+
+def test_training_a_router_lowers_its_loss():
+    model, _, outputs = frozen(1.0, 40)
+    router = create_router(model)
+    task, optimizer = TrainRouter(router, 4.0), torch.optim.SGD(router.parameters(), 0.01, momentum=0.9)
+    losses = [record["loss"] for record in longtail.training.fit(task, outputs, optimizer, lambda epoch: 0.01, 30)]
+    assert np.mean(losses[-5:]) < 0.8 * losses[0]
+
+
+def test_only_the_router_changes(run, tmp_path):
+    """Frozen bit for bit, running statistics too; and the experts' results stay."""
+    before, results = weights(run), json.loads((run.folder / "results.json").read_text())
+    pipeline.add_router(run, config=replace(run.config, router=replace(run.config.router, epochs=2)))
+    after, card = weights(run), run.load_model()[1]
+    assert all(torch.equal(value, after.pop(name)) for name, value in before.items())
+    assert after
+    assert all(name.startswith("router.") for name in after)
+    assert card.architecture["router"] == {"top_choices": 30, "hidden": 16, "shared": True, "threshold": 0.5}
+    assert run.config.router.train
+    again = json.loads((run.folder / "results.json").read_text())
+    for name in ("accuracy", "balanced", "per_class", "experts"):
+        assert again["test"][name] == results["test"][name]
+    assert len(json.loads((run.folder / "router.json").read_text())["epochs"]) == 2
+    # Another one replaces it.
+    first = {name: value for name, value in weights(run).items() if name.startswith("router.")}
+    pipeline.add_router(run, config=replace(run.config, router=replace(run.config.router, hidden=8, shared=False)))
+    second = weights(run)
+    assert second["router.hidden.0.weight"].shape[0] == 8
+    assert "router.output.1.weight" in second
+    assert "router.output.1.weight" not in first
+    longtail.load_model(run.folder).route(torch.zeros(2, 3, 8, 8))
+
+
+def test_both_stages_in_one_command_are_those_one_after_the_other(tmp_path):
+    config = digits(**{"router.train": True})
+    both = longtail.train(config, tmp_path / "both")
+    apart = longtail.train(digits(), tmp_path / "apart")
+    pipeline.add_router(apart, config=replace(apart.config, router=config.router))
+    assert all(torch.equal(value, weights(apart)[name]) for name, value in weights(both).items())
+    assert both.is_finished
+
+
+def test_an_interrupted_router_stage_is_picked_up(tmp_path, monkeypatch):
+    config = digits(**{"router.train": True})
+    whole = longtail.train(config, tmp_path / "whole")
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "train_router", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            longtail.train(config, tmp_path / "parts")
+    run = Run(tmp_path / "parts")
+    assert not run.is_finished
+    assert run.epochs_done == 2
+    monkeypatch.setattr(stages.Experts, "train", interrupt)  # they are done: nothing may train them again
+    longtail.pipeline.resume(run)
+    assert run.is_finished
+    assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(run).items())
+    with pytest.raises(InputError, match="is finished"):
+        longtail.pipeline.resume(run)
+    with pytest.raises(InputError, match="not a run folder"):
+        longtail.pipeline.resume(tmp_path)
+
+
+def test_a_finished_teacher_is_not_trained_again(tmp_path, monkeypatch):
+    config = digits(teacher="digits-lt-ce")
+    short = recipe("digits-lt-ce", {"training.epochs": 1})
+    monkeypatch.setattr(stages, "recipe", lambda name: short)
+    whole = longtail.train(config, tmp_path / "whole")
+    real, calls = stages.Experts.train, []
+
+    def second_is_interrupted(self, *arguments):
+        calls.append(self.place.run.folder.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    monkeypatch.setattr(stages.Experts, "train", second_is_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        longtail.train(config, tmp_path / "parts")
+    longtail.pipeline.resume(tmp_path / "parts")
+    assert calls == ["teacher", "parts", "parts"]
+    assert all(torch.equal(value, weights(whole)[n]) for n, value in weights(Run(tmp_path / "parts")).items())
+
+
+def test_a_single_expert_gets_no_router(tmp_path):
+    single = longtail.train(recipe("digits-lt-ce", {"training.epochs": 1, "device": "cpu"}), tmp_path / "one")
+    with pytest.raises(InputError, match="one expert"):
+        pipeline.add_router(single)
+    with pytest.raises(InputError, match=r"router\.train"):
+        recipe("digits-lt-ce", {"router.train": True})
+
+
+def test_learning_rate_of_the_router():
+    config = recipe("digits-lt-ride", {"router.epochs": 5})
+    rate = build.router_learning_rate(config)
+    theirs = golden.arrays("schedules/ride_lr.npz")["ea_cosine/lr"]
+    np.testing.assert_allclose([rate(epoch + 0.5) for epoch in range(5)], theirs[:5], rtol=1e-9)
