@@ -1,6 +1,7 @@
 """Every recipe trains, tests and leaves a whole run folder, on miniature data in the layout it expects."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from longtail.settings import recipe, recipe_names
 SMALLER = {
     "imagenet-lt-resnet": {"data.image_size": 64, "data.resize": 72},
     "imagenet-lt-resnext": {"data.image_size": 64, "data.resize": 72},
+    "imagenet-lt-resnext50-ride-": {"model.backbone": "resnet10", "model.num_experts": 2},
     "inaturalist2018": {"data.image_size": 64, "data.resize": 72, "model.backbone": "resnet10"},
     "places-lt": {"data.image_size": 64, "data.resize": 72, "model.backbone": "resnet18"},
     "imagenet-lt-swin": {"data.image_size": 112},
@@ -63,6 +65,7 @@ def small_swin(monkeypatch):
 def overrides(name: str, data: Path) -> dict[str, Any]:
     config = recipe(name)
     changes: dict[str, Any] = {"device": "cpu", "training.epochs": 1, "data.workers": 0, "data.root": str(data)}
+    changes["router.epochs"] = 2
     if config.data.name != "digits":
         changes["data.root"] = str(data / config.data.name)
     for beginning, smaller in SMALLER.items():
@@ -89,8 +92,14 @@ def test_two_steps_and_a_whole_run(name, data, tmp_path, steps):
     config = recipe(name, overrides(name, data))
     images = len(build.load_data(config).train)
     config = recipe(name, overrides(name, data) | {"training.batch_size": -(-images // 2)})
+    if config.teacher:  # a recipe
+        teacher = longtail.train(recipe(config.teacher, overrides(name, data)), output=tmp_path / "teacher")
+        config = replace(config, teacher=str(teacher.folder))
+        steps.clear()
     run = longtail.train(config, output=tmp_path / "run")
-    assert steps == [{"sgd": "SGD", "adamw": "AdamW"}[config.training.optimizer]] * 2
+    assert (
+        steps == [{"sgd": "SGD", "adamw": "AdamW"}[config.training.optimizer]] * 2 + ["SGD"] * 2 * config.router.train
+    )
     assert {file.name for file in run.folder.iterdir()} == {
         *("config.yaml", "environment.json", "metrics.jsonl", "model.safetensors", "plots", "report.md"),
         "results.json",

@@ -31,6 +31,7 @@ def test_recipes_hold_differences_only(name):
     settings = yaml.safe_load(text)
     base = recipe(settings["base"]) if "base" in settings else Config()
     plain = yaml.safe_load(to_yaml(base))
+    assert plain["teacher"] != settings.pop("teacher", "")
     for section in set(settings) - {"about", "base", "name"}:
         for field, value in settings[section].items():
             assert plain[section][field] != value, f"{section}.{field} is {value} anyway"
