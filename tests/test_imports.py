@@ -17,7 +17,7 @@ FLOORS = [
     ["pipeline", "convert"],
     ["build", "prediction", "report", "plots", "run"],
     ["evaluation", "training", "progress"],
-    ["tasks", "checkpoint"],
+    ["tasks", "checkpoint", "tradeoff", "speed"],
     ["data", "runtime", "models"],
     ["losses", "metrics", "settings", "seeds"],
     ["config"],
