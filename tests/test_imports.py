@@ -18,7 +18,7 @@ FLOORS = [
     ["stages"],
     ["build", "prediction", "report", "flops_table", "plots", "run"],
     ["evaluation", "training", "progress", "frozen"],
-    ["tasks", "checkpoint", "flops"],
+    ["tasks", "checkpoint", "flops", "tradeoff", "speed"],
     ["data", "runtime", "models"],
     ["losses", "metrics", "settings", "seeds"],
     ["config"],

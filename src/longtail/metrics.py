@@ -194,6 +194,22 @@ def evaluate_logits(
     )
 
 
+def score(
+    predictions: Tensor, labels: Tensor, class_counts: Sequence[int], *, many_above: int = 100, few_below: int = 20
+) -> Scores:
+    """The accuracies of one answer to each of N images.
+
+    Args:
+        predictions: classes, (N,).
+        labels: (N,).
+        class_counts: training images of each class, C numbers.
+        many_above: many-shot classes have more training images than this.
+        few_below: few-shot classes have fewer.
+    """
+    totals = torch.bincount(labels, minlength=len(class_counts))
+    return _scores(predictions, labels, totals, shot_groups(class_counts, many_above, few_below))
+
+
 def _answers(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The ensemble's prediction, its probability, the true class's log-probability, and if it is among five: (B,) each.
 

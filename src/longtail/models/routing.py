@@ -36,12 +36,21 @@ def route_outputs(
     Raises:
         InputError: the number of thresholds is wrong.
     """
+    used = experts_used(router_logits, threshold)
+    answers = partial_ensembles(logits)[torch.arange(len(logits), device=logits.device), used - 1]
+    return RoutedOutput(answers, used)
+
+
+def experts_used(router_logits: Tensor, threshold: float | Sequence[float] = THRESHOLD) -> Tensor:
+    """How many experts each image is shown to: (B, E - 1) -> (B,), int64, from 1 to E.
+
+    Raises:
+        InputError: the number of thresholds is wrong.
+    """
     limits = thresholds(threshold, router_logits.shape[1])
     going = [goes_on(router_logits[:, i], limit) for i, limit in enumerate(limits)]
     # Whoever stops once does not go on later, whatever the router says then.
-    experts_used = 1 + torch.stack(going, dim=1).long().cumprod(dim=1).sum(dim=1)
-    answers = partial_ensembles(logits)[torch.arange(len(logits), device=logits.device), experts_used - 1]
-    return RoutedOutput(answers, experts_used)
+    return 1 + torch.stack(going, dim=1).long().cumprod(dim=1).sum(dim=1)
 
 
 def goes_on(router_logits: Tensor, threshold: float) -> Tensor:
