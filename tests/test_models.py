@@ -1,14 +1,19 @@
 """The multi-expert model: shapes, sizes, the cut into trunk and branches."""
 
+from dataclasses import replace
+
+import layouts
 import pytest
 import torch
 
+from longtail import build, stages
 from longtail.errors import InputError
-from longtail.models.backbones import backbone
+from longtail.models.backbones import backbone, input_format
 from longtail.models.cifar import BLOCKS_PER_STAGE, BasicBlock, CifarResNet
 from longtail.models.cut import cut
 from longtail.models.experts import MultiExpert, create_model
 from longtail.models.heads import CosineClassifier
+from longtail.settings import recipe
 
 
 def images(num: int = 2, height: int = 32, width: int = 32) -> torch.Tensor:
@@ -271,3 +276,62 @@ def test_fresh_linear_heads():
     head = create_model("resnet20", 2000, 1, head="linear").heads[0]
     assert head.weight.std().item() == pytest.approx((2 / 48) ** 0.5, rel=5 / (2 * head.weight.numel()) ** 0.5)
     assert head.bias is not None
+
+
+def test_first_weights_of_heads():
+    """As the original's: Kaiming-normal for CIFAR networks, deviation 0.02 for transformers, torch's own for others."""
+    torch.manual_seed(0)
+    classes = 2000
+    cifar = create_model("resnet20", classes, 1, head="linear").heads[0]
+    assert cifar.weight.std().item() == pytest.approx((2 / 48) ** 0.5, rel=0.02)
+    for head in ("linear", "cosine"):
+        swin = create_model(
+            "swin_tiny_patch4_window7_224", classes, 1, head=head, embed_dim=24, depths=(1, 1, 1, 1), image_size=56
+        ).heads[0]
+        assert swin.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    plain = create_model("resnet10", classes, 1, head="linear").heads[0]
+    assert plain.weight.abs().max().item() == pytest.approx(384**-0.5, rel=0.01)
+    cosine = create_model("resnet10", classes, 1).heads[0]
+    torch.testing.assert_close(cosine.weight.norm(dim=1), torch.ones(classes))
+
+
+def test_options_that_a_network_does_not_know():
+    with pytest.raises(InputError, match="resnet32 does not take drop_path_rate"):
+        create_model("resnet32", 5, drop_path_rate=0.1)
+    with pytest.raises(InputError, match="vgg11"):
+        create_model("vgg11", 5, width="full", drop_path_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("swin_tiny_patch4_window7_224", (224, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
+        ("vit_tiny_patch16_224", (224, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))),
+        ("vit_base_patch16_384", (384, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))),
+        ("resnext101_32x4d", (224, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
+        ("resnet32", (224, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
+        ("resnet10", (224, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
+    ],
+)
+def test_input_format_is_what_the_network_was_published_with(name, expected):
+    assert tuple(input_format(name)) == expected
+
+
+def test_settings_come_before_the_networks_own_format(tmp_path):
+    layouts.write_folder(tmp_path)
+    own = recipe(
+        "folder", {"data.root": str(tmp_path), "model.backbone": "vit_tiny_patch16_224", "model.width": "full"}
+    )
+    dataset = build.load_data(own)
+    given = {"data.image_size": 96, "data.mean": [0.1, 0.2, 0.3], "data.interpolation": "bilinear"}
+    form = build.preprocessing(recipe_without_size(own), dataset)
+    assert form == (224, 256, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    changed = recipe("folder", {"data.root": str(tmp_path), "model.backbone": "vit_tiny_patch16_224", **given})
+    form = build.preprocessing(changed, dataset)
+    assert form == (96, 110, "bilinear", (0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
+    card = stages.Workplace(None, changed, dataset, torch.device("cpu"), None).card()
+    assert (card.image_size, card.resize, card.interpolation, card.mean) == (96, 110, "bilinear", (0.1, 0.2, 0.3))
+
+
+def recipe_without_size(config):
+    return replace(config, data=replace(config.data, image_size=None))

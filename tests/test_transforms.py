@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
 
 from longtail.data import transforms
 from longtail.data.augment import Moves, move
 from longtail.data.cache import decode_all, fits
 from longtail.data.splits import Split, as_paths
 from longtail.errors import InputError
+from longtail.seeds import seeded
 
 CROPS = ("none", "padded", "resized")
 
@@ -193,3 +195,40 @@ def test_fits_counts_bytes():
     assert fits(2**20, 32, 3.0)
     assert not fits(2**20 + 1, 32, 3.0)
     assert not fits(1, 8, 0.0)
+
+
+# ---- RandAugment and interpolation ----
+
+
+def test_rand_augment_is_timms():
+    """The same draws give the pictures that timm's own transform gives, set up as timm does for training."""
+    image = noise(40, 30)
+    settings = {"translate_const": 7, "img_mean": (124, 116, 104), "interpolation": Image.Resampling.BICUBIC}
+    theirs = rand_augment_transform("rand-m9-mstd0.5-inc1", settings)
+    ours = train_transform(
+        16, "none", interpolation="bicubic", rand_augment="rand-m9-mstd0.5-inc1", mean=(0.485, 0.456, 0.406)
+    )
+    before = Image.fromarray(as_array(transforms.eval_transform(16, None, "bicubic")(image)))
+    changed = 0
+    for number in range(20):
+        with seeded(3, number):
+            mine = as_array(ours(image))
+        with seeded(3, number):
+            other = np.asarray(theirs(before))
+        np.testing.assert_array_equal(mine, other)
+        changed += not np.array_equal(mine, np.asarray(before))
+    assert changed > 10
+
+
+@pytest.mark.parametrize("notation", ["m9", "rand-q9", "auto", "rand-mx"])
+def test_notation_that_is_not_timms(notation):
+    with pytest.raises(InputError, match=r"augmentation\.rand_augment is .*rand-m9-mstd0\.5-inc1"):
+        train_transform(16, "none", rand_augment=notation)
+
+
+@pytest.mark.parametrize("name", ["bilinear", "bicubic"])
+def test_interpolation(name):
+    image = noise(40, 40)
+    small = image.resize((16, 16), Image.Resampling[name.upper()])
+    result = as_array(transforms.eval_transform(16, 16, name)(image))
+    assert np.abs(result.astype(int) - np.asarray(small)).max() <= 1

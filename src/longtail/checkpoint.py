@@ -53,6 +53,9 @@ class ModelCard:
     epoch: int = 0
     """Epochs trained"""
 
+    threshold_for: str = ""
+    """What the router's threshold was chosen for on the validation images; empty where it was given"""
+
 
 def save_model(path: Path, model: MultiExpert, card: ModelCard) -> None:
     """Writes weights and card; whatever happens, ``path`` holds either the old file or the new one, whole."""

@@ -85,6 +85,12 @@ def router(known: argparse.Namespace, settings: list[str]) -> None:
     from longtail.settings import resolve
 
     run = Run.open(known.folder)
+    choice = {"compute_budget": known.compute_budget, "max_accuracy_drop": known.max_accuracy_drop}
+    if any(value is not None for value in choice.values()):
+        settings = [
+            *settings,
+            *(f"--router.{name}={'null' if value is None else value}" for name, value in choice.items()),
+        ]
     pipeline.add_router(run, config=resolve(str(run.config_path), {}, settings), console=Console())
 
 
@@ -98,8 +104,8 @@ def evaluate(known: argparse.Namespace, settings: list[str]) -> None:
 
     run = Run.open(known.folder)
     config = resolve(str(run.config_path), {}, settings)
-    evaluation = pipeline.evaluate(run, known.split, config=config, device=config.device)
-    pipeline.print_results(Console(), run, evaluation, known.split, config)
+    choice = {"compute_budget": known.compute_budget, "max_accuracy_drop": known.max_accuracy_drop}
+    pipeline.evaluate(run, known.split, config=config, device=config.device, console=Console(), **choice)
 
 
 def predict(known: argparse.Namespace, settings: list[str]) -> None:
@@ -192,6 +198,14 @@ def _print_train_help(parser: argparse.ArgumentParser, settings: Any) -> None:
     print(settings.format_help())
 
 
+def _add_choice(command: argparse.ArgumentParser) -> None:
+    choice = command.add_mutually_exclusive_group()
+    text = "choose the router's threshold on the validation images: the best for this mean cost, such as 1.2 (times "
+    choice.add_argument("--compute_budget", metavar="COST", help=text + "one expert's) or 70M (multiply-accumulates)")
+    text = "choose it as the cheapest that loses at most so many percentage points of balanced accuracy"
+    choice.add_argument("--max_accuracy_drop", metavar="POINTS", type=float, help=text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="longtail",
@@ -222,9 +236,10 @@ def _parser() -> argparse.ArgumentParser:
         help="train a router for a run",
         description="Trains a router for a finished run or a converted checkpoint, or replaces the one it has, and "
         "tests it. The experts stay as they are. Settings may say how (--router.max_accuracy_drop 0.2).",
-        usage="longtail router RUN [--router.field value ...]",
+        usage="longtail router RUN [--compute_budget COST | --max_accuracy_drop POINTS] [--router.field value ...]",
     )
     command.add_argument("folder", metavar="RUN", help="run folder")
+    _add_choice(command)
     command.set_defaults(run=router)
 
     command = commands.add_parser(
@@ -232,10 +247,12 @@ def _parser() -> argparse.ArgumentParser:
         help="test a run again",
         description="Tests a run and writes its results and report anew. Settings may say where the data are now "
         "(--data.root FOLDER) or how to count (--evaluation.many_above 99).",
-        usage="longtail evaluate RUN [--split test|val] [--section.field value ...]",
+        usage="longtail evaluate RUN [--split test|val] [--compute_budget COST | --max_accuracy_drop POINTS] "
+        "[--section.field value ...]",
     )
     command.add_argument("folder", metavar="RUN", help="run folder")
     command.add_argument("--split", choices=("test", "val"), default="test", help="the part to print")
+    _add_choice(command)
     command.set_defaults(run=evaluate)
 
     command = commands.add_parser(

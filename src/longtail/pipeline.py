@@ -4,26 +4,42 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from longtail import build
-from longtail.checkpoint import ModelCard
+from longtail.checkpoint import ModelCard, save_model
 from longtail.config import Config
 from longtail.data.loading import Loader
 from longtail.data.splits import Dataset
 from longtail.errors import InputError
-from longtail.evaluation import answers, evaluate_answers
+from longtail.evaluation import Answers, answers, evaluate_answers
+from longtail.flops import cost
 from longtail.metrics import Evaluation
 from longtail.models.experts import MultiExpert
 from longtail.report import counted, summary, write_report
+from longtail.routing_report import RoutingReport
 from longtail.run import Run, new_run
 from longtail.runtime import environment, pick_device
-from longtail.stages import Experts, Workplace, find_teacher, load_teacher, train_router
+from longtail.speed import Speed, images_per_second
+from longtail.stages import Experts, Workplace, choose_threshold, find_teacher, load_teacher, train_router
+from longtail.tradeoff import parse_budget
 
 Part = Literal["val", "test"]
+
+SPEED_BATCH, SPEED_IMAGES, SPEED_SECONDS = 64, 512, 0.5
+"""How the speed of a routing is measured: images at a time, in all, and seconds for each number of experts."""
+
+
+class Tested(NamedTuple):
+    """What came of a test."""
+
+    evaluations: dict[Part, Evaluation]
+    routings: dict[Part, RoutingReport]
+    """Empty for a model without a router"""
 
 
 def train(config: Config, output: str | Path | None = None, console: Console | None = None) -> Run:
@@ -67,6 +83,7 @@ def _train(run: Run, config: Config, console: Console, again: bool = False) -> R
     experts = None if trained else Experts(place)
     # Made before training, so that a test picture that does not decode is not found after hours.
     tests = _eval_loaders(config, dataset, device)
+    _check_choice(config.router.compute_budget, config.router.max_accuracy_drop, tests)
     teacher = load_teacher(source, place) if isinstance(source, Path) else None
     if not again:
         run.start(config, environment(device))
@@ -84,7 +101,7 @@ def _train(run: Run, config: Config, console: Console, again: bool = False) -> R
             place.on_device(model)
         if config.router.train:
             stage = "router"
-            card = train_router(place, model, card)
+            card = train_router(place, model, card, tests.get("val"))
     except KeyboardInterrupt:
         _tell_interrupted(console, run, config, stage)
         raise
@@ -93,8 +110,7 @@ def _train(run: Run, config: Config, console: Console, again: bool = False) -> R
             run.discard()
         raise
     run.write_json("environment.json", run.environment() | {"training_seconds": time.perf_counter() - start})
-    result = _evaluate(place, model, card, tests)["test"]
-    print_results(console, run, result, "test", config)
+    print_results(console, run, _evaluate(place, model, card, tests), "test", config)
     return run
 
 
@@ -114,6 +130,9 @@ def evaluate(
     *,
     config: Config | None = None,
     device: str = "auto",
+    compute_budget: str | None = None,
+    max_accuracy_drop: float | None = None,
+    console: Console | None = None,
 ) -> Evaluation:
     """Tests a run, and writes its results.json, report.md and plots anew.
 
@@ -122,6 +141,10 @@ def evaluate(
         split: the part whose result is returned. Test and, where there is one, validation results are written.
         config: the run's own by default; another one may say where the data are now, or how to count.
         device: where to.
+        compute_budget: choose the router's threshold anew on the validation images, and keep it with the model: the
+            best for this mean cost, "1.2" times that of one expert, or "70M" multiply-accumulates.
+        max_accuracy_drop: likewise: the cheapest that loses at most so many percentage points of balanced accuracy.
+        console: where to print the results; nowhere by default.
 
     Raises:
         InputError: no such run; its data are not there, have changed, or have no such part; or the settings are not
@@ -137,7 +160,17 @@ def evaluate(
     loaders = _eval_loaders(config, dataset, on)
     if split not in loaders:
         raise InputError(f"data set '{config.data.name}' has no part '{split}'; there is {' and '.join(loaders)}")
-    return _evaluate(place, place.on_device(model), card, loaders)[split]
+    place.on_device(model)
+    if compute_budget is not None or max_accuracy_drop is not None:
+        if model.router is None:
+            raise InputError(f"{run.folder} has no router to choose a threshold for; 'longtail router' trains one")
+        _check_choice(compute_budget, max_accuracy_drop, loaders)
+        card = choose_threshold(model, card, answers(model, loaders["val"]), compute_budget, max_accuracy_drop)
+        save_model(run.model_path, model, card)
+    tested = _evaluate(place, model, card, loaders)
+    if console is not None:
+        print_results(console, run, tested, split, config)
+    return tested.evaluations[split]
 
 
 def add_router(run: Run | str | Path, *, config: Config | None = None, console: Console | None = None) -> Run:
@@ -160,29 +193,36 @@ def add_router(run: Run | str | Path, *, config: Config | None = None, console: 
     place = Workplace(run, config, build.load_data(config), device, console)
     card = _checked(card, place)
     loaders = _eval_loaders(config, place.dataset, device)
-    card = train_router(place, place.on_device(model), card)
+    _check_choice(config.router.compute_budget, config.router.max_accuracy_drop, loaders)
+    card = train_router(place, place.on_device(model), card, loaders.get("val"))
     run.write_config(config)
-    result = _evaluate(place, model, card, loaders)["test"]
-    print_results(console, run, result, "test", config)
+    print_results(console, run, _evaluate(place, model, card, loaders), "test", config)
     return run
 
 
-def print_results(console: Console, run: Run, evaluation: Evaluation, split: Part, config: Config) -> None:
-    """An evaluation as a table for the terminal, and where there is more."""
-    shots = config.evaluation
+def print_results(console: Console, run: Run, tested: Tested, split: Part, config: Config) -> None:
+    """The results as tables for the terminal, and where there is more."""
+    shots, evaluation = config.evaluation, tested.evaluations[split]
     title = f"{config.name}: {evaluation.num_images:,} {split} images"
     console.print(summary(evaluation, title, many_above=shots.many_above, few_below=shots.few_below))
+    if routing := tested.routings.get(split):
+        console.print(routing_summary(routing))
     _print(console, f"Results, plots and settings: {run.folder / 'report.md'}")
 
 
-def _evaluate(
-    place: Workplace, model: MultiExpert, card: ModelCard, loaders: Mapping[Part, Loader]
-) -> dict[Part, Evaluation]:
+def _evaluate(place: Workplace, model: MultiExpert, card: ModelCard, loaders: Mapping[Part, Loader]) -> Tested:
     run, config = place.run, place.config
+    shots = {"many_above": config.evaluation.many_above, "few_below": config.evaluation.few_below}
     given = {part: answers(model, loader) for part, loader in loaders.items()}
     evaluations = {part: evaluate_answers(given[part], card.class_counts, config) for part in given}
+    routings: dict[Part, RoutingReport] = {}
+    if model.router is not None:
+        speed = images_per_second(model, _some_images(loaders["test"]), SPEED_BATCH, SPEED_SECONDS)
+        routings = {part: _routing(model, card, own, shots, speed) for part, own in given.items()}
     names = {"class_names": list(card.class_names), "class_counts": list(card.class_counts)}
     results = {part: evaluation.as_dict() for part, evaluation in evaluations.items()}
+    for part, routing in routings.items():
+        results[part]["routing"] = routing.as_dict()
     run.write_json("results.json", {"epoch": card.epoch, **results, **names})
     write_report(
         run.folder,
@@ -192,10 +232,52 @@ def _evaluate(
         class_counts=card.class_counts,
         history=run.history(),
         environment=run.environment(),
-        many_above=config.evaluation.many_above,
-        few_below=config.evaluation.few_below,
+        routing=routings.get("test"),
+        **shots,
     )
-    return evaluations
+    return Tested(evaluations, routings)
+
+
+def _routing(
+    model: MultiExpert, card: ModelCard, given: Answers, shots: Mapping[str, int], speed: Speed
+) -> RoutingReport:
+    assert model.router is not None
+    assert given.router_logits is not None
+    price, experts = cost(model, card.image_size), range(1, model.num_experts + 1)
+    return RoutingReport.of(
+        given.logits,
+        given.router_logits,
+        given.labels,
+        card.class_counts,
+        [price.routed(number) for number in experts],
+        [price.prefix(number) for number in experts],
+        model.router.threshold,
+        speed=speed,
+        chosen_on="val" if card.threshold_for else None,
+        **shots,
+    )
+
+
+def _some_images(loader: Loader) -> Tensor:
+    """Enough of them to measure speed with."""
+    batches, number = [], 0
+    for images, *_ in loader.epoch(0):
+        batches.append(images)
+        number += len(images)
+        if number >= SPEED_IMAGES:
+            break
+    return torch.cat(batches)[:SPEED_IMAGES].contiguous(memory_format=torch.channels_last)
+
+
+def _check_choice(compute_budget: str | None, max_accuracy_drop: float | None, loaders: Mapping[Part, Loader]) -> None:
+    """A threshold is chosen on validation images or not at all; and a budget that cannot be read is found early."""
+    if compute_budget is not None:
+        parse_budget(compute_budget)
+    if (compute_budget is not None or max_accuracy_drop is not None) and "val" not in loaders:
+        raise InputError(
+            "there are no validation images to choose the router's threshold on; data.val_fraction or data.val_spare "
+            "holds some out, or set router.threshold yourself"
+        )
 
 
 def _eval_loaders(config: Config, dataset: Dataset, device: torch.device) -> dict[Part, Loader]:

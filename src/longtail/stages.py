@@ -11,9 +11,11 @@ from rich.console import Console
 from longtail import build
 from longtail.checkpoint import ModelCard, load_model_file, model_file, save_model
 from longtail.config import Config
+from longtail.data.loading import Loader
 from longtail.data.splits import Dataset
 from longtail.errors import InputError
-from longtail.evaluation import answers, evaluate_answers
+from longtail.evaluation import Answers, answers, evaluate_answers
+from longtail.flops import cost
 from longtail.frozen import FrozenOutputs
 from longtail.models.checkpointing import checkpoint_activations
 from longtail.models.experts import MultiExpert, create_model, create_router
@@ -24,6 +26,8 @@ from longtail.progress import TrainingProgress
 from longtail.run import Run
 from longtail.settings import recipe, recipe_names
 from longtail.tasks import TrainRouter
+from longtail.tradeoff import choose_threshold as choose
+from longtail.tradeoff import curve, parse_budget, prefix_predictions
 from longtail.training import fit
 
 OFFICIAL_SUFFIXES = (".pth", ".pt", ".tar")
@@ -73,7 +77,7 @@ class Experts:
             checkpoint_activations(model)
         self.loader = build.train_loader(config, place.dataset, place.device)
 
-    def train(self, val_loader: Any, teacher: MultiExpert | None) -> ModelCard:
+    def train(self, val_loader: Loader | None, teacher: MultiExpert | None) -> ModelCard:
         """Trains trunk, branches and heads; after each epoch the run holds its weights. Returns their description."""
         place, training = self.place, self.place.config.training
         run, counts = place.run, place.dataset.class_counts
@@ -86,6 +90,7 @@ class Experts:
             with progress:
                 for record in fit(task, self.loader, optimizer, rate, training.epochs, progress.step, **options):
                     if training.validate_every and record["epoch"] % training.validate_every == 0:
+                        assert val_loader is not None
                         seen = evaluate_answers(answers(self.model, val_loader), counts, place.config)
                         record |= {"val_accuracy": seen.accuracy, "val_balanced": seen.balanced}
                     card = replace(card, epoch=record["epoch"])
@@ -99,13 +104,14 @@ class Experts:
         return card
 
 
-def train_router(place: Workplace, model: MultiExpert, card: ModelCard) -> ModelCard:
+def train_router(place: Workplace, model: MultiExpert, card: ModelCard, val_loader: Loader | None) -> ModelCard:
     """Stage 2: gives a trained model a new router; the run then holds it. Nothing but the router changes.
 
     Args:
         place: where to.
         model: on the device.
         card: of the model.
+        val_loader: images to choose the threshold on, where the settings want that.
 
     Raises:
         InputError: the model has a single expert.
@@ -128,10 +134,43 @@ def train_router(place: Workplace, model: MultiExpert, card: ModelCard) -> Model
             records.append(record)
             progress.epoch(record)
     model.router = router.eval()
-    card = replace(card, architecture={**card.architecture, "router": options})
+    card = replace(card, architecture={**card.architecture, "router": options}, threshold_for="")
+    budget, drop = settings.compute_budget, settings.max_accuracy_drop
+    if budget is not None or drop is not None:
+        assert val_loader is not None
+        card = choose_threshold(model, card, answers(model, val_loader), budget, drop)
     save_model(place.run.model_path, model, card)
     place.run.write_json("router.json", {"seconds": time.perf_counter() - start, "epochs": records})
     return card
+
+
+def choose_threshold(
+    model: MultiExpert, card: ModelCard, given: Answers, compute_budget: str | None, max_accuracy_drop: float | None
+) -> ModelCard:
+    """Gives the router of a model the threshold that a wish asks for; returns the description that says so.
+
+    Args:
+        model: with a router.
+        card: of the model.
+        given: what the model says of the images to choose on.
+        compute_budget: see `longtail.config.RouterConfig`.
+        max_accuracy_drop: likewise; one of them is given.
+
+    Raises:
+        InputError: no threshold satisfies the wish.
+    """
+    assert model.router is not None
+    assert given.router_logits is not None
+    price = cost(model, card.image_size)
+    costs = [price.routed(used) for used in range(1, model.num_experts + 1)]
+    right = prefix_predictions(given.logits) == given.labels[:, None]
+    points = curve(right, given.router_logits, given.labels, costs)
+    budget = None if compute_budget is None else parse_budget(compute_budget)
+    threshold = choose(points, compute_budget=budget, max_accuracy_drop=max_accuracy_drop)
+    model.router.threshold = threshold
+    router = {**card.architecture["router"], "threshold": threshold}
+    wish = f"compute_budget {compute_budget}" if budget else f"max_accuracy_drop {max_accuracy_drop:g}"
+    return replace(card, architecture={**card.architecture, "router": router}, threshold_for=wish)
 
 
 def find_teacher(config: Config) -> Config | Path | None:
