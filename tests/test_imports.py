@@ -17,7 +17,7 @@ FLOORS = [
     ["pipeline", "convert"],
     ["build", "prediction", "report", "plots", "run"],
     ["evaluation", "training", "progress"],
-    ["tasks", "checkpoint", "tradeoff", "speed"],
+    ["tasks", "checkpoint", "tradeoff", "speed", "routing_report"],
     ["data", "runtime", "models"],
     ["losses", "metrics", "settings", "seeds"],
     ["config"],

@@ -14,7 +14,8 @@ from rich.console import Console
 from longtail import plots
 from longtail.config import Config
 from longtail.metrics import evaluate_logits
-from longtail.report import RoutingReport, routing_summary, summary, write_report
+from longtail.report import routing_summary, summary, write_report
+from longtail.routing_report import RoutingReport
 from longtail.speed import Speed
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,85 +10,12 @@ import yaml
 from rich import box
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
 from longtail import plots
 from longtail.data.longtail import SHOTS
 from longtail.metrics import Evaluation, Scores
-from longtail.speed import Speed
-from longtail.tradeoff import (
-    Corner,
-    Point,
-    RoutingResult,
-    curve,
-    macs,
-    oracle_curve,
-    prefix_predictions,
-    random_curve,
-    routing,
-)
-
-
-@dataclass(frozen=True)
-class RoutingReport:
-    """A routing, and what there is to compare it with."""
-
-    result: RoutingResult
-
-    curve: Sequence[Point]
-    """What other thresholds yield"""
-
-    chance: Sequence[Corner]
-    """Cost and balanced accuracy of random routing"""
-
-    oracle: Sequence[Corner]
-    """Of a routing that knows the labels"""
-
-    speed: Speed | None = None
-    """None where it was not measured"""
-
-    chosen_on: str | None = None
-    """The part of the data on which the threshold was chosen; None where it was given"""
-
-    @classmethod
-    def of(
-        cls,
-        logits: Tensor,
-        router_logits: Tensor,
-        labels: Tensor,
-        class_counts: Sequence[int],
-        costs: Sequence[float],
-        prefix_costs: Sequence[float],
-        threshold: float,
-        *,
-        many_above: int = 100,
-        few_below: int = 20,
-        speed: Speed | None = None,
-        chosen_on: str | None = None,
-    ) -> "RoutingReport":
-        """Everything about one threshold on one set of images; see `longtail.tradeoff.routing` for the arguments."""
-        shots = {"many_above": many_above, "few_below": few_below}
-        result = routing(logits, router_logits, labels, class_counts, costs, prefix_costs, threshold, **shots)
-        right = prefix_predictions(logits) == labels[:, None]
-        return cls(
-            result,
-            curve(right, router_logits, labels, costs),
-            # Neither lot nor oracle needs a router's steps.
-            random_curve([prefix.balanced for prefix in result.prefixes], prefix_costs),
-            oracle_curve(right, labels, prefix_costs),
-            speed,
-            chosen_on,
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and None, ready for JSON."""
-        return self.result.as_dict() | {
-            "chosen_on": self.chosen_on,
-            "images_per_second": self.speed and self.speed.as_dict(),
-            "curve": [point._asdict() for point in self.curve],
-            "random_curve": [corner._asdict() for corner in self.chance],
-            "oracle_curve": [corner._asdict() for corner in self.oracle],
-        }
+from longtail.routing_report import RoutingReport
+from longtail.tradeoff import RoutingResult, macs
 
 
 def summary(evaluation: Evaluation, title: str, *, many_above: int = 100, few_below: int = 20) -> Table:
