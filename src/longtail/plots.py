@@ -252,7 +252,7 @@ def plot_tradeoff(
     axes.margins(x=0.06, y=0.09)
     _label(
         axes,
-        "What an image costs, and what it gains",
+        "What more experts cost, and what they gain",
         f"multiply-accumulates an image ({unit})",
         "balanced accuracy (%)",
     )
