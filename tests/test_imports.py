@@ -18,7 +18,7 @@ FLOORS = [
     ["stages"],
     ["build", "prediction", "report", "flops_table", "plots", "run"],
     ["evaluation", "training", "progress", "frozen"],
-    ["tasks", "checkpoint", "flops", "tradeoff", "speed"],
+    ["tasks", "checkpoint", "flops", "tradeoff", "speed", "routing_report"],
     ["data", "runtime", "models"],
     ["losses", "metrics", "settings", "seeds"],
     ["config"],

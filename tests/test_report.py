@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import json
 import math
 import re
 
@@ -13,7 +14,9 @@ from rich.console import Console
 from longtail import plots
 from longtail.config import Config
 from longtail.metrics import evaluate_logits
-from longtail.report import summary, write_report
+from longtail.report import routing_summary, summary, write_report
+from longtail.routing_report import RoutingReport
+from longtail.speed import Speed
 
 PNG = b"\x89PNG\r\n\x1a\n"
 HISTORY = [
@@ -23,17 +26,33 @@ HISTORY = [
 ]
 
 
-def evaluation_of(class_counts, num_experts=3, num_images=200, tested=None, seed=0):
-    """An evaluation whose test images cover the ``tested`` classes, all by default."""
+def outputs_of(class_counts, num_experts=3, num_images=200, tested=None, seed=0):
+    """Logits and labels of test images that cover the ``tested`` classes, all by default."""
     num_classes = len(class_counts)
     generator = torch.Generator().manual_seed(seed)
     labels = torch.as_tensor(range(num_classes) if tested is None else tested)[torch.arange(num_images) % num_classes]
     logits = torch.randn(num_images, num_experts, num_classes, generator=generator)
     logits[torch.arange(num_images), :, labels] += 1.5
-    return evaluate_logits(logits, labels, class_counts)
+    return logits, labels
 
 
-def report(folder, class_counts, evaluation, names=None, history=HISTORY, config=None, **more):
+def evaluation_of(class_counts, *args, **options):
+    return evaluate_logits(*outputs_of(class_counts, *args, **options), class_counts)
+
+
+def routing_of(class_counts, num_experts=3, router=None, threshold=0.6, speed=None, chosen_on=None, **options):
+    """The routing of the images of `evaluation_of` by a router that guesses, or that says ``router`` of all."""
+    logits, labels = outputs_of(class_counts, num_experts, **options)
+    router_logits = torch.randn(len(labels), num_experts - 1, generator=torch.Generator().manual_seed(1))
+    if router is not None:
+        router_logits.fill_(router)
+    prefix_costs = [50e6 + 25.3e6 * k for k in range(num_experts)]
+    costs = [cost + 1e4 for cost in prefix_costs]
+    arguments = logits, router_logits, labels, class_counts, costs, prefix_costs, threshold
+    return RoutingReport.of(*arguments, speed=speed, chosen_on=chosen_on)
+
+
+def report(folder, class_counts, evaluation, names=None, history=HISTORY, config=None, routing=None, **more):
     write_report(
         folder,
         config=dataclasses.asdict(config or Config()),
@@ -42,6 +61,7 @@ def report(folder, class_counts, evaluation, names=None, history=HISTORY, config
         class_counts=class_counts,
         history=history,
         environment={"torch": "2.15", "device": "cpu"},
+        routing=routing,
     )
     return (folder / "report.md").read_text(encoding="utf-8")
 
@@ -142,8 +162,7 @@ def test_page_holds_the_numbers(tmp_path, drawn):
     assert [f"class {first['predicted']}", str(first["count"]), share] in rows[f"class {first['true']}"]
 
     settings = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
-    assert settings["seed"] == 7
-    assert settings["data"]["mean"] == list(config.data.mean)
+    assert settings == json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def test_every_picture_is_written_and_shown(tmp_path):
@@ -276,3 +295,106 @@ def test_experts_stand_beside_the_ensemble(tmp_path, drawn):
     second = result.experts[1]
     assert bars["expert 2"] == pytest.approx([100 * second.accuracy, 100 * second.many, 100 * second.medium, 0])
     assert "n/a" in [text.get_text() for text in drawn[0].axes[0].texts]  # no class is few-shot
+
+
+SPEED = Speed(prefixes=(12345.6, 812.3, 45.67), routed=7000.0, batch_size=128, rounds=11)
+
+
+def routing_rows(routing, speeds):
+    """Cells of the routing's table as they should be, by their first."""
+    result = routing.result
+    names = ["1 expert", *(f"{k} experts" for k in range(2, 9))][: len(result.prefixes)]
+    rows = {}
+    for name, scores in zip([*names, f"routed: {result.mean_experts:.2f}"], [*result.prefixes, result], strict=True):
+        fractions = (scores.accuracy, scores.balanced, scores.many, scores.medium, scores.few)
+        millions = scores.cost / 1e6
+        cost = f"{millions:.1f} M" if millions < 99.95 else f"{millions:.0f} M"
+        rows[name] = [*map(percent, fractions), cost, f"{scores.cost / 50.01e6:.2f}×"]
+    for row, speed in zip(rows.values(), speeds, strict=False):
+        row.append(speed)
+    return rows
+
+
+SPEEDS = ["12,346", "812", "45.7", "7,000"]
+
+
+def test_routing_has_its_section(tmp_path, drawn):
+    routing = routing_of(COUNTS, speed=SPEED, chosen_on="val")
+    page = report(tmp_path, COUNTS, evaluation_of(COUNTS), routing=routing)
+    section = page.split("## Routing")[1].split("\n## ")[0]
+    assert {name: [row] for name, row in routing_rows(routing, SPEEDS).items()}.items() <= table_rows(section).items()
+    assert "above 0.6. This threshold was chosen on the val images." in section
+    assert "128 images at a time" in section
+    assert "median of 11 rounds" in section
+    first, second, third = map(percent, routing.result.shares)
+    assert f"1 expert {first} %, 2 experts {second} %, 3 experts {third} %" in section
+    for shot, mean in routing.result.mean_experts_by_shot.items():
+        assert f"{shot} {mean:.2f}" in section
+    assert "(plots/routing.png)" in section
+
+
+def test_routing_in_a_narrow_terminal():
+    routing = routing_of(COUNTS, speed=SPEED)
+    text = printed(routing_summary(routing, "a run"))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert all(" ".join([name, *row]) in lines for name, row in routing_rows(routing, SPEEDS).items())
+    assert lines[0] == "a run"
+    assert "experts overall balanced many medium few MACs cost images/s" in lines
+    assert "…" not in text
+
+
+def test_without_a_router_nothing_speaks_of_routing(tmp_path, drawn):
+    assert "rout" not in report(tmp_path, COUNTS, evaluation_of(COUNTS)).split("## Settings")[0]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"router": 9.0},
+        {"router": -9.0},
+        {"num_experts": 2, "speed": Speed((99.0, 50.0), None, 8, 1)},
+        {"num_experts": 6, "tested": [0] * 9 + [1]},
+        {"num_images": 1},
+    ],
+)
+def test_routing_of_all_kinds(tmp_path, options):
+    routing = routing_of(COUNTS, **options)
+    options = {key: value for key, value in options.items() if key not in ("router", "speed")}
+    page = report(tmp_path, COUNTS, evaluation_of(COUNTS, **options), routing=routing, history=[])
+    shown = {*page.split("## Settings")[0].split(), *printed(routing_summary(routing, "")).split()}
+    assert not {"nan", "inf", "None"} & shown
+    table_rows(page)
+    assert "routing" in pictures(tmp_path)
+    assert "threshold was given" in page
+
+
+def test_a_routing_is_ready_for_json():
+    routing = routing_of(COUNTS, speed=SPEED, chosen_on="val")
+    plain = routing.as_dict()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert plain["balanced"] == routing.result.balanced
+    assert plain["chosen_on"] == "val"
+    assert plain["images_per_second"]["prefixes"] == list(SPEED.prefixes)
+    assert plain["curve"][0] == routing.curve[0]._asdict()
+    assert routing_of(COUNTS).as_dict()["images_per_second"] is None
+
+
+def test_the_trade_off_shows_every_curve(tmp_path, drawn):
+    routing = routing_of(COUNTS)
+    result = routing.result
+    plots.plot_tradeoff(tmp_path, result, routing.curve, routing.chance, routing.oracle)
+    axes = drawn[0].axes[0]
+    shown = {line.get_label(): line.get_xydata() for line in axes.lines}
+    expected = {
+        "router": [(point.cost, point.balanced) for point in routing.curve],
+        "random routing": routing.chance,
+        "best possible (knows the labels)": routing.oracle,
+        "no router": [(prefix.cost, prefix.balanced) for prefix in result.prefixes],
+        "threshold 0.6": [(result.cost, result.balanced)],
+    }
+    assert set(shown) == set(expected)
+    for name, points in expected.items():
+        assert np.allclose(shown[name], np.array(points) * (1e-6, 100)), name
+    assert axes.get_xlabel() == "multiply-accumulates an image (M)"

@@ -20,7 +20,7 @@ from longtail.evaluation import Answers, answers, evaluate_answers
 from longtail.flops import cost
 from longtail.metrics import Evaluation
 from longtail.models.experts import MultiExpert
-from longtail.report import counted, summary, write_report
+from longtail.report import counted, routing_summary, summary, write_report
 from longtail.routing_report import RoutingReport
 from longtail.run import Run, new_run
 from longtail.runtime import environment, pick_device
@@ -206,7 +206,7 @@ def print_results(console: Console, run: Run, tested: Tested, split: Part, confi
     title = f"{config.name}: {evaluation.num_images:,} {split} images"
     console.print(summary(evaluation, title, many_above=shots.many_above, few_below=shots.few_below))
     if routing := tested.routings.get(split):
-        console.print(routing_summary(routing))
+        console.print(routing_summary(routing, f"{config.name}: routing of {evaluation.num_images:,} {split} images"))
     _print(console, f"Results, plots and settings: {run.folder / 'report.md'}")
 
 
@@ -217,7 +217,9 @@ def _evaluate(place: Workplace, model: MultiExpert, card: ModelCard, loaders: Ma
     evaluations = {part: evaluate_answers(given[part], card.class_counts, config) for part in given}
     routings: dict[Part, RoutingReport] = {}
     if model.router is not None:
-        speed = images_per_second(model, _some_images(loaders["test"]), SPEED_BATCH, SPEED_SECONDS)
+        speed = images_per_second(
+            model, _some_images(loaders["test"]), SPEED_BATCH, SPEED_SECONDS, threshold=model.router.threshold
+        )
         routings = {part: _routing(model, card, own, shots, speed) for part, own in given.items()}
     names = {"class_names": list(card.class_names), "class_counts": list(card.class_counts)}
     results = {part: evaluation.as_dict() for part, evaluation in evaluations.items()}

@@ -10,6 +10,7 @@ import numpy as np
 
 from longtail.data.longtail import SHOTS
 from longtail.metrics import Evaluation
+from longtail.tradeoff import Corner, Point, RoutingResult, macs_unit
 
 # Okabe and Ito's colours, told apart with every kind of colour vision.
 BLUE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
@@ -214,6 +215,52 @@ def plot_experts(path: Path, evaluation: Evaluation) -> None:
     _label(axes, "What each expert knows, and what they know together", "", "accuracy (%)")
     axes.tick_params(axis="x", length=0)
     figure.legend(loc="outside lower center", ncols=min(len(rows) + 1, 8), **LEGEND)
+    _save(figure, path)
+
+
+def plot_tradeoff(
+    path: Path, result: RoutingResult, curve: Sequence[Point], chance: Sequence[Corner], oracle: Sequence[Corner]
+) -> None:
+    """Balanced accuracy by cost: of the router at every threshold, of random routing and of one that knows the labels.
+
+    Args:
+        path: of the PNG.
+        result: the threshold that is marked, and the ensembles without a router.
+        curve: of the router.
+        chance: of random routing.
+        oracle: of the best router there can be.
+    """
+    unit, size = macs_unit(curve[0].cost)
+    one_expert = curve[0].cost / size
+    figure, (axes,) = _figure(7.2, 4.4)
+
+    def draw(points: Sequence[tuple[float, float]], **style: Any) -> None:
+        axes.plot(*zip(*((cost / size, 100 * accuracy) for cost, accuracy in points), strict=True), **style)
+
+    draw(oracle, color=GREY, linewidth=1, linestyle="--", label="best possible (knows the labels)")
+    draw([(point.cost, point.balanced) for point in curve], color=BLUE, linewidth=1.8, label="router")
+    draw(chance, color=GREY, linewidth=1, linestyle=":", label="random routing")
+    prefixes = [(prefix.cost, prefix.balanced) for prefix in result.prefixes]
+    draw(prefixes, color=INK, marker="o", markersize=5, linestyle="", label="no router", zorder=3)
+    for number, (cost, accuracy) in enumerate(prefixes, start=1):
+        name = "1 expert" if number == 1 else str(number)
+        place = {"xytext": (0, -7), "textcoords": "offset points", "ha": "center", "va": "top"}
+        axes.annotate(name, (cost / size, 100 * accuracy), **place, fontsize=7.5, color=INK)
+    chosen = {"marker": "D", "markersize": 7, "markeredgecolor": "white", "linestyle": "", "zorder": 4}
+    draw([(result.cost, result.balanced)], color=VERMILLION, label=f"threshold {result.threshold:.3g}", **chosen)
+
+    axes.margins(x=0.06, y=0.09)
+    _label(
+        axes,
+        "What more experts cost, and what they gain",
+        f"multiply-accumulates an image ({unit})",
+        "balanced accuracy (%)",
+    )
+    top = axes.secondary_xaxis("top", functions=(lambda x: x / one_expert, lambda x: x * one_expert))
+    top.set_xlabel("times the first expert", fontsize=8, color=INK)
+    top.tick_params(labelsize=8, color=GREY, labelcolor=INK)
+    top.spines["top"].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, **LEGEND)
     _save(figure, path)
 
 

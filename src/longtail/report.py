@@ -14,6 +14,8 @@ from rich.text import Text
 from longtail import plots
 from longtail.data.longtail import SHOTS
 from longtail.metrics import Evaluation, Scores
+from longtail.routing_report import RoutingReport
+from longtail.tradeoff import RoutingResult, macs
 
 
 def summary(evaluation: Evaluation, title: str, *, many_above: int = 100, few_below: int = 20) -> Table:
@@ -46,6 +48,31 @@ def summary(evaluation: Evaluation, title: str, *, many_above: int = 100, few_be
     return table
 
 
+def routing_summary(report: RoutingReport, title: str) -> Table:
+    """What routing costs and reaches beside the first, the first two, ..., and all experts, for the terminal.
+
+    Args:
+        report: what was measured.
+        title: stands above the table.
+    """
+    caption = ["Accuracy in %. MACs: multiply-accumulates an image; × the first expert.", *_experts_used(report.result)]
+    table = Table(
+        title=Text(title),
+        caption="\n".join(caption),
+        box=box.SIMPLE_HEAD,
+        caption_justify="left",
+        title_justify="left",
+        collapse_padding=True,  # so that nine columns fit into 80
+        pad_edge=False,
+    )
+    header, rows = _routing_rows(report)
+    for position, column in enumerate(header):
+        table.add_column(column, justify="right" if position else "left")
+    for number, row in enumerate(rows, start=1):
+        table.add_row(*row, style="bold" if number == len(rows) else "")
+    return table
+
+
 def write_report(
     folder: Path,
     *,
@@ -57,6 +84,7 @@ def write_report(
     environment: dict[str, Any],
     many_above: int = 100,
     few_below: int = 20,
+    routing: RoutingReport | None = None,
 ) -> None:
     """Writes ``report.md`` and ``plots/*.png`` into a run's folder.
 
@@ -71,6 +99,7 @@ def write_report(
         environment: versions and device, one line each.
         many_above: what the evaluations were made with.
         few_below: likewise.
+        routing: of the same images as the first evaluation; None for a model without a router.
     """
     part, evaluation = next(iter(evaluations.items()))
     pages = [
@@ -78,6 +107,7 @@ def write_report(
         ["## Result", "", *_results(evaluations)],
         ["## Common and rare classes", "", *_groups(evaluation, class_counts, many_above, few_below)],
         *([_experts(evaluation)] if evaluation.experts[1:] else []),
+        *([_routing(folder, part, routing)] if routing else []),
         _pictures(folder, evaluation, class_names, class_counts, history),
         ["## Where it errs", "", *_errors(evaluation, class_names, class_counts)],
         ["## Settings", "", "```yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip(), "```"],
@@ -163,6 +193,67 @@ def _experts(evaluation: Evaluation) -> list[str]:
         "",
         f"Two experts disagree on {_percent(evaluation.disagreement)} % of the images (mean over pairs).",
     ]
+
+
+def _routing(folder: Path, part: str, report: RoutingReport) -> list[str]:
+    """The routed answers beside those of a fixed number of experts, and their picture."""
+    result = report.result
+    where = folder / "plots"
+    where.mkdir(parents=True, exist_ok=True)
+    plots.plot_tradeoff(where / "routing.png", result, report.curve, report.chance, report.oracle)
+    chosen = f"was chosen on the {report.chosen_on} images" if report.chosen_on else "was given"
+    header, rows = _routing_rows(report)
+    notes = [
+        f"Accuracy in % on the {part} images. In the first rows all images see the same number of experts, which "
+        "needs no router; in the last it is the mean. MACs are multiply-accumulates an image, and the cost is relative "
+        "to an image that stops after the first expert."
+    ]
+    if report.speed is not None:
+        notes.append(
+            f"Images a second were measured with {report.speed.batch_size} images at a time, all rows in turn, and are "
+            f"the median of {counted(report.speed.rounds, 'round', 'rounds')}."
+        )
+    return [
+        "## Routing",
+        "",
+        f"An image goes on to the next expert where the router's probability is above {result.threshold:.4g}. This "
+        f"threshold {chosen}. {' '.join(_experts_used(result))}",
+        "",
+        *_table(header, rows),
+        "",
+        " ".join(notes),
+        "",
+        "![Routing](plots/routing.png)",
+        "",
+        "The further the router's line is above that of random routing, the better it knows which images need more "
+        "experts; along it, a higher threshold is cheaper. The dashed line is what no router can surpass: it sends on "
+        "only those images that a later answer gets right.",
+    ]
+
+
+def _routing_rows(report: RoutingReport) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table: each number of experts for all images, and at the end the routing."""
+    result, speed = report.result, report.speed
+    header = ["experts", "overall", "balanced", *SHOTS, "MACs", "cost"]
+    names = [counted(number, "expert", "experts") for number in range(1, len(result.prefixes) + 1)]
+    # The router's own number of experts stands in its name: another column would be too much for a terminal.
+    names.append(f"routed: {result.mean_experts:.2f}")
+    rows = [
+        [name, *_numbers(scores), macs(scores.cost), f"{scores.relative_cost:.2f}×"]
+        for name, scores in zip(names, [*result.prefixes, result], strict=True)
+    ]
+    if speed is not None:
+        header.append("images/s")
+        for row, rate in zip(rows, (*speed.prefixes, speed.routed), strict=True):
+            row.append("n/a" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}")
+    return header, rows
+
+
+def _experts_used(result: RoutingResult) -> list[str]:
+    """How many experts the routed images used, in two sentences."""
+    shares = [f"{counted(k, 'expert', 'experts')} {_percent(share)} %" for k, share in enumerate(result.shares, 1)]
+    means = [f"{shot} {'n/a' if mean is None else f'{mean:.2f}'}" for shot, mean in result.mean_experts_by_shot.items()]
+    return [f"Images by experts used: {', '.join(shares)}.", f"Mean experts used by shot group: {', '.join(means)}."]
 
 
 def _pictures(

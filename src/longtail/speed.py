@@ -45,7 +45,7 @@ def images_per_second(
         model: is left as it was, in training or in evaluation mode.
         images: normalised (N, 3, H, W), on the model's device; a routing's speed depends on what they show.
         batch_size: images at a time; a last batch may be smaller.
-        seconds: about how long each variant is measured; one batch at least.
+        seconds: about how long each variant is measured, after the first round; one batch at least.
         threshold: of the routing.
     """
     batches = torch.split(images, batch_size)
@@ -67,21 +67,19 @@ def images_per_second(
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        # Twice: what the first run of a shape takes longer says nothing.
-        for _ in range(2):
-            warm = [timed(variant, [batches[0]]) for variant in variants]
-        if len(batches[-1]) != len(batches[0]):
+        for shape in {len(batch): batch for batch in (batches[0], batches[-1])}.values():
             for variant in variants:
-                variant(batches[-1])
-        # Several batches a turn, where they are short: waiting for a device after each would be measured too.
-        length = min(len(batches), max(1, int(seconds / TURNS / max(warm))))
+                timed(variant, [shape])
         rates: list[list[float]] = []
-        position, end = 0, time.perf_counter() + seconds * len(variants)
+        position, length = 0, 1
+        end = time.perf_counter() + seconds * len(variants)
         while not rates or time.perf_counter() < end:
             turn = [batches[(position + i) % len(batches)] for i in range(length)]
-            number = sum(map(len, turn))
-            rates.append([number / timed(variant, turn) for variant in variants])
+            times = [timed(variant, turn) for variant in variants]
+            rates.append([sum(map(len, turn)) / own for own in times])
             position += length
+            # Several batches a turn, where they are short: waiting for a device after each would be measured too.
+            length = min(len(batches), max(1, int(length * seconds / TURNS / max(times))))
     model.train(was_training)
 
     medians = [statistics.median(own) for own in zip(*rates, strict=True)]

@@ -1,0 +1,73 @@
+"""All that is to be told of a routing, in one piece: for the page, the terminal and the results file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from longtail import tradeoff
+from longtail.speed import Speed
+from longtail.tradeoff import Corner, Point, RoutingResult
+
+
+@dataclass(frozen=True)
+class RoutingReport:
+    """One threshold on one set of images, and what there is to compare it with."""
+
+    result: RoutingResult
+
+    curve: Sequence[Point]
+    """What other thresholds yield"""
+
+    chance: Sequence[Corner]
+    """Cost and balanced accuracy of random routing"""
+
+    oracle: Sequence[Corner]
+    """Of a routing that knows the labels"""
+
+    speed: Speed | None = None
+    """None where it was not measured"""
+
+    chosen_on: str | None = None
+    """The part of the data on which the threshold was chosen; None where it was given"""
+
+    @classmethod
+    def of(
+        cls,
+        logits: Tensor,
+        router_logits: Tensor,
+        labels: Tensor,
+        class_counts: Sequence[int],
+        costs: Sequence[float],
+        prefix_costs: Sequence[float],
+        threshold: float,
+        *,
+        many_above: int = 100,
+        few_below: int = 20,
+        speed: Speed | None = None,
+        chosen_on: str | None = None,
+    ) -> "RoutingReport":
+        """Everything about one threshold on one set of images; see `longtail.tradeoff.routing` for the arguments."""
+        shots = {"many_above": many_above, "few_below": few_below}
+        result = tradeoff.routing(logits, router_logits, labels, class_counts, costs, prefix_costs, threshold, **shots)
+        right = tradeoff.prefix_predictions(logits) == labels[:, None]
+        return cls(
+            result,
+            tradeoff.curve(right, router_logits, labels, costs),
+            # Neither lot nor oracle needs a router's steps.
+            tradeoff.random_curve([prefix.balanced for prefix in result.prefixes], prefix_costs),
+            tradeoff.oracle_curve(right, labels, prefix_costs),
+            speed,
+            chosen_on,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, lists and None, ready for JSON."""
+        return self.result.as_dict() | {
+            "chosen_on": self.chosen_on,
+            "images_per_second": self.speed and self.speed.as_dict(),
+            "curve": [point._asdict() for point in self.curve],
+            "random_curve": [corner._asdict() for corner in self.chance],
+            "oracle_curve": [corner._asdict() for corner in self.oracle],
+        }
