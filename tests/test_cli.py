@@ -37,7 +37,7 @@ def test_evaluate_and_predict(folder, tmp_path, capsys):
     header, row = csv.reader(io.StringIO(capsys.readouterr().out))
     assert header == ["picture", "class", "probability"]
     assert row[0].endswith("a,b.png")
-    assert row[1] in longtail.build.digits().class_names
+    assert row[1] in longtail.build.data.digits().class_names
     assert 0 < float(row[2]) <= 1
 
 

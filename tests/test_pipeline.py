@@ -31,6 +31,7 @@ def test_run_folder_is_complete(run):
     names = {path.name for path in run.folder.iterdir()}
     assert names == {
         "config.yaml", "metrics.jsonl", "model.safetensors", "results.json", "environment.json", "report.md", "plots",
+        "router.json",
     }  # fmt: skip
     assert {path.name for path in (run.folder / "plots").iterdir()} >= {"classes.png", "history.png", "confusion.png"}
     history = run.history()
@@ -72,10 +73,14 @@ def test_same_seed_same_weights_and_config_file_runs_again(run, tmp_path):
 
 def test_evaluate_again_writes_the_same_results(run):
     path = run.folder / "results.json"
-    before = path.read_text()
+    before = json.loads(path.read_text())
     path.unlink()
     result = longtail.evaluate(run.folder)
-    assert path.read_text() == before
+    again = json.loads(path.read_text())
+    for part in ("val", "test"):  # measured anew
+        assert before[part]["routing"].pop("images_per_second") is not None
+        assert again[part]["routing"].pop("images_per_second") is not None
+    assert again == before
     assert longtail.evaluate(run, split="val").num_images < result.num_images
 
 
@@ -89,7 +94,9 @@ def test_validation_chooses_nothing(run):
 
 def test_training_learns(tmp_path):
     """A handful of epochs on three balanced experts beats chance by far."""
-    config = longtail.recipe("digits-lt-ride", SHORT | {"training.epochs": 4, "data.imbalance": "none"})
+    config = longtail.recipe(
+        "digits-lt-ride", SHORT | {"training.epochs": 4, "data.imbalance": "none", "router.train": False}
+    )
     result = longtail.evaluate(longtail.train(config, tmp_path / "run"))
     assert result.accuracy > 0.5
 
@@ -106,6 +113,7 @@ def test_folder_of_pictures_to_predictions(tmp_path):
     settings = {
         "data.name": "folder", "data.root": str(tmp_path / "photos"), "data.image_size": 16, "data.imbalance": "none",
         "training.epochs": 10, "training.batch_size": 8, "model.backbone": "resnet20", "data.workers": 0,
+        "router.train": False,
     }  # fmt: skip
     run = longtail.train(longtail.recipe("digits-lt-ride", settings), tmp_path / "run")
     assert json.loads((run.folder / "results.json").read_text())["class_names"] == ["blue|sky", "green", "red"]
@@ -133,7 +141,14 @@ def test_wrong_input_leaves_nothing_behind(tmp_path):
         with pytest.raises(longtail.InputError):
             longtail.train(longtail.recipe("digits-lt-ride", settings), tmp_path / "run")
     with pytest.raises(longtail.InputError, match="val_fraction"):
-        longtail.train(longtail.recipe("digits-lt-ride", {"training.validate_every": 1}), tmp_path / "run")
+        longtail.train(
+            longtail.recipe("digits-lt-ride", {"training.validate_every": 1, "data.val_spare": 0}), tmp_path / "run"
+        )
+    with pytest.raises(longtail.InputError, match="no validation images to choose the router's threshold on"):
+        longtail.train(longtail.recipe("digits-lt-ride", {"data.imbalance": "none"}), tmp_path / "run")
+    budget = {"router.compute_budget": "x", "router.max_accuracy_drop": None}
+    with pytest.raises(longtail.InputError, match="compute budget 'x'"):
+        longtail.train(longtail.recipe("digits-lt-ride", budget), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -189,7 +204,7 @@ def test_changed_data_are_refused(tmp_path):
     """One more picture draws the held-out part anew: it would hold images the model was trained on."""
     make_folder(tmp_path / "photos", [9, 6])
     settings = SHORT | {"data.name": "folder", "data.root": str(tmp_path / "photos"), "data.imbalance": "none",
-                        "data.image_size": 8, "training.epochs": 1}  # fmt: skip
+                        "data.image_size": 8, "training.epochs": 1, "router.train": False}  # fmt: skip
     run = longtail.train(longtail.recipe("digits-lt-ride", settings), tmp_path / "run")
     assert longtail.evaluate(run).num_images == 3
     (tmp_path / "photos").rename(tmp_path / "moved")
@@ -207,7 +222,7 @@ def test_bad_test_pictures_are_all_found_before_training(tmp_path):
     for path in bad:
         path.write_bytes(b"")
     settings = SHORT | {"data.name": "folder", "data.root": str(tmp_path / "photos"), "data.imbalance": "none",
-                        "data.image_size": 8}  # fmt: skip
+                        "data.image_size": 8, "router.train": False}  # fmt: skip
     with pytest.raises(longtail.InputError) as caught:
         longtail.train(longtail.recipe("digits-lt-ride", settings), tmp_path / "run")
     assert [str(path) in line for path, line in zip(bad, str(caught.value).splitlines(), strict=True)] == [True, True]

@@ -311,3 +311,83 @@ def test_learning_rate_of_the_router():
     rate = build.router_learning_rate(config)
     theirs = golden.arrays("schedules/ride_lr.npz")["ea_cosine/lr"]
     np.testing.assert_allclose([rate(epoch + 0.5) for epoch in range(5)], theirs[:5], rtol=1e-9)
+
+
+# ---- the choice of the threshold ----
+
+
+@pytest.fixture(scope="module")
+def routed(tmp_path_factory) -> Run:
+    config = recipe("digits-lt-ride", {"training.epochs": 8, "device": "cpu", "router.epochs": 10})
+    return longtail.train(config, tmp_path_factory.mktemp("runs") / "routed")
+
+
+def routing(run: Run, part: str = "val") -> dict:
+    return json.loads((run.folder / "results.json").read_text())[part]["routing"]
+
+
+def test_the_threshold_is_chosen_on_validation_images(routed):
+    """By the recipe: the cheapest of all thresholds that loses at most 0.2 points there, by brute force."""
+    found, threshold = routing(routed), routed.load_model()[0].router.threshold
+    assert found["threshold"] == threshold
+    assert found["chosen_on"] == "val"
+    assert routing(routed, "test")["threshold"] == threshold
+    best = max(found["curve"], key=lambda point: point["cost"])["balanced"] - 0.002
+    cheapest = min(point["cost"] for point in found["curve"] if point["balanced"] >= best - 1e-12)
+    assert found["cost"] == pytest.approx(cheapest)
+    assert found["balanced"] >= best - 1e-12
+
+
+def test_results_of_routing_are_those_of_the_model(routed):
+    model, card = routed.load_model()
+    dataset = build.load_data(routed.config)
+    test = build.eval_loader(routed.config, dataset, dataset.test, CPU)
+    with torch.inference_mode():
+        answers = [(model.route(images), labels) for images, labels in test.epoch(0)]
+    used = torch.cat([out.experts_used for out, _ in answers])
+    right = torch.cat([out.logits.argmax(dim=1) == labels for out, labels in answers])
+    found = routing(routed, "test")
+    assert found["accuracy"] == pytest.approx(right.double().mean().item())
+    assert found["shares"] == pytest.approx((torch.bincount(used - 1, minlength=3) / len(used)).tolist())
+    assert found["mean_experts"] == pytest.approx(used.double().mean().item())
+    cost = longtail.flops.cost(model, card.image_size)
+    assert found["cost"] == pytest.approx(cost.expected(found["shares"]))
+
+
+def test_another_choice_after_training(routed, tmp_path):
+    """It is kept with the model, and nothing else changes."""
+    before, was = weights(routed), routed.load_model()[1]
+    for wish in ({"compute_budget": "1.3"}, {"compute_budget": "1.9M"}, {"max_accuracy_drop": 50.0}):
+        pipeline.evaluate(routed, **wish)
+        found = routing(routed)
+        assert routed.load_model()[0].router.threshold == found["threshold"]
+        if limit := wish.get("compute_budget"):
+            assert found["cost"] <= (1.3 * found["curve"][0]["cost"] if limit == "1.3" else 1.9e6)
+        else:
+            assert found["relative_cost"] == pytest.approx(1)
+        assert all(torch.equal(value, before[name]) for name, value in weights(routed).items())
+    card = routed.load_model()[1]
+    assert card.threshold_for == "max_accuracy_drop 50"
+    assert {**card.architecture, "router": {}} == {**was.architecture, "router": {}}
+    with pytest.raises(InputError, match="below the first expert's cost"):
+        pipeline.evaluate(routed, compute_budget="0.5")
+
+
+def test_no_choice_without_validation_images_or_router(run, routed, tmp_path):
+    blind = replace(routed.config, data=replace(routed.config.data, val_spare=0))
+    with pytest.raises(InputError, match="no validation images"):
+        pipeline.evaluate(routed, config=blind, compute_budget="1.2")
+    single = longtail.train(recipe("digits-lt-ce", {"training.epochs": 1, "device": "cpu"}), tmp_path / "one")
+    with pytest.raises(InputError, match="has no router"):
+        pipeline.evaluate(single, compute_budget="1.2")
+
+
+def test_spare_images_are_those_that_the_tail_leaves_out():
+    config = recipe("digits-lt-ride")
+    spare, none = build.load_data(config), build.load_data(replace(config, data=replace(config.data, val_spare=0)))
+    assert none.val is None
+    assert np.array_equal(spare.train.pixels, none.train.pixels)
+    left = 114 - np.array(spare.class_counts)
+    assert np.bincount(spare.val.labels, minlength=10).tolist() == np.minimum(left, 20).tolist()
+    pictures = {image.tobytes() for image in (*spare.train.pixels, *spare.test.pixels)}
+    assert sum(image.tobytes() in pictures for image in spare.val.pixels) == 0

@@ -61,7 +61,8 @@ class DataConfig:
     """Share of each class's training images held out for validation where the data set has no validation part."""
 
     val_spare: int = 0
-    """Images of each class held for validation among those that the long tail leaves out; as many as there are."""
+    """Images of each class for validation, of those that the long tail leaves out, as far as there are any; none where
+    val_fraction is set."""
 
     test_fraction: float = 0.2
     """Share of each class's images held out for testing where a folder has no test part."""
@@ -97,16 +98,6 @@ class DataConfig:
         for name in ("val_fraction", "test_fraction"):
             _require(0 <= getattr(self, name) < 1, f"data.{name}", getattr(self, name), "at least 0 and below 1")
         _require(self.val_spare >= 0, "data.val_spare", self.val_spare, "0 or more")
-        _require(
-            self.val_spare == 0 or self.imbalance != "none",
-            "data.val_spare", self.val_spare, "0 where data.imbalance is 'none': no image is left out",
-        )  # fmt: skip
-        _require(
-            self.val_spare == 0 or self.val_fraction == 0,
-            "data.val_spare",
-            self.val_spare,
-            "0 where val_fraction is set",
-        )
         for name in ("image_size", "resize"):
             value = getattr(self, name)
             _require(value is None or 4 <= value <= 4096, f"data.{name}", value, "from 4 to 4096 pixels, or unset")
@@ -494,12 +485,3 @@ class Config:
         _require(after is None or after <= epochs, "loss.reweight_after", after, right)
         router, experts = self.router.train, self.model.num_experts
         _require(not router or experts > 1, "router.train", router, "false where there is one expert")
-        chosen = self.router.compute_budget or self.router.max_accuracy_drop
-        has_val = (
-            self.data.val_fraction or self.data.val_spare or self.data.name not in ("digits", "cifar10", "cifar100")
-        )
-        _require(
-            chosen is None or bool(has_val),
-            "router.compute_budget or router.max_accuracy_drop", chosen,
-            "unset where there are no validation images; data.val_fraction or data.val_spare holds some out",
-        )  # fmt: skip

@@ -83,7 +83,8 @@ def _train(run: Run, config: Config, console: Console, again: bool = False) -> R
     experts = None if trained else Experts(place)
     # Made before training, so that a test picture that does not decode is not found after hours.
     tests = _eval_loaders(config, dataset, device)
-    _check_choice(config.router.compute_budget, config.router.max_accuracy_drop, tests)
+    if config.router.train:
+        _check_choice(config.router.compute_budget, config.router.max_accuracy_drop, tests)
     teacher = load_teacher(source, place) if isinstance(source, Path) else None
     if not again:
         run.start(config, environment(device))
@@ -278,7 +279,7 @@ def _check_choice(compute_budget: str | None, max_accuracy_drop: float | None, l
     if (compute_budget is not None or max_accuracy_drop is not None) and "val" not in loaders:
         raise InputError(
             "there are no validation images to choose the router's threshold on; data.val_fraction or data.val_spare "
-            "holds some out, or set router.threshold yourself"
+            "holds some out; or set router.max_accuracy_drop and router.compute_budget to null"
         )
 
 
@@ -301,11 +302,13 @@ def _checked(trained: ModelCard, place: Workplace) -> ModelCard:
             f"{run.folder}: the training images of data set '{config.data.name}' are not those the model was trained "
             "on (added, removed or split differently), so test images might be among the latter; train again"
         )
-    was = asdict(trained)
-    # The router is added later, with settings of its own.
-    was["architecture"] = {name: value for name, value in was["architecture"].items() if name != "router"}
-    for name, value in asdict(now).items():
-        if name not in ("epoch", "training_images") and value != was[name]:
+    was, fields = asdict(trained), asdict(now)
+    # Not a router, which is added later; and nothing that files of earlier versions do not speak of.
+    common = [name for name in was["architecture"] if name in fields["architecture"]]
+    for side in (was, fields):
+        side["architecture"] = {name: side["architecture"][name] for name in common}
+    for name, value in fields.items():
+        if name not in ("epoch", "training_images", "threshold_for") and value != was[name]:
             raise InputError(
                 f"{run.folder}: config.yaml makes {name} {value}, but the model was trained with {was[name]}"
             )

@@ -32,7 +32,8 @@ def load_data(config: Config) -> Dataset:
     data = config.data
     dataset = _source(config)
     if data.imbalance != "none":
-        dataset = dataset.imbalanced(data.imbalance, data.imbalance_factor, data.subset_seed, data.val_spare)
+        spare = 0 if data.val_fraction else data.val_spare
+        dataset = dataset.imbalanced(data.imbalance, data.imbalance_factor, data.subset_seed, spare)
     if data.val_fraction > 0:
         dataset = dataset.with_validation(data.val_fraction, data.subset_seed)
     if config.training.validate_every > 0 and dataset.val is None:
