@@ -117,6 +117,13 @@ def test_the_device_is_not_waited_for_at_every_step(monkeypatch):
     assert len(waits) <= 10 * 4, waits
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_labels_of_an_epoch_without_its_images(shuffle):
+    source = loader(small_split(num=17), batch_size=4, shuffle=shuffle)
+    for epoch in (1, 2):
+        assert torch.equal(source.labels(epoch), torch.cat([labels for _, labels in source.epoch(epoch)]))
+
+
 def test_memory_loader_order_seed_and_normalisation():
     split = small_split(num=10)
     plain = loader(split, batch_size=4)

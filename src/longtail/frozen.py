@@ -1,6 +1,6 @@
 """What a frozen model says of training images: computed once where memory allows, for training what follows it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -16,10 +16,9 @@ FLOAT_BYTES = 4
 class FrozenOutputs:
     """A `Loader` of class-balanced draws: what all experts say of an image instead of the image.
 
-    One pass over ``loader``'s first epoch (its order, and its random changes) is all that an image is ever seen in. If
-    what the experts say fits into ``cache_gib``, the pass happens once, and an epoch is draws in random order. If not,
-    it happens in every epoch, over the images that have been drawn and in the loader's order; each still goes through
-    the model once at most.
+    Images are those of ``loader``'s first epoch, with its random changes. One pass over them is enough if what the
+    experts say fits into ``cache_gib``; otherwise there is a pass in every epoch. Both give the same batches, bit for
+    bit: an image that is drawn several times stands as often in its place in the loader's order, which is random.
 
     Args:
         model: in eval mode.
@@ -35,51 +34,52 @@ class FrozenOutputs:
         self._batch_size, self._seed = batch_size, seed
         numbers = model.num_experts * (model.num_classes + model.num_features)
         self.is_cached = self.num_images * numbers * FLOAT_BYTES <= cache_gib * 2**30
-        self._cache: Batch | None = None
-        self._labels = Tensor()
+        self._cache: list[Batch] = []
 
     def __len__(self) -> int:
         """Batches in an epoch."""
         return -(-self.num_images // self._batch_size)
 
+    def labels(self, epoch: int) -> Tensor:
+        """Labels of an epoch's draws, in their order: (num_images,)."""
+        own = self._loader.labels(1)
+        return own.repeat_interleave(self._times(own, epoch))
+
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Logits (B, E, C), labels (B,) and features (B, E, D), on the device."""
-        draws = generator(self._seed, epoch)
-        if not self.is_cached:
-            yield from self._recomputed(draws)
-            return
-        if self._cache is None:
-            self._cache = tuple(torch.cat(parts) for parts in zip(*self._pass(), strict=True))
-        logits, labels, features = self._cache
-        for positions in torch.split(class_balanced(labels, self.num_images, draws), self._batch_size):
-            at = positions.to(labels.device)
-            yield logits[at], labels[at], features[at]
+        if self.is_cached and not self._cache:
+            self._cache = list(self._computed())
+        times = self._times(self._loader.labels(1), epoch)
+        yield from _rebatched(_repeated(self._cache or self._computed(), times), self._batch_size)
 
-    def _pass(self) -> Iterator[Batch]:
+    def _times(self, labels: Tensor, epoch: int) -> Tensor:
+        """How often each image is drawn: (N,)."""
+        drawn = class_balanced(labels, self.num_images, generator(self._seed, epoch))
+        return drawn.bincount(minlength=len(labels))
+
+    def _computed(self) -> Iterator[Batch]:
         for images, labels, *_ in self._loader.epoch(1):
-            yield self._outputs(images, labels)
+            with torch.no_grad():
+                logits, features = self._model(images)
+            yield logits, labels, features
 
-    def _recomputed(self, draws: torch.Generator) -> Iterator[Batch]:
-        if not len(self._labels):  # a first pass for the labels, which only the loader knows in its order
-            self._labels = torch.cat([labels.cpu() for _, labels, *_ in self._loader.epoch(1)])
-        times = class_balanced(self._labels, self.num_images, draws).bincount(minlength=len(self._labels))
-        done, waiting = 0, list[Batch]()
-        for images, labels, *_ in self._loader.epoch(1):
-            own = times[done : done + len(labels)]
-            done += len(labels)
-            drawn = own.nonzero().squeeze(1).to(labels.device)
-            if len(drawn):
-                repeats = own[own > 0].to(labels.device)
-                outputs = self._outputs(images[drawn], labels[drawn])
-                waiting.append(tuple(part.repeat_interleave(repeats, dim=0) for part in outputs))
-            while sum(len(batch[1]) for batch in waiting) >= self._batch_size:
-                joined = tuple(torch.cat(parts) for parts in zip(*waiting, strict=True))
-                yield tuple(part[: self._batch_size] for part in joined)
-                waiting = [tuple(part[self._batch_size :] for part in joined)]
-        if waiting and len(waiting[0][1]):
-            yield tuple(torch.cat(parts) for parts in zip(*waiting, strict=True))
 
-    def _outputs(self, images: Tensor, labels: Tensor) -> Batch:
-        with torch.no_grad():
-            logits, features = self._model(images)
-        return logits, labels, features
+def _repeated(batches: Iterable[Batch], times: Tensor) -> Iterator[Batch]:
+    """Every row as often as ``times`` says."""
+    done = 0
+    for batch in batches:
+        own = times[done : done + len(batch[1])].to(batch[1].device)
+        done += len(own)
+        yield tuple(part.repeat_interleave(own, dim=0) for part in batch)
+
+
+def _rebatched(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """The same rows, ``size`` at a time."""
+    rest: Batch = ()
+    for batch in batches:
+        rest = tuple(torch.cat(pair) for pair in zip(rest, batch, strict=True)) if rest else batch
+        while len(rest[1]) >= size:
+            yield tuple(part[:size] for part in rest)
+            rest = tuple(part[size:] for part in rest)
+    if rest and len(rest[1]):
+        yield rest

@@ -54,6 +54,7 @@ class FileLoader:
         self.num_images = images_per_epoch(len(split), batch_size, shuffle)
         self._device = device
         self._normalise = normalise
+        self._labels = split.labels
         self._order = _Order(len(split), self.num_images, seed, shuffle)
         self._batches: DataLoader[Sample] = DataLoader(
             _Pictures(split, transform, seed),
@@ -85,6 +86,10 @@ class FileLoader:
                 raise batch
             images, labels = (part.to(self._device, non_blocking=True) for part in batch)
             yield self._normalise(images), labels
+
+    def labels(self, epoch: int) -> Tensor:
+        """Those of an epoch, in its order: (num_images,)."""
+        return torch.from_numpy(self._labels)[self._order.positions(epoch)]
 
 
 class _Pictures(Dataset[Sample]):
@@ -123,12 +128,15 @@ class _Order(Sampler[Key]):
     def __len__(self) -> int:
         return self._num_images
 
-    def __iter__(self) -> Iterator[Key]:
-        epoch = self.epoch
+    def positions(self, epoch: int) -> Tensor:
         positions = torch.arange(self._every)
         if self._shuffle:
             positions = torch.randperm(self._every, generator=generator(self._seed, epoch))
-        return ((epoch, position) for position in positions[: self._num_images].tolist())
+        return positions[: self._num_images]
+
+    def __iter__(self) -> Iterator[Key]:
+        epoch = self.epoch
+        return ((epoch, position) for position in self.positions(epoch).tolist())
 
 
 def _collate(samples: list[Sample]) -> Batch:

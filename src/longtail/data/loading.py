@@ -25,6 +25,9 @@ class Loader(Protocol):
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch; the same for the same number."""
 
+    def labels(self, epoch: int) -> Tensor:
+        """The labels of an epoch's images, in their order, (num_images,), on the CPU; no image is touched."""
+
 
 class Normalise:
     """Pixels from 0 to 255 to what networks take: less the mean, divided by the standard deviation of each channel.
@@ -78,8 +81,8 @@ class MemoryLoader:
         rotation: float = 0.0,
     ):
         assert split.pixels is not None
-        self.images = torch.from_numpy(split.pixels).to(device)
-        self.labels = torch.from_numpy(split.labels).to(device)
+        self._images = torch.from_numpy(split.pixels).to(device)
+        self._labels = torch.from_numpy(split.labels).to(device)
         self.num_images = images_per_epoch(len(split), batch_size, shuffle)
         self.batch_size = batch_size
         self.device = device
@@ -95,16 +98,23 @@ class MemoryLoader:
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, H, W), in channels-last memory, and labels (B,)."""
         draw = generator(self.seed, epoch)
-        every = len(self.labels)
-        order = torch.randperm(every, generator=draw) if self.shuffle else torch.arange(every)
-        order = order[: self.num_images]
-        moves = draw_moves(every, self.padding, self.flip, self.rotation, draw)
+        order = self._order(draw)
+        moves = draw_moves(len(self._labels), self.padding, self.flip, self.rotation, draw)
         moves = type(moves)(*(part.to(self.device) for part in moves))
         order = order.to(self.device)
         for start in range(0, self.num_images, self.batch_size):
             positions = order[start : start + self.batch_size]
             if self.augments:
-                images = move(self.images, positions, moves.take(positions), self.padding)
+                images = move(self._images, positions, moves.take(positions), self.padding)
             else:
-                images = self.images[positions]
-            yield self.normalise(images.permute(0, 3, 1, 2)), self.labels[positions]
+                images = self._images[positions]
+            yield self.normalise(images.permute(0, 3, 1, 2)), self._labels[positions]
+
+    def labels(self, epoch: int) -> Tensor:
+        """Those of an epoch, in its order: (num_images,), on the CPU."""
+        return self._labels.cpu()[self._order(generator(self.seed, epoch))]
+
+    def _order(self, draw: torch.Generator) -> Tensor:
+        every = len(self._labels)
+        order = torch.randperm(every, generator=draw) if self.shuffle else torch.arange(every)
+        return order[: self.num_images]

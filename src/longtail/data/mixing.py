@@ -52,6 +52,10 @@ class MixedLoader:
     def __len__(self) -> int:
         return len(self._loader)
 
+    def labels(self, epoch: int) -> Tensor:
+        """The images' own, (num_images,), on the CPU."""
+        return self._loader.labels(epoch)
+
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Images (B, 3, H, W), labels (B,) of their own, and perhaps soft targets (B, C)."""
         for step, (images, labels, *_) in enumerate(self._loader.epoch(epoch)):
