@@ -191,6 +191,6 @@ def test_no_image_is_alone_in_a_shuffled_batch(split, num, shuffle, sizes):
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_labels_of_an_epoch_without_its_pictures(split, shuffle):
-    source = load(split, AS_IS, 3, shuffle=shuffle)
+    source = loader(split, AS_IS, shuffle=shuffle)
     for epoch in (1, 2):
         assert torch.equal(source.labels(epoch), torch.cat([labels for _, labels in source.epoch(epoch)]))
