@@ -378,11 +378,12 @@ class RouterConfig:
     shared: bool = True
     """One last layer for all steps, or one for each."""
 
-    positive_weight: float = 4.0
-    """What an image that gains by another expert counts, against 1 of one that does not (RIDE: 100)."""
+    positive_weight: float = 100.0
+    """What an image that gains by another expert counts, against 1 of one that does not. Hardly matters where the
+    threshold is chosen; where it is not, the higher the more experts are asked."""
 
     epochs: int = 50
-    """Passes over as many class-balanced draws as there are training images (RIDE: 5)."""
+    """Passes over as many class-balanced draws as there are training images (RIDE: 5, which is too few)."""
 
     batch_size: int = 512
     """Draws in a step of sgd, with momentum 0.9 in Nesterov's form."""
