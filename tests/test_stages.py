@@ -301,6 +301,17 @@ def test_a_finished_teacher_is_not_trained_again(tmp_path, monkeypatch):
     assert all(torch.equal(value, weights(whole)[n]) for n, value in weights(Run(tmp_path / "parts")).items())
 
 
+def test_a_student_that_fails_keeps_its_teacher(tmp_path, monkeypatch):
+    short = recipe("digits-lt-ce", {"training.epochs": 1})
+    monkeypatch.setattr(stages, "recipe", lambda name: short)
+    config = digits(teacher="digits-lt-ce", **{"training.learning_rate": 1e30, "training.warmup": 0})
+    with pytest.raises(longtail.InputError, match="the loss is"):
+        longtail.train(config, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert Run(run.teacher_folder).is_finished
+    assert run.config == config
+
+
 def test_a_single_expert_gets_no_router(tmp_path):
     single = longtail.train(recipe("digits-lt-ce", {"training.epochs": 1, "device": "cpu"}), tmp_path / "one")
     with pytest.raises(InputError, match="one expert"):

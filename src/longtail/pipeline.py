@@ -107,7 +107,8 @@ def _train(run: Run, config: Config, console: Console, again: bool = False) -> R
         _tell_interrupted(console, run, config, stage)
         raise
     except BaseException:
-        if run.epochs_done == 0 and not again:
+        # Not where hours may have gone into a teacher: such a run can be resumed.
+        if run.epochs_done == 0 and not again and not run.teacher_folder.exists():
             run.discard()
         raise
     run.write_json("environment.json", run.environment() | {"training_seconds": time.perf_counter() - start})
@@ -117,7 +118,7 @@ def _train(run: Run, config: Config, console: Console, again: bool = False) -> R
 
 def _trained_teacher(run: Run, config: Config, console: Console) -> Run:
     """The teacher's own run within the student's, trained as far as it is not yet."""
-    teacher = Run(run.folder / "teacher")
+    teacher = Run(run.teacher_folder)
     if teacher.is_finished:
         return teacher
     if teacher.config_path.is_file():

@@ -48,6 +48,11 @@ class Run:
         """The weights with their description."""
         return self.folder / MODEL_FILE
 
+    @property
+    def teacher_folder(self) -> Path:
+        """The run of a teacher that was trained for this one."""
+        return self.folder / "teacher"
+
     @cached_property
     def config(self) -> Config:
         """The settings it was trained with."""
