@@ -10,6 +10,7 @@ Writes benchmarks/results/routing.txt.
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def main() -> None:
     report((line for folder in folders for line in table(Run.open(folder), settings)), "routing.txt")
 
 
-def table(run: Run, settings: list[str]) -> list[str]:
+def table(run: Run, settings: list[str]) -> Iterator[str]:
     config = resolve(str(run.config_path), {}, settings)
     device = pick_device(config.device)
     model, card = run.load_model()
@@ -56,8 +57,8 @@ def table(run: Run, settings: list[str]) -> list[str]:
     price, num = cost(model, card.image_size), model.num_experts
     with torch.inference_mode():
         used = torch.cat([model.route(part).experts_used for part in torch.split(images, 64)])
-    lines = [f"{config.name}: {card.architecture['name']}, {num} experts, threshold {model.router.threshold:.4g}"]
-    lines += ["batch  answer           MACs  experts  images/s  time/all  MACs/all  ratio"]
+    yield f"{config.name}: {card.architecture['name']}, {num} experts, threshold {model.router.threshold:.4g}"
+    yield "batch  answer           MACs  experts  images/s  time/all  MACs/all  ratio"
     for batch, number in BATCHES.items():
         some = images[:number]
         speed = images_per_second(model, some, batch, SECONDS, threshold=model.router.threshold)
@@ -68,13 +69,13 @@ def table(run: Run, settings: list[str]) -> list[str]:
         for name, macs, experts, rate in rows:
             times, arithmetic = speed.prefixes[-1] / rate, macs / price.total
             first = f"{batch:5}  {name:8} {macs / 1e6:10.2f} M  {experts:7.2f}  {rate:8.1f}"
-            lines.append(f"{first}  {times:8.3f}  {arithmetic:8.3f}  {times / arithmetic:5.3f}")
-        lines.append(f"       {len(some)} images, median of {speed.rounds} rounds")
-    return [*lines, *caching(config, model, dataset, device), ""]
+            yield f"{first}  {times:8.3f}  {arithmetic:8.3f}  {times / arithmetic:5.3f}"
+        yield f"       {len(some)} images, median of {speed.rounds} rounds"
+    yield from caching(config, model, dataset, device)
+    yield ""
 
 
-def caching(config: Config, model: MultiExpert, dataset: Dataset, device: torch.device) -> list[str]:
-    lines = []
+def caching(config: Config, model: MultiExpert, dataset: Dataset, device: torch.device) -> Iterator[str]:
     for gib in (config.router.cache_gib, 0.0):
         settings = replace(config.router, cache_gib=gib)
         source = build.shuffled_loader(config, dataset, device)
@@ -86,8 +87,7 @@ def caching(config: Config, model: MultiExpert, dataset: Dataset, device: torch.
                 pass
             seconds.append(time.perf_counter() - start)
         kept = "kept" if outputs.is_cached else "computed anew"
-        lines.append(f"what experts say is {kept}: first epoch {seconds[0]:.2f} s, second {seconds[1]:.3f} s")
-    return lines
+        yield f"what experts say is {kept}: first epoch {seconds[0]:.2f} s, second {seconds[1]:.3f} s"
 
 
 if __name__ == "__main__":
