@@ -213,8 +213,21 @@ class ModelConfig:
 class LossConfig:
     """What the experts are trained for."""
 
-    name: Literal["cross_entropy", "ldam", "ride"] = "ride"
-    """cross_entropy; ldam adds margins that grow with rarity; ride adds diversity between experts to that."""
+    name: Literal["cross_entropy", "focal", "logit_adjustment", "ldam", "ride"] = "ride"
+    """cross_entropy; focal counts less what is classified well already; logit_adjustment knows the classes' shares
+    (balanced softmax, SADE, BalPoE: see prior_exponents); ldam adds margins that grow with rarity; ride adds diversity
+    between experts to that."""
+
+    focal_gamma: float = 2.0
+    """How much less focal counts it: by (1 - probability)^gamma."""
+
+    prior_exponents: list[float] = field(default_factory=lambda: [1.0])
+    """Times that logit_adjustment adds the logarithms of the classes' shares of the training images to the logits in
+    training, one number or one for each expert. 1: balanced softmax; 0, 1, 2: BalPoE."""
+
+    inverse_exponents: list[float] = field(default_factory=lambda: [0.0])
+    """Likewise with the shares exchanged, so that the commonest class has the rarest one's; 0, 0, -2 with
+    prior_exponents 0, 1, 1: SADE."""
 
     max_margin: float = 0.5
     """Margin of the rarest class, as a cosine."""
@@ -244,6 +257,7 @@ class LossConfig:
     """Probability taken from the targets and spread over all classes."""
 
     def __post_init__(self) -> None:
+        _require(self.focal_gamma >= 0, "loss.focal_gamma", self.focal_gamma, "0 or more")
         _require(self.max_margin >= 0, "loss.max_margin", self.max_margin, "0 or more")
         _require(
             self.reweight_after is None or self.reweight_after >= 0,
@@ -485,4 +499,9 @@ class Config:
         after = self.loss.reweight_after
         _require(after is None or after <= epochs, "loss.reweight_after", after, right)
         router, experts = self.router.train, self.model.num_experts
+        if self.loss.name == "logit_adjustment":
+            for name in ("prior_exponents", "inverse_exponents"):
+                exponents = getattr(self.loss, name)
+                right = f"one number, or one for each expert: {experts}"
+                _require(len(exponents) in (1, experts), f"loss.{name}", exponents, right)
         _require(not router or experts > 1, "router.train", router, "false where there is one expert")

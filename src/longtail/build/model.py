@@ -6,7 +6,7 @@ from longtail.build.data import preprocessing
 from longtail.config import Config
 from longtail.data.splits import Dataset
 from longtail.errors import InputError
-from longtail.losses import CrossEntropyLoss, DistilledLoss, LDAMLoss, RIDELoss
+from longtail.losses import CrossEntropyLoss, DistilledLoss, FocalLoss, LDAMLoss, LogitAdjustedLoss, RIDELoss
 from longtail.models.backbones import input_format
 from longtail.models.experts import MultiExpert
 from longtail.schedules import epoch_of
@@ -92,6 +92,11 @@ def criterion(config: Config, class_counts: list[int]) -> CrossEntropyLoss:
     }
     if loss.name == "cross_entropy":
         return CrossEntropyLoss(class_counts, **options)
+    if loss.name == "focal":
+        return FocalLoss(class_counts, gamma=loss.focal_gamma, **options)
+    if loss.name == "logit_adjustment":
+        exponents = {name: getattr(loss, name) for name in ("prior_exponents", "inverse_exponents")}
+        return LogitAdjustedLoss(class_counts, **exponents, **options)
     options |= {"max_margin": loss.max_margin, "scale": config.model.scale}
     if loss.name == "ldam":
         return LDAMLoss(class_counts, **options)

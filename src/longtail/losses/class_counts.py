@@ -1,4 +1,4 @@
-"""What follows from how often each class occurs: margins, weights, temperatures."""
+"""What follows from how often each class occurs: margins, weights, temperatures, priors."""
 
 from collections.abc import Sequence
 
@@ -41,3 +41,20 @@ def class_temperatures(class_counts: Sequence[int], spread: float = 0.05) -> Ten
     if not (temperatures > 0).all():
         raise InputError(f"temperature spread {spread}: too large for these class counts, a temperature would be <= 0")
     return (temperatures / temperatures.max()).float()
+
+
+def log_prior(class_counts: Sequence[int]) -> Tensor:
+    """Logarithm of each class's share of the training images: (C,)."""
+    counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    return (counts / counts.sum()).log().float()
+
+
+def inverse_log_prior(class_counts: Sequence[int]) -> Tensor:
+    """Log prior of a tail the other way round, in which the commonest class has the rarest one's share: (C,).
+
+    The same shares, exchanged between the classes of rank 1 and C, 2 and C - 1 and so on; classes that are as common
+    rank in their own order. SADE (Zhang et al., 2022), inverse softmax loss.
+    """
+    prior = log_prior(class_counts)
+    order = prior.argsort(stable=True)
+    return torch.empty_like(prior).index_copy_(0, order, prior[order.flip(0)])

@@ -3,10 +3,17 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
-from longtail.losses.class_counts import class_temperatures, effective_number_weights, ldam_margins
-from longtail.losses.experts import cross_entropy, divergence, ldam
+from longtail.losses.class_counts import (
+    class_temperatures,
+    effective_number_weights,
+    inverse_log_prior,
+    ldam_margins,
+    log_prior,
+)
+from longtail.losses.experts import adjust_logits, cross_entropy, divergence, focal, ldam
 
 
 class Criterion(Protocol):
@@ -58,6 +65,70 @@ class CrossEntropyLoss(nn.Module):
     ) -> Tensor:
         """The term that makes experts accurate."""
         return cross_entropy(expert_logits, labels, weight, soft_targets)
+
+
+class FocalLoss(CrossEntropyLoss):
+    """Cross-entropy that counts less what is classified well already (Lin et al., 2017).
+
+    Args:
+        class_counts: C numbers.
+        gamma: see `focal`.
+        deferred: further arguments of `CrossEntropyLoss`.
+    """
+
+    def __init__(self, class_counts: Sequence[int], *, gamma: float = 2.0, **deferred: Any):
+        super().__init__(class_counts, **deferred)
+        self.gamma = gamma
+
+    def classify(
+        self, expert_logits: Tensor, labels: Tensor, weight: Tensor | None, soft_targets: Tensor | None
+    ) -> Tensor:
+        """Focal loss."""
+        return focal(expert_logits, labels, self.gamma, weight, soft_targets)
+
+
+class LogitAdjustedLoss(CrossEntropyLoss):
+    """Cross-entropy of adjusted logits; by its arguments one of several methods, see `adjust_logits`.
+
+    Balanced softmax by default; logit adjustment with another exponent; BalPoE with ``prior_exponents=(0, 1, 2)``;
+    SADE (Zhang et al., 2022) with ``prior_exponents=(0, 1, 1), inverse_exponents=(0, 0, -2)``.
+
+    Args:
+        class_counts: C numbers.
+        prior_exponents: times that the log prior is added, one number or one for each expert.
+        inverse_exponents: likewise for the inverse log prior, see `inverse_log_prior`.
+        deferred: further arguments of `CrossEntropyLoss`.
+    """
+
+    log_prior: Tensor
+    inverse_log_prior: Tensor
+    prior_exponents: Tensor
+    inverse_exponents: Tensor
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        *,
+        prior_exponents: Sequence[float] = (1.0,),
+        inverse_exponents: Sequence[float] = (0.0,),
+        **deferred: Any,
+    ):
+        super().__init__(class_counts, **deferred)
+        for name, constant in {
+            "log_prior": log_prior(class_counts),
+            "inverse_log_prior": inverse_log_prior(class_counts),
+            "prior_exponents": torch.tensor(prior_exponents, dtype=torch.float32),
+            "inverse_exponents": torch.tensor(inverse_exponents, dtype=torch.float32),
+        }.items():
+            self.register_buffer(name, constant, persistent=False)
+
+    def classify(
+        self, expert_logits: Tensor, labels: Tensor, weight: Tensor | None, soft_targets: Tensor | None
+    ) -> Tensor:
+        """Cross-entropy of the adjusted logits."""
+        adjusted = adjust_logits(expert_logits, self.log_prior, self.prior_exponents)
+        adjusted = adjust_logits(adjusted, self.inverse_log_prior, self.inverse_exponents)
+        return cross_entropy(adjusted, labels, weight, soft_targets)
 
 
 class LDAMLoss(CrossEntropyLoss):

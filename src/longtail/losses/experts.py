@@ -1,5 +1,6 @@
 """Losses of several experts at once, as pure functions. Letters in shapes: B images, E experts, C classes."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,12 +18,64 @@ def cross_entropy(
         soft_targets: probabilities to learn (B, C), as mixup and label smoothing make them; by default those of the
             labels.
     """
-    num_experts = expert_logits.shape[1]
+    return _negative_mean(F.log_softmax(expert_logits, dim=2), labels, weight, soft_targets)
+
+
+def focal(
+    expert_logits: Tensor,
+    labels: Tensor,
+    gamma: float = 2.0,
+    weight: Tensor | None = None,
+    soft_targets: Tensor | None = None,
+) -> Tensor:
+    """Focal loss of each expert, summed over experts: what is classified well already counts less.
+
+    ``-(1 - p)^gamma log p`` for the probability p of the target. Focal loss (Lin et al., 2017), equations 4 and 5, for
+    any number of classes.
+
+    Args:
+        expert_logits: (B, E, C).
+        labels: (B,).
+        gamma: 0 is `cross_entropy`.
+        weight: class weights (C,), the paper's alpha; averages as in `cross_entropy`.
+        soft_targets: (B, C), shares of the losses that each class would have as the target.
+    """
+    log_probabilities = F.log_softmax(expert_logits, dim=2)
+    return _negative_mean(focused(log_probabilities, gamma), labels, weight, soft_targets)
+
+
+def focused(log_probabilities: Tensor, gamma: float) -> Tensor:
+    """``(1 - p)^gamma log p`` from log p, of any shape. Focal loss (Lin et al., 2017), equation 4."""
+    # At p = 1 the slope of (1 - p)^gamma is infinite for gamma below 1.
+    missing = (-log_probabilities.expm1()).clamp_min(torch.finfo(log_probabilities.dtype).tiny)
+    return missing**gamma * log_probabilities
+
+
+def _negative_mean(scores: Tensor, labels: Tensor, weight: Tensor | None, soft_targets: Tensor | None) -> Tensor:
+    """Minus the targets' scores (B, E, C), summed over experts, averaged over images as `cross_entropy` says."""
     if soft_targets is None:
-        repeated = labels.repeat_interleave(num_experts)
-        return num_experts * F.cross_entropy(expert_logits.flatten(0, 1), repeated, weight)
-    losses = -(soft_targets[:, None] * F.log_softmax(expert_logits, dim=2)).sum(dim=(1, 2))
+        num_experts = scores.shape[1]
+        return num_experts * F.nll_loss(scores.flatten(0, 1), labels.repeat_interleave(num_experts), weight)
+    losses = -(soft_targets[:, None] * scores).sum(dim=(1, 2))
     return (losses if weight is None else losses * weight[labels]).mean()
+
+
+def adjust_logits(expert_logits: Tensor, log_prior: Tensor, tau: Tensor | float = 1.0) -> Tensor:
+    """Adds ``tau`` times the log prior: (B, E, C) -> (B, E, C).
+
+    Within the loss it lets an expert learn what is left when ``tau`` times the prior is taken away: 0 fits the long
+    tail as it is, 1 balanced classes (balanced softmax: Ren et al., 2020, equation 3), more than 1 a tail the other way
+    round. Any number: logit adjustment (Menon et al., 2021, equation 10). One for each expert: BalPoE (Aimar et al.,
+    2023), whose lambda is 1 - tau; the mean of the logits is for balanced classes when the mean of tau is 1.
+
+    With ``-tau``, on logits that were trained without it: post-hoc adjustment (Menon et al., equation 9).
+
+    Args:
+        expert_logits: (B, E, C), or any (..., C) where ``tau`` is a number.
+        log_prior: (C,), see `longtail.losses.log_prior`.
+        tau: a number, or one for each expert (E,).
+    """
+    return expert_logits + (tau[:, None] * log_prior if isinstance(tau, Tensor) else tau * log_prior)
 
 
 def subtract_margins(expert_logits: Tensor, labels: Tensor, margins: Tensor, scale: float = 30.0) -> Tensor:
