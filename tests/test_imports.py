@@ -15,6 +15,7 @@ SOURCE = Path(longtail.__file__).parent
 FLOORS = [
     ["cli", "__main__"],
     ["pipeline", "convert"],
+    ["teachers"],
     ["stages"],
     ["build", "prediction", "report", "flops_table", "plots", "run"],
     ["evaluation", "training", "progress", "frozen"],
@@ -66,7 +67,7 @@ def test_imports_go_down(path):
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.name != "__init__.py"], ids=module_name)
 def test_only_the_upper_floors_know_the_config(path):
-    allowed = {"config", "settings", "build", "run", "pipeline", "stages", "evaluation", "convert", "cli"}
+    allowed = {"config", "settings", "build", "run", "pipeline", "stages", "teachers", "evaluation", "convert", "cli"}
     if module_name(path).split(".")[0] not in allowed:
         assert "config" not in imported(path)
 

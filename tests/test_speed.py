@@ -50,9 +50,10 @@ def test_each_expert_takes_its_time(training):
 
 def test_it_ends_in_time():
     model = slow_model()
-    start = time.perf_counter()
     images_per_second(model, torch.randn(1000, 3, 1, 2), 10, seconds=0.1)
-    assert time.perf_counter() - start < 3  # 0.4 s, and more on a machine that does other things
+    # Every call takes 2 ms at least, however slow the machine: in 4 times 0.1 s there cannot be more than 200, a
+    # warm-up and a last turn. All batches once would be 400.
+    assert len(model.branches[0].seen) < 300
 
 
 def test_one_batch_at_least_and_no_router():

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from test_training import CPU, loader, small_split
 
 import longtail
-from longtail import build, pipeline, stages
+from longtail import build, pipeline, stages, teachers
 from longtail.config import Config
 from longtail.data.sampling import class_balanced
 from longtail.errors import InputError
@@ -92,7 +92,7 @@ def test_published_arithmetic_is_a_setting(run, tmp_path):
 def test_a_checkpoint_of_the_original_teaches(tmp_path):
     config = recipe("cifar100-lt-ride")
     place = stages.Workplace(Run(tmp_path), config, fake_cifar(), CPU, None)
-    teacher = stages.load_teacher(golden.ROOT / "ckpt" / "imbalance_cifar100_ride3.pth", place)
+    teacher = teachers.load_teacher(golden.ROOT / "ckpt" / "imbalance_cifar100_ride3.pth", place)
     assert (teacher.num_experts, teacher.num_classes) == (3, 100)
 
 
@@ -106,7 +106,9 @@ def fake_cifar():
 def test_other_teachers_are_refused(run, tmp_path):
     def teach(student_names, teacher_names):
         card = stages.Workplace(run, digits(), build.load_data(digits()), CPU, None).card()
-        return stages._other_classes(replace(card, class_names=teacher_names), replace(card, class_names=student_names))
+        return teachers._other_classes(
+            replace(card, class_names=teacher_names), replace(card, class_names=student_names)
+        )
 
     assert teach(("a", "b"), ("a", "b")) == ""
     assert "another order" in teach(("a", "b"), ("b", "a"))
@@ -125,8 +127,16 @@ def test_other_teachers_are_refused(run, tmp_path):
     with pytest.raises(InputError, match=r"images have mean .*, and the student's"):
         longtail.train(digits(teacher=str(run.folder), **{"data.mean": [0.1, 0.1, 0.1]}), tmp_path / "out")
     (tmp_path / "self.yaml").write_text(f"base: digits-lt-ce\nteacher: {tmp_path / 'self.yaml'}\n")
-    with pytest.raises(InputError, match="names itself"):
+    with pytest.raises(InputError, match="its own teacher"):
         longtail.train(recipe(tmp_path / "self.yaml"), tmp_path / "out")
+    for one, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{one}.yaml").write_text(f"base: digits-lt-ce\nteacher: {tmp_path / other}.yaml\n")
+    with pytest.raises(InputError, match="its own teacher"):
+        longtail.train(recipe(tmp_path / "a.yaml"), tmp_path / "out")
+    (tmp_path / "vit.yaml").write_text("base: digits-lt-ce\nmodel: {backbone: vit_tiny_patch16_224, width: full}\n")
+    plain = {"data.mean": None, "data.std": None, "data.image_size": 32}
+    with pytest.raises(InputError, match=r"vit\.yaml': its images have mean"):
+        longtail.train(digits(teacher=str(tmp_path / "vit.yaml"), **plain), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -280,10 +290,82 @@ def test_an_interrupted_router_stage_is_picked_up(tmp_path, monkeypatch):
         longtail.pipeline.resume(tmp_path)
 
 
+def test_an_interrupted_attempt_is_kept_until_something_takes_its_place(tmp_path, monkeypatch):
+    config = digits(**{"training.epochs": 4})
+    whole = longtail.train(config, tmp_path / "whole")
+    real = stages.fit
+
+    def stopped(after):
+        def fit(*arguments, **options):
+            for number, record in enumerate(real(*arguments, **options)):
+                if number == after:
+                    raise KeyboardInterrupt
+                yield record
+
+        return fit
+
+    run = Run(tmp_path / "run")
+    for after, done in ((2, 2), (0, 2)):  # the second attempt does not complete an epoch
+        monkeypatch.setattr(stages, "fit", stopped(after))
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.resume(run) if run.config_path.exists() else longtail.train(config, run.folder)
+        assert (run.epochs_done, len(run.history())) == (done, done)
+    monkeypatch.setattr(stages, "fit", real)
+    pipeline.resume(run)
+    assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(run).items())
+    assert len(run.history()) == 4
+
+
+def test_an_interrupted_test_is_all_that_is_made_up_for(tmp_path, monkeypatch):
+    config = digits(**{"router.train": True})
+    run = Run(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_evaluate", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            longtail.train(config, run.folder)
+    trained = weights(run)
+    for name in ("Experts", "train_router"):
+        monkeypatch.setattr(pipeline, name, None)
+    pipeline.resume(run)
+    assert run.is_finished
+    assert all(torch.equal(value, trained[name]) for name, value in weights(run).items())
+
+
+def test_a_converted_run_is_not_trained_over(run, tmp_path):
+    converted = Run(tmp_path / "run")
+    converted.start(run.config, {"converted_from": "x.pth"})
+    with pytest.raises(InputError, match="was converted"):
+        pipeline.resume(converted)
+
+
+def test_a_router_leaves_the_settings_of_the_experts(run):
+    other = replace(run.config, seed=5, training=replace(run.config.training, epochs=9), device="cpu")
+    before = run.config
+    pipeline.add_router(run, config=replace(other, router=replace(other.router, epochs=1)))
+    assert replace(run.config, router=before.router) == before
+    assert run.config.router.epochs == 1
+
+
+def test_what_a_network_draws_depends_on_the_seed_and_step_alone(tmp_path):
+    config = digits(**{"model.backbone": "resnet10", "model.drop_path_rate": 0.5, "training.epochs": 1})
+    first = longtail.train(config, tmp_path / "a")
+    torch.manual_seed(99)
+    second = longtail.train(config, tmp_path / "b")
+    assert all(torch.equal(value, weights(second)[name]) for name, value in weights(first).items())
+
+
+def test_an_impossible_budget_is_found_before_training(tmp_path):
+    for budget in (0.5, "1M"):
+        config = recipe("digits-lt-ride", {"router.max_accuracy_drop": None, "router.compute_budget": budget})
+        with pytest.raises(InputError, match="below the first expert's cost"):
+            longtail.train(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
 def test_a_finished_teacher_is_not_trained_again(tmp_path, monkeypatch):
     config = digits(teacher="digits-lt-ce")
     short = recipe("digits-lt-ce", {"training.epochs": 1})
-    monkeypatch.setattr(stages, "recipe", lambda name: short)
+    monkeypatch.setattr(teachers, "recipe", lambda name: short)
     whole = longtail.train(config, tmp_path / "whole")
     real, calls = stages.Experts.train, []
 
@@ -303,7 +385,7 @@ def test_a_finished_teacher_is_not_trained_again(tmp_path, monkeypatch):
 
 def test_a_student_that_fails_keeps_its_teacher(tmp_path, monkeypatch):
     short = recipe("digits-lt-ce", {"training.epochs": 1})
-    monkeypatch.setattr(stages, "recipe", lambda name: short)
+    monkeypatch.setattr(teachers, "recipe", lambda name: short)
     config = digits(teacher="digits-lt-ce", **{"training.learning_rate": 1e30, "training.warmup": 0})
     with pytest.raises(longtail.InputError, match="the loss is"):
         longtail.train(config, tmp_path / "run")
@@ -314,7 +396,7 @@ def test_a_student_that_fails_keeps_its_teacher(tmp_path, monkeypatch):
 
 def test_a_single_expert_gets_no_router(tmp_path):
     single = longtail.train(recipe("digits-lt-ce", {"training.epochs": 1, "device": "cpu"}), tmp_path / "one")
-    with pytest.raises(InputError, match="one expert"):
+    with pytest.raises(InputError, match="has one expert; a router chooses among several"):
         pipeline.add_router(single)
     with pytest.raises(InputError, match=r"router\.train"):
         recipe("digits-lt-ce", {"router.train": True})

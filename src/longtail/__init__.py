@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from longtail.metrics import Evaluation
     from longtail.models.experts import ExpertOutput, MultiExpert, create_model
     from longtail.models.routing import RoutedOutput
-    from longtail.pipeline import evaluate, train
+    from longtail.pipeline import add_router, evaluate, resume, train
     from longtail.prediction import predict
     from longtail.run import Run
     from longtail.settings import recipe
@@ -26,11 +26,13 @@ _HOMES = {
     "MultiExpert": "longtail.models.experts",
     "RoutedOutput": "longtail.models.routing",
     "Run": "longtail.run",
+    "add_router": "longtail.pipeline",
     "create_model": "longtail.models.experts",
     "evaluate": "longtail.pipeline",
     "load_model": "longtail.checkpoint",
     "predict": "longtail.prediction",
     "recipe": "longtail.settings",
+    "resume": "longtail.pipeline",
     "train": "longtail.pipeline",
 }
 
@@ -42,11 +44,13 @@ __all__ = [
     "MultiExpert",
     "RoutedOutput",
     "Run",
+    "add_router",
     "create_model",
     "evaluate",
     "load_model",
     "predict",
     "recipe",
+    "resume",
     "train",
 ]
 

@@ -56,7 +56,7 @@ def train(known: argparse.Namespace, settings: list[str]) -> None:
     if known.help:
         _print_train_help(known.parser, settings_parser(usage=argparse.SUPPRESS, add_help=False))
         return
-    if known.resume:
+    if known.resume is not None:
         if settings or known.config or known.output:
             raise InputError("--resume goes on with a run as it is; it takes no --config, --output or settings")
         from rich.console import Console
@@ -84,6 +84,7 @@ def router(known: argparse.Namespace, settings: list[str]) -> None:
     from longtail.run import Run
     from longtail.settings import resolve
 
+    _only(settings, ("router", "data", "evaluation", "device"), "the router's training")
     run = Run.open(known.folder)
     choice = {"compute_budget": known.compute_budget, "max_accuracy_drop": known.max_accuracy_drop}
     if any(value is not None for value in choice.values()):
@@ -102,6 +103,7 @@ def evaluate(known: argparse.Namespace, settings: list[str]) -> None:
     from longtail.run import Run
     from longtail.settings import resolve
 
+    _only(settings, ("data", "evaluation", "device"), "a test")
     run = Run.open(known.folder)
     config = resolve(str(run.config_path), {}, settings)
     choice = {"compute_budget": known.compute_budget, "max_accuracy_drop": known.max_accuracy_drop}
@@ -116,8 +118,9 @@ def predict(known: argparse.Namespace, settings: list[str]) -> None:
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold anything
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    options = {"device": known.device, "all_experts": known.all_experts}
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    for number, prediction in enumerate(predict_pictures(known.model, known.pictures, device=known.device)):
+    for number, prediction in enumerate(predict_pictures(known.model, known.pictures, **options)):
         if number == 0:
             writer.writerow(["picture", "class", "probability"])
         writer.writerow([prediction.path, prediction.class_name, f"{prediction.probability:.4f}"])
@@ -164,6 +167,13 @@ def flops(known: argparse.Namespace, settings: list[str]) -> None:
         config = resolve(known.model, {}, settings)
         subject = Subject.planned(build.planned_architecture(config, known.num_classes))
     Console().print(cost_table(subject, shares))
+
+
+def _only(settings: Sequence[str], sections: Sequence[str], what: str) -> None:
+    """Refuses settings that would change nothing."""
+    for option in (word.partition("=")[0].removeprefix("--") for word in settings if word.startswith("--")):
+        if "." in option and option.split(".")[0] not in sections:
+            raise InputError(f"'{option}' says nothing about {what}; settings of {', '.join(sections)} do")
 
 
 def _numbers(option: str, text: str) -> list[float]:
@@ -263,6 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("model", metavar="RUN", help="run folder or model file")
     command.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture, or a folder of pictures")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    command.add_argument("--all_experts", action="store_true", help="ask all experts, whatever the router says")
     command.set_defaults(run=predict)
 
     command = commands.add_parser(

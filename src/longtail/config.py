@@ -280,7 +280,8 @@ class TrainingConfig:
     """Images in a step of the optimiser."""
 
     accumulation: int = 1
-    """Parts that a batch is computed in, one after the other, to need less memory."""
+    """Parts that a batch is computed in, one after the other, to need less memory. Batch norms, and class weights with
+    hard targets, average over a part, as they do on several GPUs."""
 
     checkpoint_activations: bool = False
     """Compute activations again for the gradient instead of keeping them: less memory, about a third more time."""
@@ -415,7 +416,7 @@ class RouterConfig:
     threshold: float = 0.5
     """An image goes on to the next expert while the router's probability is above this, if nothing below is set."""
 
-    compute_budget: str | None = None
+    compute_budget: float | str | None = None
     """Choose the threshold on the validation images: the best for this mean cost. 1.2: times that of one expert; 70M or
     4.1G: multiply-accumulates."""
 
@@ -430,6 +431,7 @@ class RouterConfig:
             _require(getattr(self, name) > 0, f"router.{name}", getattr(self, name), "above 0")
         for name in ("weight_decay", "cache_gib"):
             _require(getattr(self, name) >= 0, f"router.{name}", getattr(self, name), "0 or more")
+        _require(0 <= self.threshold <= 1, "router.threshold", self.threshold, "from 0 to 1")
         drop = self.max_accuracy_drop
         _require(drop is None or drop >= 0, "router.max_accuracy_drop", drop, "0 or more, or unset")
         _require(

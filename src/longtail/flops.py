@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,10 +117,11 @@ def _shapes_only(model: MultiExpert) -> MultiExpert:
 
 def _router_steps(model: MultiExpert) -> tuple[int, ...]:
     """A step is a hidden layer of its own and the output layer, its own or one that all steps share."""
-    router = getattr(model, "router", None)
+    router = model.router
     if router is None:
         return ()
-    hidden, output = list(router.hidden), list(router.output)
+    hidden: list[Any] = list(router.hidden)
+    output: list[Any] = list(router.output)
     return tuple(_linear(layer) + _linear(output[min(step, len(output) - 1)]) for step, layer in enumerate(hidden))
 
 

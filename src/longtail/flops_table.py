@@ -107,7 +107,7 @@ def _parts(model: MultiExpert, whole: Cost) -> list[tuple[str, int, int]]:
         parts.append((f"head {e + 1}", _size(head), whole.heads[e]))
     if neck := _size(model.neck):
         parts.append(("neck", neck, 0))  # what it computes is in the branches
-    router = getattr(model, "router", None)
+    router = model.router
     if router is not None:
         parts.append((f"router, {counted(len(whole.router), 'step', 'steps')}", _size(router), sum(whole.router)))
     return parts

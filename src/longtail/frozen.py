@@ -68,9 +68,11 @@ def _repeated(batches: Iterable[Batch], times: Tensor) -> Iterator[Batch]:
     """Every row as often as ``times`` says."""
     done = 0
     for batch in batches:
-        own = times[done : done + len(batch[1])].to(batch[1].device)
+        own = times[done : done + len(batch[1])]
         done += len(own)
-        yield tuple(part.repeat_interleave(own, dim=0) for part in batch)
+        # The size is known here: a GPU would be asked, and waited for.
+        size, repeats = int(own.sum()), own.to(batch[1].device)
+        yield tuple(part.repeat_interleave(repeats, dim=0, output_size=size) for part in batch)
 
 
 def _rebatched(batches: Iterable[Batch], size: int) -> Iterator[Batch]:

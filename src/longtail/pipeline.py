@@ -25,8 +25,9 @@ from longtail.routing_report import RoutingReport
 from longtail.run import Run, new_run
 from longtail.runtime import environment, pick_device
 from longtail.speed import Speed, images_per_second
-from longtail.stages import Experts, Workplace, choose_threshold, find_teacher, load_teacher, train_router
-from longtail.tradeoff import parse_budget
+from longtail.stages import Experts, Workplace, set_threshold, train_router
+from longtail.teachers import check_planned, find_teacher, load_teacher
+from longtail.tradeoff import macs, parse_budget
 
 Part = Literal["val", "test"]
 
@@ -69,6 +70,8 @@ def resume(run: Run | str | Path, console: Console | None = None) -> Run:
     run = run if isinstance(run, Run) else Run(run)
     if not run.config_path.is_file():
         raise InputError(f"'{run.folder}' is not a run folder: it has no {run.config_path.name}")
+    if run.is_converted:
+        raise InputError(f"'{run.folder}' was converted, not trained here: there is nothing to go on with")
     if run.is_finished:
         raise InputError(f"'{run.folder}' is finished; 'longtail evaluate {run.folder}' tests it again")
     return _train(run, run.config, console or Console(quiet=True), again=True)
@@ -76,15 +79,18 @@ def resume(run: Run | str | Path, console: Console | None = None) -> Run:
 
 def _train(run: Run, config: Config, console: Console, again: bool = False) -> Run:
     device = pick_device(config.device)
-    dataset = build.load_data(config)
-    place = Workplace(run, config, dataset, device, console)
+    place = Workplace(run, config, build.load_data(config), device, console)
     trained = again and run.epochs_done >= config.training.epochs
-    source = None if trained else find_teacher(config)
+    # Whatever can be wrong is found here, before hours of training.
     experts = None if trained else Experts(place)
-    # Made before training, so that a test picture that does not decode is not found after hours.
-    tests = _eval_loaders(config, dataset, device)
+    tests = _eval_loaders(config, place.dataset, device)
     if config.router.train:
         _check_choice(config.router.compute_budget, config.router.max_accuracy_drop, tests)
+    if experts is not None:
+        _check_budget(config.router.compute_budget, experts.model, place.card())
+    source = None if trained else find_teacher(config)
+    if isinstance(source, Config):
+        check_planned(source, place)
     teacher = load_teacher(source, place) if isinstance(source, Path) else None
     if not again:
         run.start(config, environment(device))
@@ -93,16 +99,23 @@ def _train(run: Run, config: Config, console: Console, again: bool = False) -> R
     try:
         if isinstance(source, Config):
             teacher = load_teacher(_trained_teacher(run, source, console).model_path, place)
-        if experts is not None:
-            run.clear()
-            _announce(console, place, experts.model)
-            card, model = experts.train(tests.get("val"), teacher), experts.model
-        else:
+        if experts is None:
             model, card = run.load_model()
             place.on_device(model)
-        if config.router.train:
+        else:
+            _announce(console, place, experts.model)
+            if again and run.epochs_done:
+                _print(console, f"Training starts again: the {run.epochs_done} epochs done so far will be replaced")
+            card, model = experts.train(tests.get("val"), teacher), experts.model
+            del experts, teacher  # and their images
+        if config.router.train and not (trained and run.is_routed):
             stage = "router"
             card = train_router(place, model, card, tests.get("val"))
+        stage = "test"
+        known = run.environment()
+        seconds = known.get("training_seconds", 0.0) + time.perf_counter() - start
+        run.write_json("environment.json", known | {"training_seconds": seconds})
+        tested = _evaluate(place, model, card, tests)
     except KeyboardInterrupt:
         _tell_interrupted(console, run, config, stage)
         raise
@@ -111,8 +124,7 @@ def _train(run: Run, config: Config, console: Console, again: bool = False) -> R
         if run.epochs_done == 0 and not again and not run.teacher_folder.exists():
             run.discard()
         raise
-    run.write_json("environment.json", run.environment() | {"training_seconds": time.perf_counter() - start})
-    print_results(console, run, _evaluate(place, model, card, tests), "test", config)
+    print_results(console, run, tested, "test", config)
     return run
 
 
@@ -132,7 +144,7 @@ def evaluate(
     *,
     config: Config | None = None,
     device: str = "auto",
-    compute_budget: str | None = None,
+    compute_budget: float | str | None = None,
     max_accuracy_drop: float | None = None,
     console: Console | None = None,
 ) -> Evaluation:
@@ -144,7 +156,7 @@ def evaluate(
         config: the run's own by default; another one may say where the data are now, or how to count.
         device: where to.
         compute_budget: choose the router's threshold anew on the validation images, and keep it with the model: the
-            best for this mean cost, "1.2" times that of one expert, or "70M" multiply-accumulates.
+            best for this mean cost, 1.2 times that of one expert, or "70M" multiply-accumulates.
         max_accuracy_drop: likewise: the cheapest that loses at most so many percentage points of balanced accuracy.
         console: where to print the results; nowhere by default.
 
@@ -167,7 +179,7 @@ def evaluate(
         if model.router is None:
             raise InputError(f"{run.folder} has no router to choose a threshold for; 'longtail router' trains one")
         _check_choice(compute_budget, max_accuracy_drop, loaders)
-        card = choose_threshold(model, card, answers(model, loaders["val"]), compute_budget, max_accuracy_drop)
+        card = set_threshold(model, card, answers(model, loaders["val"]), compute_budget, max_accuracy_drop)
         save_model(run.model_path, model, card)
     tested = _evaluate(place, model, card, loaders)
     if console is not None:
@@ -188,16 +200,19 @@ def add_router(run: Run | str | Path, *, config: Config | None = None, console: 
     """
     run = run if isinstance(run, Run) else Run.open(run)
     config = config or run.config
-    config = replace(config, router=replace(config.router, train=True))
+    if config.model.num_experts > 1:
+        config = replace(config, router=replace(config.router, train=True))
     console = console or Console(quiet=True)
     device = pick_device(config.device)
     model, card = run.load_model()
+    if model.num_experts == 1:
+        raise InputError(f"{run.folder} has one expert; a router chooses among several")
     place = Workplace(run, config, build.load_data(config), device, console)
     card = _checked(card, place)
     loaders = _eval_loaders(config, place.dataset, device)
     _check_choice(config.router.compute_budget, config.router.max_accuracy_drop, loaders)
     card = train_router(place, place.on_device(model), card, loaders.get("val"))
-    run.write_config(config)
+    run.write_config(replace(run.config, router=config.router))  # the rest is how its experts were trained
     print_results(console, run, _evaluate(place, model, card, loaders), "test", config)
     return run
 
@@ -273,14 +288,31 @@ def _some_images(loader: Loader) -> Tensor:
     return torch.cat(batches)[:SPEED_IMAGES].contiguous(memory_format=torch.channels_last)
 
 
-def _check_choice(compute_budget: str | None, max_accuracy_drop: float | None, loaders: Mapping[Part, Loader]) -> None:
-    """A threshold is chosen on validation images or not at all; and a budget that cannot be read is found early."""
+def _check_choice(
+    compute_budget: float | str | None, max_accuracy_drop: float | None, loaders: Mapping[Part, Loader]
+) -> None:
+    """A threshold is chosen on validation images or not at all; and what cannot be read is found early."""
+    if compute_budget is None and max_accuracy_drop is None:
+        return
     if compute_budget is not None:
-        parse_budget(compute_budget)
-    if (compute_budget is not None or max_accuracy_drop is not None) and "val" not in loaders:
+        parse_budget(str(compute_budget))
+    if max_accuracy_drop is not None and not 0 <= max_accuracy_drop <= 100:
+        raise InputError(f"the largest drop of accuracy is {max_accuracy_drop:g}; it must be from 0 to 100 points")
+    if "val" not in loaders:
         raise InputError(
-            "there are no validation images to choose the router's threshold on; data.val_fraction or data.val_spare "
-            "holds some out; or set router.max_accuracy_drop and router.compute_budget to null"
+            "there are no validation images to choose the router's threshold on. Training with data.val_fraction holds "
+            "some out; where a long tail is made of a larger set, data.val_spare takes some of what it leaves out. Or "
+            "choose none: router.max_accuracy_drop and router.compute_budget null"
+        )
+
+
+def _check_budget(compute_budget: float | str | None, model: MultiExpert, card: ModelCard) -> None:
+    if compute_budget is None:
+        return
+    budget, first = parse_budget(str(compute_budget)), cost(model, card.image_size).prefix(1)
+    if budget.amount < (first if budget.unit == "MACs" else 1):
+        raise InputError(
+            f"router.compute_budget is {compute_budget}: below the first expert's cost, {macs(first)} MACs"
         )
 
 
@@ -331,7 +363,9 @@ def _announce(console: Console, place: Workplace, model: MultiExpert) -> None:
 
 def _tell_interrupted(console: Console, run: Run, config: Config, stage: str) -> None:
     resumed = f"go on with: longtail train --resume {run.folder}"
-    if stage == "router":
+    if stage == "test":
+        _print(console, f"Stopped. {run.folder} holds the trained model; {resumed}")
+    elif stage == "router":
         _print(console, f"Stopped. {run.folder} holds the experts without a router; {resumed}")
     elif run.model_path.exists():
         epoch, epochs = run.epochs_done, config.training.epochs

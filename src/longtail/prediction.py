@@ -26,15 +26,21 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    model: str | Path, pictures: Sequence[str | Path], *, batch_size: int = 64, device: str = "auto"
+    model: str | Path,
+    pictures: Sequence[str | Path],
+    *,
+    batch_size: int = 64,
+    device: str = "auto",
+    all_experts: bool = False,
 ) -> Iterator[Prediction]:
-    """Classifies pictures, in order; the answer is the mean of the experts' logits.
+    """Classifies pictures, in order; by the mean logits of as many experts as the router of the model gives them.
 
     Args:
         model: a run folder or a model file.
         pictures: pictures, or folders that are searched for pictures.
         batch_size: pictures in a step.
         device: where to.
+        all_experts: ask all of them, whatever the router says; so do models without one.
 
     Raises:
         InputError: no model, no picture, or a picture that cannot be decoded.
@@ -56,7 +62,9 @@ def predict(
     remaining = iter(paths)
     for images, _ in loader.epoch(0):
         with torch.inference_mode():
-            probabilities, classes = network(images).ensemble.softmax(dim=1).max(dim=1)
+            routed = network.router is not None and not all_experts
+            logits = network.route(images).logits if routed else network(images).ensemble
+            probabilities, classes = logits.softmax(dim=1).max(dim=1)
         for probability, label in zip(probabilities.tolist(), classes.tolist(), strict=True):
             yield Prediction(next(remaining), card.class_names[label], probability)
 

@@ -94,6 +94,16 @@ class Run:
         write_atomically(self.config_path, to_yaml(config).encode())
         self.__dict__.pop("config", None)  # what was read before
 
+    @property
+    def is_converted(self) -> bool:
+        """Whether it was made of a checkpoint of the original."""
+        return "converted_from" in self.environment()
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether its model has a router."""
+        return self.model_path.is_file() and "router" in load_card(self.model_path).architecture
+
     def clear(self) -> None:
         """Forgets all epochs."""
         write_atomically(self.folder / "metrics.jsonl", b"")
@@ -108,9 +118,8 @@ class Run:
         """Whether all stages are done and tested."""
         if not (self.folder / "results.json").is_file() or not self.model_path.is_file():
             return False
-        card, config = load_card(self.model_path), self.config
-        routed = "router" in card.architecture or not config.router.train
-        return card.epoch >= config.training.epochs and routed
+        routed = self.is_routed or not self.config.router.train
+        return self.epochs_done >= self.config.training.epochs and routed
 
     def discard(self) -> None:
         """Takes back what `start` wrote, where nothing came of the run."""

@@ -28,14 +28,16 @@ def seeded(*numbers: int, device: torch.device | None = None) -> Iterator[None]:
         device: a GPU whose generator is meant too.
     """
     own = generator(*numbers)
-    gpus = [device] if device is not None and device.type == "cuda" else []
+    gpus = []
+    if device is not None and device.type == "cuda":
+        gpus = [torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)]
     python, legacy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=gpus):
             # Not torch.manual_seed, which remembers every call of a process that has not used its GPU yet.
             torch.set_rng_state(own.get_state())
             if gpus:
-                torch.cuda.default_generators[gpus[0].index or 0].manual_seed(own.initial_seed())
+                torch.cuda.default_generators[gpus[0].index].manual_seed(own.initial_seed())
             random.seed(own.initial_seed())
             np.random.seed(own.initial_seed() % 2**32)
             yield

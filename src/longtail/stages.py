@@ -1,4 +1,4 @@
-"""The stages of training: a teacher where one is wanted, the experts, their router."""
+"""The stages of training: the experts, and their router."""
 
 import time
 from dataclasses import dataclass, replace
@@ -9,28 +9,20 @@ import torch
 from rich.console import Console
 
 from longtail import build
-from longtail.checkpoint import ModelCard, load_model_file, model_file, save_model
+from longtail.checkpoint import ModelCard, save_model
 from longtail.config import Config
 from longtail.data.loading import Loader
 from longtail.data.splits import Dataset
-from longtail.errors import InputError
 from longtail.evaluation import Answers, answers, evaluate_answers
 from longtail.flops import cost
 from longtail.frozen import FrozenOutputs
 from longtail.models.checkpointing import checkpoint_activations
 from longtail.models.experts import MultiExpert, create_model, create_router
-from longtail.models.official import listed
-from longtail.models.official_architecture import load_official
-from longtail.models.official_file import read_official
 from longtail.progress import TrainingProgress
 from longtail.run import Run
-from longtail.settings import recipe, recipe_names
 from longtail.tasks import TrainRouter
-from longtail.tradeoff import choose_threshold as choose
-from longtail.tradeoff import curve, parse_budget, prefix_predictions
+from longtail.tradeoff import choose_threshold, curve, parse_budget, prefix_predictions
 from longtail.training import fit
-
-OFFICIAL_SUFFIXES = (".pth", ".pt", ".tar")
 
 
 @dataclass(frozen=True)
@@ -70,7 +62,7 @@ class Experts:
         config = place.config
         self.place = place
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to set
-            torch.manual_seed(config.seed)
+            torch.default_generator.manual_seed(config.seed)  # not a GPU's, which would stay set
             model = create_model(**build.architecture(config, place.dataset), pretrained=config.model.pretrained)
         self.model = place.on_device(model)
         if config.training.checkpoint_activations:
@@ -86,6 +78,7 @@ class Experts:
         optimizer, rate = build.optimizer(place.config, task), build.learning_rate(place.config)
         progress = TrainingProgress(place.console, training.epochs, len(self.loader), self.loader.num_images)
         options: Any = {"accumulation": training.accumulation, "clip_gradient": training.clip_gradient}
+        options |= {"seed": place.config.seed, "device": place.device}
         try:
             with progress:
                 for record in fit(task, self.loader, optimizer, rate, training.epochs, progress.step, **options):
@@ -94,11 +87,13 @@ class Experts:
                         seen = evaluate_answers(answers(self.model, val_loader), counts, place.config)
                         record |= {"val_accuracy": seen.accuracy, "val_balanced": seen.balanced}
                     card = replace(card, epoch=record["epoch"])
+                    if card.epoch == 1:
+                        run.clear()  # what an interrupted attempt left is good until something takes its place
                     save_model(run.model_path, self.model, card)
                     run.append(record)
                     progress.epoch(record)
         except KeyboardInterrupt:
-            if card.epoch == 0:
+            if card.epoch == 0 and not run.model_path.exists():
                 save_model(run.model_path, self.model, card)
             raise
         return card
@@ -120,12 +115,17 @@ def train_router(place: Workplace, model: MultiExpert, card: ModelCard, val_load
     options = build.router_options(place.config)
     model.router = None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         router = create_router(model, **options).to(place.device)
     model.eval()
     images = build.shuffled_loader(place.config, place.dataset, place.device)  # not mixed: routing is for real images
     loader = FrozenOutputs(model, images, batch_size=settings.batch_size, cache_gib=settings.cache_gib, seed=seed)
     optimizer, rate = build.router_optimizer(place.config, router), build.router_learning_rate(place.config)
+    if not loader.is_cached:
+        text = (
+            "What the experts say does not fit into router.cache_gib and is computed anew in every epoch of the router."
+        )
+        place.console.print(text, highlight=False, soft_wrap=True)
     progress = TrainingProgress(place.console, settings.epochs, len(loader), loader.num_images, "router epoch")
     start, records = time.perf_counter(), []
     task = TrainRouter(router, settings.positive_weight)
@@ -135,17 +135,22 @@ def train_router(place: Workplace, model: MultiExpert, card: ModelCard, val_load
             progress.epoch(record)
     model.router = router.eval()
     card = replace(card, architecture={**card.architecture, "router": options}, threshold_for="")
+    save_model(place.run.model_path, model, card)
     budget, drop = settings.compute_budget, settings.max_accuracy_drop
     if budget is not None or drop is not None:
         assert val_loader is not None
-        card = choose_threshold(model, card, answers(model, val_loader), budget, drop)
-    save_model(place.run.model_path, model, card)
+        card = set_threshold(model, card, answers(model, val_loader), budget, drop)
+        save_model(place.run.model_path, model, card)
     place.run.write_json("router.json", {"seconds": time.perf_counter() - start, "epochs": records})
     return card
 
 
-def choose_threshold(
-    model: MultiExpert, card: ModelCard, given: Answers, compute_budget: str | None, max_accuracy_drop: float | None
+def set_threshold(
+    model: MultiExpert,
+    card: ModelCard,
+    given: Answers,
+    compute_budget: float | str | None,
+    max_accuracy_drop: float | None,
 ) -> ModelCard:
     """Gives the router of a model the threshold that a wish asks for; returns the description that says so.
 
@@ -165,71 +170,9 @@ def choose_threshold(
     costs = [price.routed(used) for used in range(1, model.num_experts + 1)]
     right = prefix_predictions(given.logits) == given.labels[:, None]
     points = curve(right, given.router_logits, given.labels, costs)
-    budget = None if compute_budget is None else parse_budget(compute_budget)
-    threshold = choose(points, compute_budget=budget, max_accuracy_drop=max_accuracy_drop)
+    budget = None if compute_budget is None else parse_budget(str(compute_budget))
+    threshold = choose_threshold(points, compute_budget=budget, max_accuracy_drop=max_accuracy_drop)
     model.router.threshold = threshold
     router = {**card.architecture["router"], "threshold": threshold}
     wish = f"compute_budget {compute_budget}" if budget else f"max_accuracy_drop {max_accuracy_drop:g}"
     return replace(card, architecture={**card.architecture, "router": router}, threshold_for=wish)
-
-
-def find_teacher(config: Config) -> Config | Path | None:
-    """What the settings name as teacher: a recipe to train first, a file to load, or nothing.
-
-    Raises:
-        InputError: there is no such run, file or recipe.
-    """
-    name = config.teacher
-    if name is None:
-        return None
-    path = Path(name)
-    if name not in recipe_names() and path.suffix not in (".yaml", ".yml"):
-        if path.is_dir():
-            return Run.open(path).model_path
-        if path.is_file():
-            return path
-        if path.suffix or len(path.parts) > 1:
-            raise InputError(f"teacher is '{name}', which is not there; it must be a run, a model file, or a recipe")
-    own = recipe(name)
-    if own.teacher == name:
-        raise InputError(f"teacher '{name}' names itself as its teacher")
-    # On the same images as the student, or it would know what the student is tested on.
-    return replace(own, data=config.data, seed=config.seed, device=config.device)
-
-
-def load_teacher(path: Path, place: Workplace) -> MultiExpert:
-    """A trained teacher on the device.
-
-    Raises:
-        InputError: the file is no model, or its classes or its images are not the student's.
-    """
-    if path.suffix in OFFICIAL_SUFFIXES:
-        model, card = load_official(read_official(path).state_dict).model, None
-    else:
-        model, card = load_model_file(model_file(path))
-    student = place.card()
-    problem = "" if card is None else _other_images(card, student) or _other_classes(card, student)
-    if model.num_classes != len(student.class_names):
-        problem = f"it has {model.num_classes} classes, and the student {len(student.class_names)}"
-    if problem:
-        raise InputError(f"teacher {path}: {problem}")
-    return place.on_device(model)
-
-
-def _other_images(teacher: ModelCard, student: ModelCard) -> str:
-    for name in ("image_size", "mean", "std"):
-        theirs, own = getattr(teacher, name), getattr(student, name)
-        if theirs != own:
-            return f"its images have {name} {theirs}, and the student's {own}"
-    return ""
-
-
-def _other_classes(teacher: ModelCard, student: ModelCard) -> str:
-    if not teacher.class_counts:  # converted: it does not know their names
-        return ""
-    theirs, own = set(teacher.class_names), set(student.class_names)
-    if theirs == own:
-        return "" if teacher.class_names == student.class_names else "its classes are in another order"
-    alone = [(f"only the teacher has {listed(sorted(theirs - own))}", theirs - own)]
-    alone += [(f"only the student has {listed(sorted(own - theirs))}", own - theirs)]
-    return "its classes are not the student's: " + "; ".join(text for text, names in alone if names)

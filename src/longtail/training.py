@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from longtail.data.loading import Batch, Loader
 from longtail.errors import InputError
+from longtail.seeds import seeded
 from longtail.tasks import Step
 
 CHECK_EVERY = 50
@@ -30,6 +31,8 @@ def fit(
     *,
     accumulation: int = 1,
     clip_gradient: float | None = None,
+    seed: int = 0,
+    device: torch.device | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Trains epoch by epoch; after each, yields its record and goes on when asked for the next.
 
@@ -45,6 +48,8 @@ def fit(
             then, the mean loss of the epoch so far.
         accumulation: parts that each batch is computed in, one after the other.
         clip_gradient: largest norm of the gradient of all parameters together.
+        seed: of what the network itself draws (dropout, stochastic depth), a step at a time.
+        device: where it draws.
 
     Raises:
         DivergedError: the loss is NaN or infinite; found within `CHECK_EVERY` steps.
@@ -60,7 +65,8 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
             optimizer.zero_grad(set_to_none=True)
-            loss, right = _backward(task, batch, epoch, accumulation)
+            with seeded(seed, epoch, step, 2, device=device):
+                loss, right = _backward(task, batch, epoch, accumulation)
             if clip_gradient is not None:
                 nn.utils.clip_grad_norm_(task.parameters(), clip_gradient)
             optimizer.step()
@@ -104,6 +110,6 @@ def _mean_loss(losses: Tensor, epoch: int, steps: int, learning_rate: Callable[[
         rate = learning_rate(epoch - 1 + step / steps)
         raise DivergedError(
             f"the loss is {losses[step].item()} at epoch {epoch}, step {step + 1} of {steps}, learning rate {rate:g}; "
-            "lower training.learning_rate or lengthen training.warmup"
+            "a lower learning rate, or a longer warm-up, helps"
         )
     return mean
