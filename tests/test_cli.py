@@ -132,8 +132,16 @@ def test_evaluate_takes_settings(folder, tmp_path, capsys):
     copy = shutil.copytree(folder, tmp_path / "copy")
     assert main(["evaluate", str(copy), "--evaluation.many_above", "60"]) == 0
     assert "over 60 training images" in capsys.readouterr().out
-    assert main(["evaluate", str(copy), "--model.num_experts", "3"]) == 2
-    assert "architecture" in capsys.readouterr().err
+    for setting in (["--model.num_experts", "3"], ["--router.threshold=0.9"], ["--training.epochs", "9"]):
+        assert main(["evaluate", str(copy), *setting]) == 2
+        assert "says nothing about a test; settings of data, evaluation, device do" in capsys.readouterr().err
+    assert main(["router", str(copy), "--training.epochs", "9"]) == 2
+    assert "says nothing about the router's training" in capsys.readouterr().err
+
+
+def test_nothing_is_taken_for_a_run(capsys):
+    assert main(["train", "--resume", ""]) == 2
+    assert "not a run folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "content"), [("metrics.jsonl", '{"epoch": 1}\n{"epo'), ("environment.json", "")])

@@ -194,7 +194,9 @@ def test_the_original_swin_count_is_ours_and_what_it_adds(size):
 
 def test_a_recipe_is_planned_as_it_will_be_built():
     config = longtail.recipe("digits-lt-ride")
-    assert build.planned_architecture(config) == build.architecture(config, build.load_data(config))
+    planned = build.planned_architecture(config)
+    assert planned.pop("router") == build.router_options(config)
+    assert planned == build.architecture(config, build.load_data(config))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +220,8 @@ def test_flops_of_a_recipe(capsys):
     for line in (
         "trunk 23,824 24.04 M 48.07 M 0.486",
         "all 3 experts 783,856 100.36 M 200.72 M 2.028",
-        "routed: 2.09 experts 783,856 77.09 M 154.18 M 1.558",
+        "router, 2 steps 1,615 1.63 k 3.26 k 0.000",
+        "routed: 2.09 experts 785,471 77.09 M 154.19 M 1.558",
         "full width, 1 expert 469,904 68.87 M 137.74 M 1.392",
     ):
         assert line in out

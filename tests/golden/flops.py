@@ -105,7 +105,8 @@ def swin(size: str) -> Iterator[Comparison]:
 
 def _ride(name: str, keys: dict[str, Any], theirs: float, per_norm: int, percents: str | None) -> Comparison:
     """One network; with ``percents``, routed such that those shares of the images use 1, 2, ... experts."""
-    arguments = architecture(keys)
+    arguments = architecture(keys | {"args": {"top_choices_num": TOP_CHOICES} | keys["args"]})
+    arguments.pop("router", None)  # the counter's own is added below
     num_experts, num_classes = arguments["num_experts"], arguments["num_classes"]
     cosine = arguments["head"] == "cosine"
     ours = _measure(**arguments, routed=percents is not None)

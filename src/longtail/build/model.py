@@ -29,7 +29,9 @@ def architecture(config: Config, dataset: Dataset) -> dict[str, Any]:
 
 
 def planned_architecture(config: Config, num_classes: int | None = None) -> dict[str, Any]:
-    """What `architecture` will be, from the data set's name alone; ``num_classes`` for one whose name says nothing.
+    """What `architecture` will be, from the data set's name alone, and the router that is to be trained.
+
+    ``num_classes`` is for a data set whose name says nothing.
 
     Raises:
         InputError: the number of classes is not known.
@@ -38,7 +40,8 @@ def planned_architecture(config: Config, num_classes: int | None = None) -> dict
     classes = _NUM_CLASSES.get(name) if num_classes is None else num_classes
     if classes is None:
         raise InputError(f"how many classes data set '{name}' has is not known without its data; give --num_classes")
-    return _architecture(config, classes, _planned_image_size(config))
+    router = {"router": router_options(config)} if config.router.train else {}
+    return _architecture(config, classes, _planned_image_size(config)) | router
 
 
 def _planned_image_size(config: Config) -> int:
