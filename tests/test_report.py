@@ -11,7 +11,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from longtail import plots
+from longtail import plots, tradeoff
 from longtail.config import Config
 from longtail.metrics import evaluate_logits
 from longtail.report import routing_summary, summary, write_report
@@ -48,8 +48,9 @@ def routing_of(class_counts, num_experts=3, router=None, threshold=0.6, speed=No
         router_logits.fill_(router)
     prefix_costs = [50e6 + 25.3e6 * k for k in range(num_experts)]
     costs = [cost + 1e4 for cost in prefix_costs]
-    arguments = logits, router_logits, labels, class_counts, costs, prefix_costs, threshold
-    return RoutingReport.of(*arguments, speed=speed, chosen_on=chosen_on)
+    said = logits, router_logits, labels
+    result = tradeoff.routing(*said, class_counts, costs, prefix_costs, threshold)
+    return RoutingReport.of(result, *said, costs, speed=speed, chosen_on=chosen_on)
 
 
 def report(folder, class_counts, evaluation, names=None, history=HISTORY, config=None, routing=None, **more):

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from longtail import build
+from longtail import build, tradeoff
 from longtail.checkpoint import ModelCard, save_model
 from longtail.config import Config
 from longtail.data.loading import Loader
@@ -263,18 +263,18 @@ def _routing(
     assert model.router is not None
     assert given.router_logits is not None
     price, experts = cost(model, card.image_size), range(1, model.num_experts + 1)
-    return RoutingReport.of(
-        given.logits,
-        given.router_logits,
-        given.labels,
+    costs, prefix_costs = [price.routed(number) for number in experts], [price.prefix(number) for number in experts]
+    said = given.logits, given.router_logits, given.labels
+    result = tradeoff.routing(
+        *said,
         card.class_counts,
-        [price.routed(number) for number in experts],
-        [price.prefix(number) for number in experts],
+        costs,
+        prefix_costs,
         model.router.threshold,
-        speed=speed,
-        chosen_on="val" if card.threshold_for else None,
-        **shots,
+        many_above=shots["many_above"],
+        few_below=shots["few_below"],
     )
+    return RoutingReport.of(result, *said, costs, speed=speed, chosen_on="val" if card.threshold_for else None)
 
 
 def _some_images(loader: Loader) -> Tensor:

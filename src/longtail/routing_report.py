@@ -35,27 +35,22 @@ class RoutingReport:
     @classmethod
     def of(
         cls,
+        result: RoutingResult,
         logits: Tensor,
         router_logits: Tensor,
         labels: Tensor,
-        class_counts: Sequence[int],
         costs: Sequence[float],
-        prefix_costs: Sequence[float],
-        threshold: float,
         *,
-        many_above: int = 100,
-        few_below: int = 20,
         speed: Speed | None = None,
         chosen_on: str | None = None,
     ) -> "RoutingReport":
-        """Everything about one threshold on one set of images; see `longtail.tradeoff.routing` for the arguments."""
-        shots = {"many_above": many_above, "few_below": few_below}
-        result = tradeoff.routing(logits, router_logits, labels, class_counts, costs, prefix_costs, threshold, **shots)
+        """A routing beside what else is possible on the same images; arguments as of `longtail.tradeoff.routing`."""
         right = tradeoff.prefix_predictions(logits) == labels[:, None]
+        # Neither lot nor oracle needs a router's steps.
+        prefix_costs = [prefix.cost for prefix in result.prefixes]
         return cls(
             result,
             tradeoff.curve(right, router_logits, labels, costs),
-            # Neither lot nor oracle needs a router's steps.
             tradeoff.random_curve([prefix.balanced for prefix in result.prefixes], prefix_costs),
             tradeoff.oracle_curve(right, labels, prefix_costs),
             speed,
