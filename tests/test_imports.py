@@ -20,7 +20,7 @@ FLOORS = [
     ["build", "prediction", "report", "flops_table", "plots", "run"],
     ["evaluation", "training", "progress", "frozen"],
     ["tasks", "checkpoint", "flops", "tradeoff", "speed", "routing_report"],
-    ["data", "runtime", "models"],
+    ["data", "runtime", "distribution", "models"],
     ["losses", "metrics", "settings", "seeds"],
     ["config"],
     ["schedules", "errors", "ensembles"],

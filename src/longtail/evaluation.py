@@ -8,6 +8,7 @@ from torch import Tensor
 
 from longtail.config import Config
 from longtail.data.loading import Loader
+from longtail.distribution import ALONE, Group
 from longtail.metrics import Evaluation, evaluate_logits
 from longtail.models.experts import MultiExpert
 
@@ -26,23 +27,31 @@ class Answers(NamedTuple):
 
 
 @torch.inference_mode()
-def answers(model: MultiExpert, loader: Loader) -> Answers:
-    """What every expert, and the router, says of every image."""
+def answers(model: MultiExpert, loader: Loader, group: Group = ALONE) -> Answers:
+    """What every expert, and the router, says of every image.
+
+    Args:
+        model: on the device of the loader's images.
+        loader: all images, in their own order; this process's share of them, in whole batches.
+        group: the processes among which they are shared; each gets all answers.
+    """
     was_training = model.training
     model.eval()
     size, num_experts = loader.num_images, model.num_experts
     # Whole arrays from the start: joining batches would need twice the memory.
-    logits = torch.empty(size, num_experts, model.num_classes)
-    labels = torch.empty(size, dtype=torch.int64)
-    router_logits = None if model.router is None else torch.empty(size, num_experts - 1)
-    done = 0
-    for images, targets, *_ in loader.epoch(0):
+    logits = torch.zeros(size, num_experts, model.num_classes)
+    labels = torch.zeros(size, dtype=torch.int64)
+    router_logits = None if model.router is None else torch.zeros(size, num_experts - 1)
+    parts = loader.share.batches(size, loader.batch_size)
+    for part, (images, targets, *_) in zip(parts, loader.epoch(0), strict=True):
         output = model(images)
-        part = slice(done, done + len(targets))
         logits[part], labels[part] = output.logits, targets
         if model.router is not None and router_logits is not None:
             router_logits[part] = model.router(*output)
-        done += len(targets)
+    # Each image has one process that does not say 0 of it.
+    for tensor in (logits, labels, router_logits):
+        if tensor is not None:
+            group.sum(tensor)
     model.train(was_training)
     return Answers(logits, labels, router_logits)
 

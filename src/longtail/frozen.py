@@ -1,12 +1,15 @@
 """What a frozen model says of training images: computed once where memory allows, for training what follows it."""
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from longtail.data.loading import Batch, Loader
 from longtail.data.sampling import class_balanced
+from longtail.data.sharing import images_per_epoch
+from longtail.distribution import ALONE, Group
 from longtail.models.experts import MultiExpert
 from longtail.seeds import generator
 
@@ -26,38 +29,73 @@ class FrozenOutputs:
         batch_size: draws in a batch.
         cache_gib: memory that may be used to keep what the experts say, GiB.
         seed: of the draws.
+        group: processes that share the work, batch by batch; each gets what all of them computed, and its part of every
+            batch of draws.
     """
 
-    def __init__(self, model: MultiExpert, loader: Loader, *, batch_size: int, cache_gib: float, seed: int):
-        self.num_images = loader.num_images
-        self._model, self._loader = model, loader
-        self._batch_size, self._seed = batch_size, seed
+    def __init__(
+        self,
+        model: MultiExpert,
+        loader: Loader,
+        *,
+        batch_size: int,
+        cache_gib: float,
+        seed: int,
+        group: Group = ALONE,
+    ):
+        self._num_draws = loader.num_images
+        self.num_images = images_per_epoch(self._num_draws, batch_size, least=group.size)
+        self.batch_size, self.share = batch_size, group.share
+        self._model, self._loader, self._group = model, loader, group
+        self._seed = seed
         numbers = model.num_experts * (model.num_classes + model.num_features)
-        self.is_cached = self.num_images * numbers * FLOAT_BYTES <= cache_gib * 2**30
+        self.is_cached = self._num_draws * numbers * FLOAT_BYTES <= cache_gib * 2**30
         self._cache: list[Batch] = []
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return -(-self.num_images // self._batch_size)
+        return len(self.share.batches(self.num_images, self.batch_size))
 
     def labels(self, epoch: int) -> Tensor:
         """Labels of an epoch's draws, in their order: (num_images,)."""
         own = self._loader.labels(1)
-        return own.repeat_interleave(self._times(own, epoch))
+        return own.repeat_interleave(self._times(own, epoch))[: self.num_images]
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Logits (B, E, C), labels (B,) and features (B, E, D), on the device."""
         if self.is_cached and not self._cache:
             self._cache = list(self._computed())
         times = self._times(self._loader.labels(1), epoch)
-        yield from _rebatched(_repeated(self._cache or self._computed(), times), self._batch_size)
+        batches = _rebatched(_repeated(self._cache or self._computed(), times), self.batch_size)
+        for batch in islice(batches, first, len(self)):
+            part = self.share.part(0, len(batch[0]))
+            yield tuple(tensor[part] for tensor in batch)
 
     def _times(self, labels: Tensor, epoch: int) -> Tensor:
         """How often each image is drawn: (N,)."""
-        drawn = class_balanced(labels, self.num_images, generator(self._seed, epoch))
+        drawn = class_balanced(labels, self._num_draws, generator(self._seed, epoch))
         return drawn.bincount(minlength=len(labels))
 
     def _computed(self) -> Iterator[Batch]:
+        """What is said of all images, whoever computes it."""
+        own = iter(self._own())
+        if self._group.size == 1:
+            yield from own
+            return
+        labels, size = self._loader.labels(1).to(next(self._model.parameters()).device), self._loader.batch_size
+        for number, start in enumerate(range(0, self._num_draws, size)):
+            theirs = labels[start : start + size]
+            source = number % self._group.size
+            if source == self._group.rank:
+                logits, _, features = next(own)
+            else:
+                experts = len(theirs), self._model.num_experts
+                logits = torch.empty(*experts, self._model.num_classes, device=theirs.device)
+                features = torch.empty(*experts, self._model.num_features, device=theirs.device)
+            self._group.align((logits, features), source)
+            yield logits, theirs, features
+
+    def _own(self) -> Iterator[Batch]:
         for images, labels, *_ in self._loader.epoch(1):
             with torch.no_grad():
                 logits, features = self._model(images)

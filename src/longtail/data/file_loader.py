@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from longtail.data.loading import Normalise, images_per_epoch
+from longtail.data.loading import Normalise, least_images
 from longtail.data.pictures import decode
+from longtail.data.sharing import ALL, Share, images_per_epoch
 from longtail.data.splits import Split
 from longtail.data.transforms import Transform
 from longtail.errors import InputError
@@ -37,6 +38,7 @@ class FileLoader:
         seed: of order and random changes.
         shuffle: whether each epoch has another order; otherwise the split's own.
         workers: processes that decode; 0 decodes in this one. They live as long as the loader.
+        share: of this process, where several train or test together.
     """
 
     def __init__(
@@ -50,16 +52,18 @@ class FileLoader:
         seed: int = 0,
         shuffle: bool = False,
         workers: int = 0,
+        share: Share = ALL,
     ) -> None:
-        self.num_images = images_per_epoch(len(split), batch_size, shuffle)
+        self.num_images = images_per_epoch(len(split), batch_size, least_images(shuffle, share))
+        self.batch_size = batch_size
+        self.share = share
         self._device = device
         self._normalise = normalise
         self._labels = split.labels
-        self._order = _Order(len(split), self.num_images, seed, shuffle)
+        self._order = _Order(len(split), self.num_images, batch_size, seed, shuffle, share)
         self._batches: DataLoader[Sample] = DataLoader(
             _Pictures(split, transform, seed),
-            batch_size,
-            sampler=self._order,  # type: ignore[arg-type]  # typed as positions; any key will do
+            batch_sampler=self._order,  # type: ignore[arg-type]  # typed as positions; any key will do
             num_workers=workers,
             collate_fn=_collate,
             pin_memory=device.type == "cuda",
@@ -69,9 +73,9 @@ class FileLoader:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return len(self._batches)
+        return len(self._order)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields images (B, 3, S, S), normalised float32 in channels_last, and labels (B,) int64, on the device.
 
         The workers serve one epoch at a time: leave or finish it before the next.
@@ -79,7 +83,7 @@ class FileLoader:
         Raises:
             InputError: a picture does not decode.
         """
-        self._order.epoch = epoch
+        self._order.epoch, self._order.first = epoch, first
         batch: Batch
         for batch in self._batches:
             if isinstance(batch, InputError):
@@ -115,18 +119,19 @@ class _Pictures(Dataset[Sample]):
             return self._transform(image), int(self._labels[position])
 
 
-class _Order(Sampler[Key]):
-    """The keys of the images, in the order of an epoch."""
+class _Order(Sampler[list[Key]]):
+    """The keys of the images of each batch, in the order of an epoch."""
 
-    def __init__(self, every: int, num_images: int, seed: int, shuffle: bool) -> None:
-        self.epoch = 0
+    def __init__(self, every: int, num_images: int, batch_size: int, seed: int, shuffle: bool, share: Share) -> None:
+        self.epoch = self.first = 0
         self._every = every
-        self._num_images = num_images
+        self._num_images, self._batch_size = num_images, batch_size
         self._seed = seed
         self._shuffle = shuffle
+        self._share = share
 
     def __len__(self) -> int:
-        return self._num_images
+        return len(self._share.batches(self._num_images, self._batch_size))
 
     def positions(self, epoch: int) -> Tensor:
         positions = torch.arange(self._every)
@@ -134,9 +139,10 @@ class _Order(Sampler[Key]):
             positions = torch.randperm(self._every, generator=generator(self._seed, epoch))
         return positions[: self._num_images]
 
-    def __iter__(self) -> Iterator[Key]:
-        epoch = self.epoch
-        return ((epoch, position) for position in self.positions(epoch).tolist())
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, positions = self.epoch, self.positions(self.epoch).tolist()
+        for part in self._share.batches(self._num_images, self._batch_size, self.first):
+            yield [(epoch, position) for position in positions[part]]
 
 
 def _collate(samples: list[Sample]) -> Batch:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from longtail.data.augment import draw_moves, move
+from longtail.data.sharing import ALL, Share, images_per_epoch
 from longtail.data.splits import Split
 from longtail.seeds import generator
 
@@ -15,15 +16,21 @@ Batch = tuple[Tensor, ...]
 
 
 class Loader(Protocol):
-    """Batches of labelled images."""
+    """Batches of labelled images; where several processes work together, this one's share of them."""
 
     num_images: int
+    """In an epoch, of all processes together"""
+
+    batch_size: int
+    """Of all processes together; the last batch may be shorter"""
+
+    share: Share
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Batches of this process in an epoch."""
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch; the same for the same number."""
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch; the same for the same number, and for whatever came before ``first``."""
 
     def labels(self, epoch: int) -> Tensor:
         """The labels of an epoch's images, in their order, (num_images,), on the CPU; no image is touched."""
@@ -47,9 +54,9 @@ class Normalise:
         return images.sub_(self.mean).div_(self.std)
 
 
-def images_per_epoch(num_images: int, batch_size: int, shuffle: bool) -> int:
-    """All images, but for one that would be alone in the last batch of a shuffled epoch: batch norm needs two."""
-    return num_images - 1 if shuffle and num_images > batch_size and num_images % batch_size == 1 else num_images
+def least_images(shuffle: bool, share: Share) -> int:
+    """What a batch must have: for training two images for each process, because batch norm needs two."""
+    return 2 * share.size if shuffle else 1
 
 
 class MemoryLoader:
@@ -57,7 +64,7 @@ class MemoryLoader:
 
     Args:
         split: with pixels.
-        batch_size: B; the last batch may be shorter, but see `images_per_epoch`.
+        batch_size: B, of all processes together; the last batch may be shorter, but see `least_images`.
         device: where the images lie from now on.
         normalise: pixels to the network's input.
         seed: of order and augmentation.
@@ -65,6 +72,7 @@ class MemoryLoader:
         padding: of the random crop, in pixels.
         flip: mirror half of the images.
         rotation: largest angle, degrees.
+        share: of this process.
     """
 
     def __init__(
@@ -79,12 +87,14 @@ class MemoryLoader:
         padding: int = 0,
         flip: bool = False,
         rotation: float = 0.0,
+        share: Share = ALL,
     ):
         assert split.pixels is not None
         self._images = torch.from_numpy(split.pixels).to(device)
         self._labels = torch.from_numpy(split.labels).to(device)
-        self.num_images = images_per_epoch(len(split), batch_size, shuffle)
+        self.num_images = images_per_epoch(len(split), batch_size, least_images(shuffle, share))
         self.batch_size = batch_size
+        self.share = share
         self.device = device
         self.normalise = normalise
         self.seed = seed
@@ -93,17 +103,17 @@ class MemoryLoader:
         self.augments = padding > 0 or flip or rotation > 0
 
     def __len__(self) -> int:
-        return -(-self.num_images // self.batch_size)
+        return len(self.share.batches(self.num_images, self.batch_size))
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, H, W), in channels-last memory, and labels (B,)."""
         draw = generator(self.seed, epoch)
         order = self._order(draw)
         moves = draw_moves(len(self._labels), self.padding, self.flip, self.rotation, draw)
         moves = type(moves)(*(part.to(self.device) for part in moves))
         order = order.to(self.device)
-        for start in range(0, self.num_images, self.batch_size):
-            positions = order[start : start + self.batch_size]
+        for part in self.share.batches(self.num_images, self.batch_size, first):
+            positions = order[part]
             if self.augments:
                 images = move(self._images, positions, moves.take(positions), self.padding)
             else:

@@ -14,7 +14,8 @@ from longtail.seeds import seeded
 class MixedLoader:
     """A `Loader` over another one's batches; with soft targets as their third part where anything makes them soft.
 
-    What is drawn for a batch depends on the seed, the epoch and the batch's number alone.
+    What is drawn for a batch depends on the seed, the epoch, the batch's number and, where several processes train
+    together, the process alone; each mixes the images of its own share.
 
     Args:
         loader: yields normalised images and their labels.
@@ -40,7 +41,7 @@ class MixedLoader:
         seed: int = 0,
         device: torch.device,
     ):
-        self.num_images = loader.num_images
+        self.num_images, self.batch_size, self.share = loader.num_images, loader.batch_size, loader.share
         self._loader = loader
         self._num_classes, self._smoothing = num_classes, label_smoothing
         self._erase = RandomErasing(random_erasing, mode="pixel", device=str(device)) if random_erasing else None
@@ -56,10 +57,10 @@ class MixedLoader:
         """The images' own, (num_images,), on the CPU."""
         return self._loader.labels(epoch)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Images (B, 3, H, W), labels (B,) of their own, and perhaps soft targets (B, C)."""
-        for step, (images, labels, *_) in enumerate(self._loader.epoch(epoch)):
-            with seeded(self._seed, epoch, step, 1, device=self._device):
+        for step, (images, labels, *_) in enumerate(self._loader.epoch(epoch, first), start=first):
+            with seeded(self._seed, epoch, step, 1 + 2 * self.share.rank, device=self._device):
                 if self._erase is not None:
                     images = self._erase(images)
                 batch: Batch = (images, labels)

@@ -1,0 +1,180 @@
+"""Several processes that train or test one model together: the only file that knows torch.distributed."""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from longtail.data.sharing import Share
+from longtail.errors import InputError
+
+PATIENCE = timedelta(minutes=15)
+"""How long a process waits for the others, which may be reading data or writing a report."""
+
+FAILED = "longtail/failed"
+"""Key of the job's store that counts the processes that have failed."""
+
+
+class OtherProcessError(InputError):
+    """Another process of the job has failed, and says why itself."""
+
+
+class Group:
+    """The processes that work together; one alone is a group too, in which nothing needs to be sent.
+
+    Args:
+        rank: number of this process, from 0.
+        size: how many there are.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1):
+        self.rank, self.size = rank, size
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return self.rank == 0
+
+    @property
+    def share(self) -> Share:
+        """This process's part of every training batch."""
+        return Share(self.rank, self.size)
+
+    @property
+    def whole_share(self) -> Share:
+        """This process's batches of a pass in which batches stay whole."""
+        return Share(self.rank, self.size, whole_batches=True)
+
+    def parallel(self, task: nn.Module, device: torch.device) -> nn.Module:
+        """The task with gradients that are averaged over all processes as they are computed."""
+        if self.size == 1:
+            return task
+        ids = [device.index] if device.type == "cuda" else None
+        # Batch norms keep their own statistics in training; `align` is for before they are used.
+        return DistributedDataParallel(task, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def without_sending(self, task: nn.Module) -> AbstractContextManager[None]:
+        """Within it, gradients of a `parallel` task only add up here; those after it bring the sum to the others."""
+        if isinstance(task, DistributedDataParallel):
+            return task.no_sync()  # type: ignore[no-any-return,no-untyped-call]
+        return nullcontext()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in place where there are several."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def most(self, number: int) -> int:
+        """The largest of the numbers that the processes give."""
+        if self.size == 1:
+            return number
+        numbers = torch.tensor(number)  # on the CPU, so that no GPU is waited for
+        dist.all_reduce(numbers, dist.ReduceOp.MAX)
+        return int(numbers)
+
+    def align(self, tensors: Iterable[Tensor], source: int = 0) -> None:
+        """Gives all processes the values that the source has, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, source)
+
+    def text(self, own: str) -> str:
+        """The first process's text."""
+        if self.size == 1:
+            return own
+        texts = [own]
+        dist.broadcast_object_list(texts)
+        return texts[0]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.most(0)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The first process goes through alone, then the others: it may download what they read."""
+        if not self.is_main:
+            self.wait()
+        yield
+        if self.is_main:
+            self.wait()
+
+
+ALONE = Group()
+
+
+@contextmanager
+def processes(device: str) -> Iterator[Group]:
+    """The group that torchrun started this process in; processes join when first asked, and part at the end.
+
+    Whatever fails in one of them ends them all, and is told once: by the process in which it happened, or by the first
+    one where it happens in all.
+
+    Args:
+        device: setting; on "cpu" processes talk by gloo, otherwise by NCCL.
+
+    Raises:
+        InputError: what was started cannot work together.
+        OtherProcessError: in all processes but the one that tells why.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or dist.is_initialized():
+        yield Group(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ALONE
+        return
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    _check(device, on_gpu, local)
+    if on_gpu:
+        torch.cuda.set_device(local)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    group = Group(dist.get_rank(), dist.get_world_size())
+    if not group.is_main:
+        logging.getLogger("longtail").setLevel(logging.ERROR)
+    try:
+        yield group
+    except InputError as error:
+        if _is_first_to_fail():
+            raise
+        raise OtherProcessError("another process has failed") from error
+    except RuntimeError as error:
+        first = _is_first_to_fail()
+        if not _is_about_others(error):
+            raise
+        if not first:
+            raise OtherProcessError("another process has failed") from error
+        raise InputError(
+            f"process {group.rank} of {group.size} lost touch with another one, which ended without a word (killed, or "
+            "out of memory); the same command goes on from the last checkpoint"
+        ) from error
+    group.wait()
+    dist.destroy_process_group()
+
+
+def _check(device: str, on_gpu: bool, local: int) -> None:
+    if on_gpu and ":" in device:
+        raise InputError(f"device is '{device}'; with several processes it must be auto, cuda or cpu")
+    if on_gpu and local >= torch.cuda.device_count():
+        raise InputError(
+            f"{os.environ.get('LOCAL_WORLD_SIZE', 'more')} processes on a machine with {torch.cuda.device_count()} "
+            "GPUs; there may be at most one for each, or --device cpu"
+        )
+
+
+def _is_first_to_fail() -> bool:
+    with suppress(Exception):  # the store may be gone with the process that had it
+        store: Any = dist.distributed_c10d._get_default_store()
+        return int(store.add(FAILED, 1)) == 1
+    return True
+
+
+def _is_about_others(error: RuntimeError) -> bool:
+    words = ("connection closed by peer", "connection reset", "broken pipe", "gloo", "nccl", "timed out", "timeout")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
