@@ -25,7 +25,7 @@ from longtail.frozen import FrozenOutputs
 from longtail.losses import router_targets
 from longtail.models.experts import create_router
 from longtail.run import Run
-from longtail.runtime import pick_device
+from longtail.runtime import Runtime, pick_device
 from longtail.settings import resolve
 from longtail.tasks import TrainRouter
 from longtail.tradeoff import Point, curve, oracle_curve, prefix_predictions, random_curve
@@ -82,11 +82,11 @@ def table(run: Run, settings: list[str]) -> Iterator[str]:
     # With features: every trained router is asked about the same ones.
     seen = {}
     for part, split in (("val", dataset.val), ("test", dataset.test)):
-        loader = build.eval_loader(config, dataset, split, device)
+        loader = build.eval_loader(config, dataset, split, Runtime(device))
         with torch.inference_mode():
             outputs = [(*model(images), labels) for images, labels in loader.epoch(0)]
         seen[part] = tuple(torch.cat(values).cpu() for values in zip(*outputs, strict=True))
-    source = build.shuffled_loader(config, dataset, device)
+    source = build.shuffled_loader(config, dataset, Runtime(device))
     frozen = FrozenOutputs(model, source, batch_size=config.router.batch_size, cache_gib=64.0, seed=config.seed)
 
     def routers(weight: float, epochs: int, per_step: bool) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:

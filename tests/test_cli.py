@@ -158,7 +158,7 @@ def test_full_disk_is_one_line(folder, monkeypatch, capsys):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device", "report.md")
 
-    monkeypatch.setattr("longtail.pipeline.write_report", full)
+    monkeypatch.setattr("longtail.testing.write_report", full)
     assert main(["evaluate", str(folder)]) == 2
     assert capsys.readouterr().err == "longtail: report.md: No space left on device\n"
 

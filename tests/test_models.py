@@ -13,6 +13,7 @@ from longtail.models.cifar import BLOCKS_PER_STAGE, BasicBlock, CifarResNet
 from longtail.models.cut import cut
 from longtail.models.experts import MultiExpert, create_model
 from longtail.models.heads import CosineClassifier
+from longtail.runtime import Runtime
 from longtail.settings import recipe
 
 
@@ -329,7 +330,7 @@ def test_settings_come_before_the_networks_own_format(tmp_path):
     changed = recipe("folder", {"data.root": str(tmp_path), "model.backbone": "vit_tiny_patch16_224", **given})
     form = build.preprocessing(changed, dataset)
     assert form == (96, 110, "bilinear", (0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
-    card = stages.Workplace(None, changed, dataset, torch.device("cpu"), None).card()
+    card = stages.Workplace(None, changed, dataset, Runtime(), None).card()
     assert (card.image_size, card.resize, card.interpolation, card.mean) == (96, 110, "bilinear", (0.1, 0.2, 0.3))
 
 

@@ -31,7 +31,7 @@ def test_run_folder_is_complete(run):
     names = {path.name for path in run.folder.iterdir()}
     assert names == {
         "config.yaml", "metrics.jsonl", "model.safetensors", "results.json", "environment.json", "report.md", "plots",
-        "router.json",
+        "router.json", ".lock",
     }  # fmt: skip
     assert {path.name for path in (run.folder / "plots").iterdir()} >= {"classes.png", "history.png", "confusion.png"}
     history = run.history()
@@ -237,7 +237,7 @@ def test_global_random_numbers_are_left_alone(run, tmp_path):
 
 
 def test_interrupted_run_can_be_used(tmp_path):
-    """Ctrl-C in the middle: exit code 130, and the last complete epoch can be tested."""
+    """Ctrl-C in the middle: exit code 75, and the last complete epoch can be tested."""
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "longtail", "train", "--output", str(folder), "--training.epochs", "1000"]
     process = subprocess.Popen(
@@ -254,7 +254,7 @@ def test_interrupted_run_can_be_used(tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == 75, err
     assert "Traceback" not in err
     assert "longtail evaluate" in out
     epochs = load_model_file(folder / "model.safetensors")[1].epoch

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import CPU, loader, small_split
+from test_training import loader, small_split
 
 import longtail
 from longtail import build, pipeline, stages, teachers
@@ -19,6 +19,7 @@ from longtail.frozen import FrozenOutputs
 from longtail.losses import CrossEntropyLoss, DistilledLoss, distillation
 from longtail.models.experts import create_model, create_router
 from longtail.run import Run
+from longtail.runtime import Runtime
 from longtail.seeds import generator
 from longtail.settings import recipe
 from longtail.tasks import DistilExperts, TrainRouter, teaching
@@ -91,7 +92,7 @@ def test_published_arithmetic_is_a_setting(run, tmp_path):
 @pytest.mark.skipif(golden.ROOT == golden.SMALL, reason=f"{golden.WHOLE} is absent")
 def test_a_checkpoint_of_the_original_teaches(tmp_path):
     config = recipe("cifar100-lt-ride")
-    place = stages.Workplace(Run(tmp_path), config, fake_cifar(), CPU, None)
+    place = stages.Workplace(Run(tmp_path), config, fake_cifar(), Runtime(), None)
     teacher = teachers.load_teacher(golden.ROOT / "ckpt" / "imbalance_cifar100_ride3.pth", place)
     assert (teacher.num_experts, teacher.num_classes) == (3, 100)
 
@@ -105,7 +106,7 @@ def fake_cifar():
 
 def test_other_teachers_are_refused(run, tmp_path):
     def teach(student_names, teacher_names):
-        card = stages.Workplace(run, digits(), build.load_data(digits()), CPU, None).card()
+        card = stages.Workplace(run, digits(), build.load_data(digits()), Runtime(), None).card()
         return teachers._other_classes(
             replace(card, class_names=teacher_names), replace(card, class_names=student_names)
         )
@@ -320,7 +321,7 @@ def test_an_interrupted_test_is_all_that_is_made_up_for(tmp_path, monkeypatch):
     config = digits(**{"router.train": True})
     run = Run(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_evaluate", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(pipeline, "tested", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             longtail.train(config, run.folder)
     trained = weights(run)
@@ -333,7 +334,8 @@ def test_an_interrupted_test_is_all_that_is_made_up_for(tmp_path, monkeypatch):
 
 def test_a_converted_run_is_not_trained_over(run, tmp_path):
     converted = Run(tmp_path / "run")
-    converted.start(run.config, {"converted_from": "x.pth"})
+    with converted.held():
+        converted.start(run.config, {"converted_from": "x.pth"})
     with pytest.raises(InputError, match="was converted"):
         pipeline.resume(converted)
 
@@ -437,7 +439,7 @@ def test_the_threshold_is_chosen_on_validation_images(routed):
 def test_results_of_routing_are_those_of_the_model(routed):
     model, card = routed.load_model()
     dataset = build.load_data(routed.config)
-    test = build.eval_loader(routed.config, dataset, dataset.test, CPU)
+    test = build.eval_loader(routed.config, dataset, dataset.test, Runtime())
     with torch.inference_mode():
         answers = [(model.route(images), labels) for images, labels in test.epoch(0)]
     used = torch.cat([out.experts_used for out, _ in answers])

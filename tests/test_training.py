@@ -35,7 +35,7 @@ class Linear(nn.Module):
         self.layer = nn.Linear(features, classes)
         self.epochs = []
 
-    def forward(self, images, labels, epoch):
+    def forward(self, images, labels, epoch, *, batch_labels=None):
         self.epochs.append(epoch)
         logits = self.layer(images.flatten(1))
         return Step(nn.functional.cross_entropy(logits, labels), (logits.argmax(1) == labels).sum())

@@ -1,21 +1,24 @@
-"""Models as single safetensors files that say everything needed to use them."""
+"""Models as single files that say everything needed to use them; trainings as files to go on from."""
 
-import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import logging
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from torch import Tensor
 
 from longtail.data.transforms import Interpolation
+from longtail.distribution import ALONE, Group
 from longtail.errors import InputError
 from longtail.models.experts import MultiExpert, create_model
+from longtail.signals import Signals, Stopped
+from longtail.tensor_file import read_description, read_tensors, write_tensors
+from longtail.training_state import TrainingState
 
-METADATA_KEY = "longtail"
+logger = logging.getLogger(__name__)
+
 MODEL_FILE = "model.safetensors"
 
 
@@ -58,9 +61,12 @@ class ModelCard:
 
 
 def save_model(path: Path, model: MultiExpert, card: ModelCard) -> None:
-    """Writes weights and card; whatever happens, ``path`` holds either the old file or the new one, whole."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(path, save(tensors, {METADATA_KEY: json.dumps(asdict(card))}))
+    """Writes weights and card; whatever happens, ``path`` holds either the old file or the new one, whole.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written to.
+    """
+    write_tensors(path, model.state_dict(), asdict(card))
 
 
 def load_model_file(path: Path) -> tuple[MultiExpert, ModelCard]:
@@ -70,9 +76,8 @@ def load_model_file(path: Path) -> tuple[MultiExpert, ModelCard]:
         InputError: the file is absent, damaged, or not one of ours.
     """
     card = load_card(path)
+    tensors, _ = read_tensors(path)
     try:
-        with _opened(path) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         model = create_model(**card.architecture)
         model.load_state_dict(tensors, strict=True)
     except (TypeError, KeyError, ValueError, RuntimeError) as error:
@@ -86,33 +91,16 @@ def load_card(path: Path) -> ModelCard:
     Raises:
         InputError: as `load_model_file`.
     """
-    with _opened(path) as file:
-        described = (file.metadata() or {}).get(METADATA_KEY)
-    if described is None:
-        raise InputError(f"{path}: holds weights but no description of a longtail model")
+    described = read_description(path)
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in described.items()}
     try:
-        return _read_card(described)
-    except (TypeError, KeyError, ValueError) as error:
+        return ModelCard(**fields)
+    except TypeError as error:
         raise _disagreement(path, error) from error
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read as safetensors ({error})") from error
 
 
 def _disagreement(path: Path, error: Exception) -> InputError:
     return InputError(f"{path}: weights and description do not agree ({' '.join(str(error).split())})")
-
-
-def _read_card(text: str) -> ModelCard:
-    fields = json.loads(text)
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    return ModelCard(**values)
 
 
 def load_model(where: str | Path) -> MultiExpert:
@@ -130,20 +118,113 @@ def model_file(where: str | Path) -> Path:
     return path / MODEL_FILE if path.is_dir() else path
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file under another name, makes sure it has reached the disk, and renames it.
+class Checkpoint:
+    """Where a training is saved now and then, and from where it goes on exactly.
+
+    The last two are kept, and the one before stands in where the last is damaged.
+
+    Args:
+        path: of the last one.
+        settings: what a training must have in common with the one that was saved.
+        refuses: other settings; otherwise what was saved with them is passed over.
+        every: seconds between two.
+        group: the processes that train together, of which the first writes.
+        signals: what may ask to stop.
 
     Raises:
-        InputError: the disk is full or the folder cannot be written to; an earlier file is as it was.
+        InputError: what was saved has other settings.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise InputError(f"{path} could not be written: {error.strerror}") from error
+
+    def __init__(
+        self,
+        path: Path,
+        settings: str = "",
+        *,
+        refuses: bool = True,
+        every: float = 600.0,
+        group: Group = ALONE,
+        signals: Signals | None = None,
+    ):
+        self.path, self.settings, self.refuses, self.every = path, settings, refuses, every
+        self.group, self.signals = group, signals or Signals()
+        self._last = time.perf_counter()
+        self._saved = self._read()
+
+    @property
+    def before(self) -> Path:
+        """The one before the last."""
+        return self.path.with_name(f"{self.path.stem}.before{self.path.suffix}")
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Of the epochs that were complete when it was saved."""
+        return list(self._saved[1]["position"]["records"]) if self._saved else []
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is anything to go on from."""
+        return self._saved is not None
+
+    def restore(self, state: TrainingState) -> None:
+        """Brings a training to where it was saved, if it was.
+
+        Raises:
+            InputError: the file is of another training.
+        """
+        if self._saved:
+            try:
+                state.restore(*self._saved)
+            except InputError as error:
+                raise InputError(f"{self.path}: {error}") from error
+            self._saved = None  # it was large
+        self.group.wait()  # before the file may be replaced
+
+    def after_step(self, state: TrainingState) -> None:
+        """Saves if it is time or somebody asked to stop, in any of the processes.
+
+        Raises:
+            Stopped: somebody asked.
+        """
+        due = time.perf_counter() - self._last >= self.every
+        wish = self.group.most(2 if self.signals.asked_to_stop else int(due))
+        if wish:
+            self.save(state)
+        if wish == 2:
+            raise Stopped
+
+    def save(self, state: TrainingState) -> None:
+        """Saves now; all processes take part.
+
+        Raises:
+            InputError: the disk is full or the folder cannot be written to; the last one is as it was.
+        """
+        tensors, values = state.captured()
+        if self.group.is_main:
+            write_tensors(self.path, tensors, values | {"settings": self.settings}, keep=self.before)
+        self._last = time.perf_counter()
+
+    def remove(self) -> None:
+        """When training is complete."""
+        if self.group.is_main:
+            for path in (self.path, self.before):
+                path.unlink(missing_ok=True)
+
+    def _read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        for path in (self.path, self.before):
+            if not path.is_file():
+                continue
+            try:
+                tensors, values = read_tensors(path)
+                saved, _ = values["settings"], values["position"]["records"]
+            except (InputError, KeyError, TypeError) as error:
+                logger.warning("%s; not used", error if isinstance(error, InputError) else f"{path}: no checkpoint")
+                continue
+            if saved != self.settings and not self.refuses:
+                continue
+            if saved != self.settings:
+                raise InputError(
+                    f"{path}: was saved with other settings than those of config.yaml, and cannot go on with these; "
+                    "take back what was changed, or remove the file to begin anew"
+                )
+            return tensors, values
+        return None

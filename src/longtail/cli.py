@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 from longtail.errors import InputError
 
 EXIT_INPUT = 2
+EXIT_STOPPED = 75
+"""EX_TEMPFAIL of sysexits.h: what was stopped is saved, and the same command goes on with it."""
 EXIT_INTERRUPTED = 130
 
 
@@ -25,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, 2 for wrong input, 130 when interrupted."""
+    """Runs a command; returns the exit code: 0, 2 for wrong input, 75 when stopped and saved, 130 when interrupted."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.addLevelName(logging.WARNING, "warning")
     logging.getLogger("longtail").setLevel(logging.INFO)
@@ -36,16 +38,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"unknown argument '{settings[0]}'; see 'longtail {known.command} --help'")
         known.run(known, settings)
     except InputError as error:
-        print(f"longtail: {error}", file=sys.stderr)
+        if str(error):  # where several processes fail, one speaks
+            print(f"longtail: {error}", file=sys.stderr)
         return EXIT_INPUT
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         sys.stderr.close()
     except OSError as error:  # a full disk, a folder that cannot be read or written
         print(f"longtail: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         return EXIT_INPUT
-    except KeyboardInterrupt:
-        print("longtail: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as error:
+        from longtail.signals import Stopped
+
+        print(f"longtail: {'stopped' if isinstance(error, Stopped) else 'interrupted'}", file=sys.stderr)
+        return EXIT_STOPPED if isinstance(error, Stopped) else EXIT_INTERRUPTED
     return 0
 
 
@@ -236,7 +241,9 @@ def _parser() -> argparse.ArgumentParser:
         "--config", metavar="NAME-or-FILE", help="recipe, or a YAML file; default: the built-in digits"
     )
     command.add_argument("--output", metavar="FOLDER", help="run folder to make; default: runs/NAME")
-    command.add_argument("--resume", metavar="RUN", help="go on with the unfinished stages of an interrupted run")
+    command.add_argument(
+        "--resume", metavar="RUN", help="go on with an interrupted run, exactly where it was saved last"
+    )
     command.add_argument("--print_config", action="store_true", help="print every setting as YAML and stop")
     command.add_argument("-h", "--help", action="store_true", help="show this and every setting")
     command.set_defaults(run=train, parser=command)

@@ -277,11 +277,27 @@ class TrainingConfig:
     """Passes over the training images. The last one is the result."""
 
     batch_size: int = 128
-    """Images in a step of the optimiser."""
+    """Images in a step of the optimiser, of all processes together."""
 
     accumulation: int = 1
-    """Parts that a batch is computed in, one after the other, to need less memory. Batch norms, and class weights with
-    hard targets, average over a part, as they do on several GPUs."""
+    """Parts that each process computes its share of a batch in, one after the other, to need less memory. The gradient
+    is that of the whole batch, but for batch norms, which average over a part."""
+
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """Of matrix products and convolutions in training; weights, heads and losses stay float32. Tests are in float32."""
+
+    tf32: bool = True
+    """Let float32 products on NVIDIA GPUs keep 10 bits of each factor, which is several times faster."""
+
+    compile: bool = False
+    """Compile trunk and branches for training with torch.compile: minutes at the start, faster steps on GPUs."""
+
+    sync_batch_norm: bool = False
+    """Batch norms average over all processes, as one process with the whole batch would. On GPUs."""
+
+    checkpoint_every: float = 5.0
+    """Minutes between two checkpoints, from which an interrupted run goes on exactly. One is also saved when a signal
+    asks to stop."""
 
     checkpoint_activations: bool = False
     """Compute activations again for the gradient instead of keeping them: less memory, about a third more time."""
@@ -337,6 +353,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation"):
             _require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
+        _require(self.checkpoint_every >= 0, "training.checkpoint_every", self.checkpoint_every, "0 or more")
         rates = ("final_learning_rate", "warmup_learning_rate", "trunk_learning_rate")
         for name in ("momentum", "weight_decay", "warmup", "validate_every", *rates):
             _require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "0 or more")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from longtail.checkpoint import ModelCard, save_model
+from longtail.checkpoint import ModelCard
 from longtail.config import Config, DataConfig, EvaluationConfig, LossConfig, ModelConfig, TrainingConfig
 from longtail.data.cifar_names import CIFAR_NAMES
 from longtail.data.longtail import imbalanced_counts
@@ -78,10 +78,10 @@ def convert(file: str | Path, output: str | Path) -> Run:
         config = _config(file.stem, theirs, architecture)
     except (TypeError, ValueError) as error:
         raise InputError(f"{beside}: {error}") from error
-    run.start(
-        config, environment(torch.device("cpu")) | {"converted_from": str(file), "converted_class": official.arch}
-    )
-    save_model(run.model_path, model, _card(config, architecture, official.epoch))
+    source = {"converted_from": str(file), "converted_class": official.arch}
+    with run.held():
+        run.start(config, environment(torch.device("cpu")) | source)
+        run.save_model(model, _card(config, architecture, official.epoch))
     return run
 
 

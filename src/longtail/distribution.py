@@ -23,7 +23,7 @@ FAILED = "longtail/failed"
 
 
 class OtherProcessError(InputError):
-    """Another process of the job has failed, and says why itself."""
+    """Another process of the job has failed, and says why itself: this one has nothing to say."""
 
 
 class Group:
@@ -143,13 +143,13 @@ def processes(device: str) -> Iterator[Group]:
     except InputError as error:
         if _is_first_to_fail():
             raise
-        raise OtherProcessError("another process has failed") from error
+        raise OtherProcessError from error
     except RuntimeError as error:
         first = _is_first_to_fail()
         if not _is_about_others(error):
             raise
         if not first:
-            raise OtherProcessError("another process has failed") from error
+            raise OtherProcessError from error
         raise InputError(
             f"process {group.rank} of {group.size} lost touch with another one, which ended without a word (killed, or "
             "out of memory); the same command goes on from the last checkpoint"

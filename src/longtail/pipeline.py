@@ -1,46 +1,32 @@
 """The whole way: from a `Config` to a trained, tested and described run; and to test a run again."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
 
-import torch
 from rich.console import Console
-from torch import Tensor
 
-from longtail import build, tradeoff
-from longtail.checkpoint import ModelCard, save_model
+from longtail import build
+from longtail.checkpoint import ModelCard
 from longtail.config import Config
 from longtail.data.loading import Loader
-from longtail.data.splits import Dataset
+from longtail.distribution import Group, processes
 from longtail.errors import InputError
-from longtail.evaluation import Answers, answers, evaluate_answers
+from longtail.evaluation import answers
 from longtail.flops import cost
 from longtail.metrics import Evaluation
 from longtail.models.experts import MultiExpert
-from longtail.report import counted, routing_summary, summary, write_report
-from longtail.routing_report import RoutingReport
+from longtail.report import counted
 from longtail.run import Run, new_run
-from longtail.runtime import environment, pick_device
-from longtail.speed import Speed, images_per_second
+from longtail.runtime import Runtime, environment, pick_device
+from longtail.settings import what_counts
+from longtail.signals import Signals, Stopped
 from longtail.stages import Experts, Workplace, set_threshold, train_router
 from longtail.teachers import check_planned, find_teacher, load_teacher
+from longtail.testing import Part, eval_loaders, print_results, tested
 from longtail.tradeoff import macs, parse_budget
-
-Part = Literal["val", "test"]
-
-SPEED_BATCH, SPEED_IMAGES, SPEED_SECONDS = 64, 512, 0.5
-"""How the speed of a routing is measured: images at a time, in all, and seconds for each number of experts."""
-
-
-class Tested(NamedTuple):
-    """What came of a test."""
-
-    evaluations: dict[Part, Evaluation]
-    routings: dict[Part, RoutingReport]
-    """Empty for a model without a router"""
 
 
 def train(config: Config, output: str | Path | None = None, console: Console | None = None) -> Run:
@@ -51,21 +37,27 @@ def train(config: Config, output: str | Path | None = None, console: Console | N
 
     Args:
         config: the settings, see `longtail.recipe`.
-        output: folder of the run; a new one below runs/ by default.
+        output: folder of the run; a new one below runs/ by default. An unfinished run with the same settings in it is
+            gone on with, so that a scheduler can start the same command again.
         console: where to tell how it goes; nowhere by default.
 
     Raises:
         InputError: settings, data or machine do not allow it, and nothing is left behind; or training diverged.
+        Stopped: a signal asked for it; everything is saved.
     """
-    run = new_run(config.name, output)
-    return _train(run, config, console or Console(quiet=True))
+    with processes(config.device) as group:
+        if output is not None and _is_same(Run(output), config):
+            return _train(Run(output, group.is_main), config, console, group)
+        run = Run(group.text(str(new_run(config.name, output).folder) if group.is_main else ""), group.is_main)
+        return _train(run, config, console, group)
 
 
 def resume(run: Run | str | Path, console: Console | None = None) -> Run:
-    """Goes on with a run that was interrupted: finished stages stay, an unfinished one begins anew.
+    """Goes on with a run that was interrupted, exactly where it was saved last.
 
     Raises:
         InputError: as `train`; or there is no such run, or it is finished.
+        Stopped: as `train`.
     """
     run = run if isinstance(run, Run) else Run(run)
     if not run.config_path.is_file():
@@ -74,68 +66,131 @@ def resume(run: Run | str | Path, console: Console | None = None) -> Run:
         raise InputError(f"'{run.folder}' was converted, not trained here: there is nothing to go on with")
     if run.is_finished:
         raise InputError(f"'{run.folder}' is finished; 'longtail evaluate {run.folder}' tests it again")
-    return _train(run, run.config, console or Console(quiet=True), again=True)
+    with processes(run.config.device) as group:
+        return _train(Run(run.folder, group.is_main), run.config, console, group)
 
 
-def _train(run: Run, config: Config, console: Console, again: bool = False) -> Run:
-    device = pick_device(config.device)
-    place = Workplace(run, config, build.load_data(config), device, console)
-    trained = again and run.epochs_done >= config.training.epochs
-    # Whatever can be wrong is found here, before hours of training.
-    experts = None if trained else Experts(place)
-    tests = _eval_loaders(config, place.dataset, device)
-    if config.router.train:
-        _check_choice(config.router.compute_budget, config.router.max_accuracy_drop, tests)
-    if experts is not None:
-        _check_budget(config.router.compute_budget, experts.model, place.card())
-    source = None if trained else find_teacher(config)
-    if isinstance(source, Config):
-        check_planned(source, place)
-    teacher = load_teacher(source, place) if isinstance(source, Path) else None
-    if not again:
-        run.start(config, environment(device))
-    start = time.perf_counter()
-    stage = "experts"
-    try:
-        if isinstance(source, Config):
-            teacher = load_teacher(_trained_teacher(run, source, console).model_path, place)
-        if experts is None:
-            model, card = run.load_model()
-            place.on_device(model)
-        else:
-            _announce(console, place, experts.model)
-            if again and run.epochs_done:
-                _print(console, f"Training starts again: the {run.epochs_done} epochs done so far will be replaced")
-            card, model = experts.train(tests.get("val"), teacher), experts.model
-            del experts, teacher  # and their images
-        if config.router.train and not (trained and run.is_routed):
-            stage = "router"
-            card = train_router(place, model, card, tests.get("val"))
-        stage = "test"
-        known = run.environment()
-        seconds = known.get("training_seconds", 0.0) + time.perf_counter() - start
-        run.write_json("environment.json", known | {"training_seconds": seconds})
-        tested = _evaluate(place, model, card, tests)
-    except KeyboardInterrupt:
-        _tell_interrupted(console, run, config, stage)
-        raise
-    except BaseException:
-        # Not where hours may have gone into a teacher: such a run can be resumed.
-        if run.epochs_done == 0 and not again and not run.teacher_folder.exists():
-            run.discard()
-        raise
-    print_results(console, run, tested, "test", config)
+def _is_same(run: Run, config: Config) -> bool:
+    """Whether an unfinished run has these settings."""
+    if not run.config_path.is_file() or run.is_converted or run.is_finished:
+        return False
+    return what_counts(run.config) == what_counts(config)
+
+
+def _train(run: Run, config: Config, console: Console | None, group: Group) -> Run:
+    begun, signals = run.config_path.is_file(), Signals()
+    group.wait()  # before anything is written that the others look for
+    with signals.caught(), ExitStack() as stack:
+        if begun:
+            stack.enter_context(run.held())
+        place = _workplace(run, config, console, group, signals)
+        plan = _Plan(place)
+        if not begun:
+            stack.enter_context(run.held())
+            run.start(config, environment(place.runtime.device))
+        try:
+            with _timed(run):
+                model, card = plan.carry_out()
+            results = tested(place, model, card, plan.loaders)
+        except KeyboardInterrupt as error:
+            plan.tell_interrupted()
+            raise Stopped(f"go on with: longtail train --resume {run.folder}") from error
+        except BaseException:
+            # Not where hours may have gone into something that can be gone on with.
+            kept = run.model_path, run.checkpoint_path("experts"), run.teacher_folder
+            if run.writes and not begun and not any(path.exists() for path in kept):
+                run.discard()
+            raise
+    print_results(place.console, run, results, "test", config)
     return run
 
 
-def _trained_teacher(run: Run, config: Config, console: Console) -> Run:
+class _Plan:
+    """What is still to be done for a run. Making it finds whatever can be wrong, before hours of training."""
+
+    def __init__(self, place: Workplace):
+        self.place, config = place, place.config
+        self.stage = "experts"
+        begun = place.run.config_path.is_file()
+        self.has_experts = begun and place.run.has_experts
+        self.is_routed = self.has_experts and place.run.is_routed
+        self.experts = None if self.has_experts else Experts(place)
+        self.loaders = eval_loaders(place)
+        if config.router.train:
+            _check_choice(config.router.compute_budget, config.router.max_accuracy_drop, self.loaders)
+        if self.experts is not None:
+            _check_budget(config.router.compute_budget, self.experts.model, place.card())
+        self.source = None if self.has_experts else find_teacher(config)
+        if isinstance(self.source, Config):
+            check_planned(self.source, place)
+        self.teacher = load_teacher(self.source, place) if isinstance(self.source, Path) else None
+
+    def carry_out(self) -> tuple[MultiExpert, ModelCard]:
+        """Trains what is not trained yet; returns the model, on the device, with its description."""
+        place, val_loader = self.place, self.loaders.get("val")
+        if self.experts is None:
+            model, card = place.run.load_model()
+            place.on_device(model)
+        else:
+            if isinstance(self.source, Config):
+                self.teacher = load_teacher(_trained_teacher(place, self.source).model_path, place)
+            _announce(place, self.experts.model)
+            card, model = self.experts.train(val_loader, self.teacher), self.experts.model
+            self.experts = self.teacher = None  # and their images
+        self.stage = "router"
+        if place.config.router.train and not self.is_routed:
+            card = train_router(place, model, card, val_loader)
+        self.stage = "test"
+        return model, card
+
+    def tell_interrupted(self) -> None:
+        """How far it came, and how to go on."""
+        run, epochs = self.place.run, self.place.config.training.epochs
+        resumed = f"go on with: longtail train --resume {run.folder}"
+        if self.stage == "test":
+            holds = "the trained model"
+        elif self.stage == "router":
+            holds = "the experts without a router"
+        elif run.model_path.exists():
+            done = run.epochs_done
+            holds = f"the model after epoch {done} of {epochs}" if done else f"the model in epoch 1 of {epochs}"
+            resumed += f"; test it with: longtail evaluate {run.folder}"
+        else:
+            self.place.say(f"Stopped before the experts' training; {resumed}")
+            return
+        self.place.say(f"Stopped. {run.folder} holds {holds}; {resumed}")
+
+
+def _workplace(run: Run, config: Config, console: Console | None, group: Group, signals: Signals) -> Workplace:
+    device = pick_device(config.device)
+    with group.main_first():  # it may download them
+        dataset = build.load_data(config)
+    if console is None or not group.is_main:
+        console = Console(quiet=True)
+    runtime = Runtime(device, config.training.precision, group)
+    return Workplace(run, config, dataset, runtime, console, signals)
+
+
+@contextmanager
+def _timed(run: Run) -> Iterator[None]:
+    """Adds the time to what the run's training has taken so far."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        known = run.environment()
+        seconds = known.get("training_seconds", 0.0) + time.perf_counter() - start
+        run.write_json("environment.json", known | {"training_seconds": seconds})
+
+
+def _trained_teacher(place: Workplace, config: Config) -> Run:
     """The teacher's own run within the student's, trained as far as it is not yet."""
-    teacher = Run(run.teacher_folder)
-    if teacher.is_finished:
-        return teacher
-    if teacher.config_path.is_file():
-        return resume(teacher, console)
-    return train(config, teacher.folder, console)
+    teacher = Run(place.run.teacher_folder)
+    if not teacher.is_finished:
+        known = teacher.config_path.is_file()
+        _ = resume(teacher, place.console) if known else train(config, teacher.folder, place.console)
+    place.runtime.group.wait()  # until it is written
+    return teacher
 
 
 def evaluate(
@@ -161,30 +216,26 @@ def evaluate(
         console: where to print the results; nowhere by default.
 
     Raises:
-        InputError: no such run; its data are not there, have changed, or have no such part; or the settings are not
-            those the model was trained with.
+        InputError: no such run; another process has it; its data are not there, have changed, or have no such part; or
+            the settings are not those the model was trained with.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
-    config = config or run.config
-    on = pick_device(device)
-    model, card = run.load_model()
-    dataset = build.load_data(config)
-    place = Workplace(run, config, dataset, on, Console(quiet=True))
-    card = _checked(card, place)
-    loaders = _eval_loaders(config, dataset, on)
-    if split not in loaders:
-        raise InputError(f"data set '{config.data.name}' has no part '{split}'; there is {' and '.join(loaders)}")
-    place.on_device(model)
-    if compute_budget is not None or max_accuracy_drop is not None:
-        if model.router is None:
-            raise InputError(f"{run.folder} has no router to choose a threshold for; 'longtail router' trains one")
-        _check_choice(compute_budget, max_accuracy_drop, loaders)
-        card = set_threshold(model, card, answers(model, loaders["val"]), compute_budget, max_accuracy_drop)
-        save_model(run.model_path, model, card)
-    tested = _evaluate(place, model, card, loaders)
-    if console is not None:
-        print_results(console, run, tested, split, config)
-    return tested.evaluations[split]
+    run = _opened(run)
+    config = replace(config or run.config, device=device)
+    with _at(run, config, console) as (place, model, card, loaders):
+        if split not in loaders:
+            raise InputError(f"data set '{config.data.name}' has no part '{split}'; there is {' and '.join(loaders)}")
+        if compute_budget is not None or max_accuracy_drop is not None:
+            if model.router is None:
+                raise InputError(
+                    f"{place.run.folder} has no router to choose a threshold for; 'longtail router' trains one"
+                )
+            _check_choice(compute_budget, max_accuracy_drop, loaders)
+            given = answers(model, loaders["val"], place.runtime.group)
+            card = set_threshold(model, card, given, compute_budget, max_accuracy_drop)
+            place.run.save_model(model, card)
+        results = tested(place, model, card, loaders)
+        print_results(place.console, place.run, results, split, config)
+    return results.evaluations[split]
 
 
 def add_router(run: Run | str | Path, *, config: Config | None = None, console: Console | None = None) -> Run:
@@ -197,95 +248,45 @@ def add_router(run: Run | str | Path, *, config: Config | None = None, console: 
 
     Raises:
         InputError: as `evaluate`; or the model has a single expert.
+        Stopped: a signal asked for it; the same again goes on from there.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
+    run = _opened(run)
     config = config or run.config
     if config.model.num_experts > 1:
         config = replace(config, router=replace(config.router, train=True))
-    console = console or Console(quiet=True)
-    device = pick_device(config.device)
-    model, card = run.load_model()
-    if model.num_experts == 1:
-        raise InputError(f"{run.folder} has one expert; a router chooses among several")
-    place = Workplace(run, config, build.load_data(config), device, console)
-    card = _checked(card, place)
-    loaders = _eval_loaders(config, place.dataset, device)
-    _check_choice(config.router.compute_budget, config.router.max_accuracy_drop, loaders)
-    card = train_router(place, place.on_device(model), card, loaders.get("val"))
-    run.write_config(replace(run.config, router=config.router))  # the rest is how its experts were trained
-    print_results(console, run, _evaluate(place, model, card, loaders), "test", config)
+    with _at(run, config, console) as (place, model, card, loaders):
+        if model.num_experts == 1:
+            raise InputError(f"{run.folder} has one expert; a router chooses among several")
+        _check_choice(config.router.compute_budget, config.router.max_accuracy_drop, loaders)
+        try:
+            card = train_router(place, model, card, loaders.get("val"))
+        except KeyboardInterrupt as error:
+            place.say(f"Stopped. {run.folder} is as it was; the same command goes on where this one stopped")
+            raise Stopped from error
+        # The rest is how its experts were trained.
+        place.run.write_config(replace(run.config, router=config.router))
+        print_results(place.console, run, tested(place, model, card, loaders), "test", config)
     return run
 
 
-def print_results(console: Console, run: Run, tested: Tested, split: Part, config: Config) -> None:
-    """The results as tables for the terminal, and where there is more."""
-    shots, evaluation = config.evaluation, tested.evaluations[split]
-    title = f"{config.name}: {evaluation.num_images:,} {split} images"
-    console.print(summary(evaluation, title, many_above=shots.many_above, few_below=shots.few_below))
-    if routing := tested.routings.get(split):
-        console.print(routing_summary(routing, f"{config.name}: routing of {evaluation.num_images:,} {split} images"))
-    _print(console, f"Results, plots and settings: {run.folder / 'report.md'}")
+def _opened(run: Run | str | Path) -> Run:
+    return run if isinstance(run, Run) else Run.open(run)
 
 
-def _evaluate(place: Workplace, model: MultiExpert, card: ModelCard, loaders: Mapping[Part, Loader]) -> Tested:
-    run, config = place.run, place.config
-    shots = {"many_above": config.evaluation.many_above, "few_below": config.evaluation.few_below}
-    given = {part: answers(model, loader) for part, loader in loaders.items()}
-    evaluations = {part: evaluate_answers(given[part], card.class_counts, config) for part in given}
-    routings: dict[Part, RoutingReport] = {}
-    if model.router is not None:
-        speed = images_per_second(
-            model, _some_images(loaders["test"]), SPEED_BATCH, SPEED_SECONDS, threshold=model.router.threshold
-        )
-        routings = {part: _routing(model, card, own, shots, speed) for part, own in given.items()}
-    names = {"class_names": list(card.class_names), "class_counts": list(card.class_counts)}
-    results = {part: evaluation.as_dict() for part, evaluation in evaluations.items()}
-    for part, routing in routings.items():
-        results[part]["routing"] = routing.as_dict()
-    run.write_json("results.json", {"epoch": card.epoch, **results, **names})
-    write_report(
-        run.folder,
-        config=asdict(config),
-        evaluations={str(part): evaluation for part, evaluation in evaluations.items()},
-        class_names=card.class_names,
-        class_counts=card.class_counts,
-        history=run.history(),
-        environment=run.environment(),
-        routing=routings.get("test"),
-        **shots,
-    )
-    return Tested(evaluations, routings)
-
-
-def _routing(
-    model: MultiExpert, card: ModelCard, given: Answers, shots: Mapping[str, int], speed: Speed
-) -> RoutingReport:
-    assert model.router is not None
-    assert given.router_logits is not None
-    price, experts = cost(model, card.image_size), range(1, model.num_experts + 1)
-    costs, prefix_costs = [price.routed(number) for number in experts], [price.prefix(number) for number in experts]
-    said = given.logits, given.router_logits, given.labels
-    result = tradeoff.routing(
-        *said,
-        card.class_counts,
-        costs,
-        prefix_costs,
-        model.router.threshold,
-        many_above=shots["many_above"],
-        few_below=shots["few_below"],
-    )
-    return RoutingReport.of(result, *said, costs, speed=speed, chosen_on="val" if card.threshold_for else None)
-
-
-def _some_images(loader: Loader) -> Tensor:
-    """Enough of them to measure speed with."""
-    batches, number = [], 0
-    for images, *_ in loader.epoch(0):
-        batches.append(images)
-        number += len(images)
-        if number >= SPEED_IMAGES:
-            break
-    return torch.cat(batches)[:SPEED_IMAGES].contiguous(memory_format=torch.channels_last)
+@contextmanager
+def _at(
+    run: Run, config: Config, console: Console | None
+) -> Iterator[tuple[Workplace, MultiExpert, ModelCard, dict[Part, Loader]]]:
+    """A trained run that nobody else writes to: its model on the device, its description, and its images."""
+    signals = Signals()
+    with processes(config.device) as group, signals.caught(), ExitStack() as stack:
+        run.writes = group.is_main
+        stack.enter_context(run.held())
+        place = _workplace(run, config, console, group, signals)
+        model, card = run.load_model()
+        card = _checked(card, place)
+        loaders = eval_loaders(place)
+        yield place, place.on_device(model), card, loaders
 
 
 def _check_choice(
@@ -316,13 +317,6 @@ def _check_budget(compute_budget: float | str | None, model: MultiExpert, card: 
         )
 
 
-def _eval_loaders(config: Config, dataset: Dataset, device: torch.device) -> dict[Part, Loader]:
-    loaders: dict[Part, Loader] = {"test": build.eval_loader(config, dataset, dataset.test, device)}
-    if dataset.val is not None:
-        loaders["val"] = build.eval_loader(config, dataset, dataset.val, device)
-    return loaders
-
-
 def _checked(trained: ModelCard, place: Workplace) -> ModelCard:
     """The description of a model with what its data tell; refuses data and settings that are not its own."""
     run, config, now = place.run, place.config, place.card()
@@ -348,33 +342,14 @@ def _checked(trained: ModelCard, place: Workplace) -> ModelCard:
     return trained
 
 
-def _announce(console: Console, place: Workplace, model: MultiExpert) -> None:
-    config, dataset = place.config, place.dataset
+def _announce(place: Workplace, model: MultiExpert) -> None:
+    config, dataset, group = place.config, place.dataset, place.runtime.group
     counts = dataset.class_counts
-    _print(
-        console,
+    together = f", {group.size} processes" if group.size > 1 else ""
+    place.say(
         f"{config.name}: {len(dataset.train):,} training images in {dataset.num_classes} classes "
         f"({max(counts):,} to {min(counts):,} each), {len(dataset.test):,} test images\n"
         f"{config.model.backbone}, {counted(model.num_experts, 'expert', 'experts')}, "
         f"{model.num_parameters:,} parameters, "
-        f"{config.training.epochs} epochs on {place.device}, into {place.run.folder}",
+        f"{config.training.epochs} epochs on {place.runtime.device}{together}, into {place.run.folder}",
     )
-
-
-def _tell_interrupted(console: Console, run: Run, config: Config, stage: str) -> None:
-    resumed = f"go on with: longtail train --resume {run.folder}"
-    if stage == "test":
-        _print(console, f"Stopped. {run.folder} holds the trained model; {resumed}")
-    elif stage == "router":
-        _print(console, f"Stopped. {run.folder} holds the experts without a router; {resumed}")
-    elif run.model_path.exists():
-        epoch, epochs = run.epochs_done, config.training.epochs
-        when = f"after epoch {epoch} of {epochs}" if epoch else f"in the middle of epoch 1 of {epochs}"
-        _print(console, f"Stopped. {run.folder} holds the model {when}; test it with: longtail evaluate {run.folder}")
-    else:
-        _print(console, f"Stopped before the experts' training; {resumed}")
-
-
-def _print(console: Console, text: str) -> None:
-    # Names may hold what Rich takes for markup, and a command or a path must not be broken into lines.
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -19,20 +19,23 @@ class TrainingProgress:
         steps: in an epoch.
         num_images: in an epoch.
         what: what an epoch is called.
+        done: epochs done before.
     """
 
-    def __init__(self, console: Console, epochs: int, steps: int, num_images: int, what: str = "epoch"):
+    def __init__(
+        self, console: Console, epochs: int, steps: int, num_images: int, what: str = "epoch", *, done: int = 0
+    ):
         self.console = console
         self.what = what
         self.epochs, self.steps, self.num_images = epochs, steps, num_images
         self.start = self.last_line = time.perf_counter()
-        self.done = 0
+        self.first = self.done = done
         self.bar: Progress | None = None
         if console.is_terminal:
             columns = (what + " {task.fields[epoch]}/" + str(epochs), BarColumn(), "{task.percentage:>3.0f}%")
             numbers = TextColumn("{task.fields[numbers]}")
             self.bar = Progress(*columns, numbers, TimeRemainingColumn(), TextColumn("left"), console=console)
-            self.task = self.bar.add_task("", total=epochs * steps, epoch=1, numbers="")
+            self.task = self.bar.add_task("", total=epochs * steps, completed=done * steps, epoch=done + 1, numbers="")
 
     def __enter__(self) -> "TrainingProgress":
         if self.bar:
@@ -50,7 +53,8 @@ class TrainingProgress:
         if self.bar:
             self.bar.update(self.task, completed=self.done * self.steps + done_in_epoch, epoch=self.done + 1)
             if loss is not None:
-                speed = self.num_images * (self.done + done_in_epoch / self.steps) / (time.perf_counter() - self.start)
+                epochs = self.done - self.first + done_in_epoch / self.steps
+                speed = self.num_images * epochs / (time.perf_counter() - self.start)
                 numbers = f"loss {loss:.3f}  lr {learning_rate:.2g}  {speed:,.0f} images/s"
                 self.bar.update(self.task, numbers=numbers)
 
@@ -60,10 +64,10 @@ class TrainingProgress:
         now = time.perf_counter()
         if self.bar:
             return
-        if now - self.last_line < SECONDS_BETWEEN_LINES and self.done not in (1, self.epochs):
+        if now - self.last_line < SECONDS_BETWEEN_LINES and self.done not in (self.first + 1, self.epochs):
             return
         self.last_line = now
-        left = (now - self.start) / self.done * (self.epochs - self.done)
+        left = (now - self.start) / (self.done - self.first) * (self.epochs - self.done)
         validation = f"  val {record['val_balanced']:6.1%}" if "val_balanced" in record else ""
         self.console.print(
             f"{self.what} {self.done:>{len(str(self.epochs))}}/{self.epochs}  loss {record['loss']:8.3f}  "

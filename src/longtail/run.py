@@ -1,27 +1,37 @@
 """A run folder: what training leaves behind and everything later starts from."""
 
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from longtail.checkpoint import MODEL_FILE, ModelCard, load_card, load_model_file, write_atomically
+from filelock import FileLock, Timeout
+
+from longtail.checkpoint import MODEL_FILE, ModelCard, load_card, load_model_file, save_model
 from longtail.config import Config
 from longtail.errors import InputError
 from longtail.models.experts import MultiExpert
 from longtail.settings import recipe, to_yaml
+from longtail.tensor_file import write_atomically
 
 
 class Run:
     """A run folder.
 
     ``config.yaml`` (every setting; train with it again), ``metrics.jsonl`` (one line an epoch),
-    ``model.safetensors``, ``results.json``, ``environment.json``, ``report.md`` and ``plots/``.
+    ``model.safetensors``, ``results.json``, ``environment.json``, ``report.md`` and ``plots/``; while a stage is being
+    trained also its checkpoint.
+
+    Args:
+        folder: of the run.
+        writes: whether this process is the one that writes; in others all writing is passed over.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, writes: bool = True):
         self.folder = Path(folder)
+        self.writes = writes
 
     def __repr__(self) -> str:
         return f"Run('{self.folder}')"
@@ -48,6 +58,10 @@ class Run:
         """The weights with their description."""
         return self.folder / MODEL_FILE
 
+    def checkpoint_path(self, stage: str) -> Path:
+        """What a stage, experts or router, goes on from while it is unfinished."""
+        return self.folder / f"checkpoint-{stage}.safetensors"
+
     @property
     def teacher_folder(self) -> Path:
         """The run of a teacher that was trained for this one."""
@@ -73,25 +87,50 @@ class Run:
         path = self.folder / "environment.json"
         return _parse(path.read_text(), str(path)) if path.is_file() else {}
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within it, no other process may write to the folder, which is made if need be.
+
+        Raises:
+            InputError: another process has it, or it cannot be made or written to.
+        """
+        if not self.writes:
+            yield
+            return
+        lock = FileLock(self.folder / ".lock")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                f"'{self.folder}' is in use by another longtail process; wait for it, or stop it"
+            ) from error
+        except OSError as error:
+            raise InputError(f"run folder '{self.folder}' cannot be written to: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+            if not self.config_path.exists():  # nothing came of it
+                with suppress(OSError):
+                    (self.folder / ".lock").unlink()
+                    self.folder.rmdir()
+
     def start(self, config: Config, environment: dict[str, Any]) -> None:
         """Writes what is known before training.
 
         Raises:
-            InputError: the folder cannot be made, or another run has taken it meanwhile.
+            InputError: another run has taken the folder meanwhile.
         """
-        if self.config_path.exists():
+        if self.writes and self.config_path.exists():
             raise InputError(f"another run has taken '{self.folder}' meanwhile; start again")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"run folder '{self.folder}' cannot be made: {error.strerror}") from error
         self.write_config(config)
         self.write_json("environment.json", environment)
-        self.clear()
+        self.write_history([])
 
     def write_config(self, config: Config) -> None:
         """Replaces the settings."""
-        write_atomically(self.config_path, to_yaml(config).encode())
+        self._write(self.config_path, to_yaml(config).encode())
         self.__dict__.pop("config", None)  # what was read before
 
     @property
@@ -104,22 +143,23 @@ class Run:
         """Whether its model has a router."""
         return self.model_path.is_file() and "router" in load_card(self.model_path).architecture
 
-    def clear(self) -> None:
-        """Forgets all epochs."""
-        write_atomically(self.folder / "metrics.jsonl", b"")
-
     @property
     def epochs_done(self) -> int:
         """Complete epochs of the experts' training that the model stands for; 0 where there is none."""
         return load_card(self.model_path).epoch if self.model_path.is_file() else 0
 
     @property
+    def has_experts(self) -> bool:
+        """Whether the experts' training is complete."""
+        epochs = self.config.training.epochs
+        return self.epochs_done >= epochs and (self.is_converted or len(self.history()) >= epochs)
+
+    @property
     def is_finished(self) -> bool:
         """Whether all stages are done and tested."""
         if not (self.folder / "results.json").is_file() or not self.model_path.is_file():
             return False
-        routed = self.is_routed or not self.config.router.train
-        return self.epochs_done >= self.config.training.epochs and routed
+        return self.has_experts and (self.is_routed or not self.config.router.train)
 
     def discard(self) -> None:
         """Takes back what `start` wrote, where nothing came of the run."""
@@ -128,14 +168,22 @@ class Run:
         with suppress(OSError):  # it may hold something else
             self.folder.rmdir()
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Adds an epoch's record."""
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+    def save_model(self, model: MultiExpert, card: ModelCard) -> None:
+        """Replaces the model."""
+        if self.writes:
+            save_model(self.model_path, model, card)
+
+    def write_history(self, records: list[dict[str, Any]]) -> None:
+        """Replaces the records of the epochs."""
+        self._write(self.folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes a JSON file into the folder."""
-        write_atomically(self.folder / name, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+        self._write(self.folder / name, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+    def _write(self, path: Path, content: bytes) -> None:
+        if self.writes:
+            write_atomically(path, content)
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:

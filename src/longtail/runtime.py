@@ -1,21 +1,51 @@
-"""The machine: which device to use, and what to record of it."""
+"""The machine: which device to use, in what precision, with which other processes, and what to record of it."""
 
+import os
 import platform
 import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from longtail.distribution import ALONE, Group
 from longtail.errors import InputError
+
+Precision = Literal["float32", "bf16", "fp16"]
+
+_TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How training is computed. Every combination takes the same way through the code."""
+
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  # immutable
+    precision: Precision = "float32"
+    """Of matrix products and convolutions in training; weights, losses and their gradients' sums stay float32."""
+
+    group: Group = ALONE
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Within it, what gains by lower precision is computed in it."""
+        enabled = self.precision != "float32"
+        return torch.autocast(self.device.type, _TYPES[self.precision] if enabled else None, enabled=enabled)
+
+    def scaler(self) -> torch.amp.GradScaler:  # type: ignore[name-defined]
+        """Keeps the small gradients of fp16 from vanishing; does nothing in other precisions."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")  # type: ignore[attr-defined]
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called ``name``; "auto" is the GPU if there is one.
+    """The device called ``name``; "auto" is the GPU if there is one. With several processes each takes its own.
 
     Raises:
         InputError: no such device here.
     """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator or torch.device("cpu")
@@ -37,6 +67,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "processor": _processor(),
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "threads": torch.get_num_threads(),
         "packages": {name: version(name) for name in packages} | {"torch": torch.__version__},
     }

@@ -20,6 +20,9 @@ Settings = dict[str, Any]
 """Nested settings as they stand in a YAML file."""
 
 
+_INCIDENTAL = {"": ("device",), "data": ("root", "workers"), "training": ("checkpoint_every",)}
+
+
 @dataclasses.dataclass(frozen=True)
 class About:
     """What a recipe says of itself."""
@@ -88,6 +91,15 @@ def make_config(values: Settings) -> Config:
 def to_yaml(config: Config) -> str:
     """Every setting, as YAML that `recipe` reads back into an equal `Config`."""
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+
+
+def what_counts(config: Config) -> str:
+    """The settings as YAML without those that say where and not what: with the same, the same model comes out."""
+    values = dataclasses.asdict(config)
+    for section, names in _INCIDENTAL.items():
+        for name in names:
+            del (values[section] if section else values)[name]
+    return yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True)
 
 
 def settings_parser(**options: Any) -> ArgumentParser:

@@ -1,7 +1,7 @@
 """The stages of training: the experts, and their router."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from longtail import build
-from longtail.checkpoint import ModelCard, save_model
+from longtail.checkpoint import Checkpoint, ModelCard
 from longtail.config import Config
 from longtail.data.loading import Loader
 from longtail.data.splits import Dataset
@@ -20,6 +20,9 @@ from longtail.models.checkpointing import checkpoint_activations
 from longtail.models.experts import MultiExpert, create_model, create_router
 from longtail.progress import TrainingProgress
 from longtail.run import Run
+from longtail.runtime import Runtime
+from longtail.settings import what_counts
+from longtail.signals import Signals
 from longtail.tasks import TrainRouter
 from longtail.tradeoff import choose_threshold, curve, parse_budget, prefix_predictions
 from longtail.training import fit
@@ -32,8 +35,9 @@ class Workplace:
     run: Run
     config: Config
     dataset: Dataset
-    device: torch.device
+    runtime: Runtime
     console: Console
+    signals: Signals = field(default_factory=Signals)
 
     def card(self) -> ModelCard:
         """The description of the model, before it has learnt anything."""
@@ -47,8 +51,24 @@ class Workplace:
 
     def on_device(self, model: MultiExpert) -> MultiExpert:
         """The same model on the device, in the layout that convolutions run fastest in; the loaders deliver it."""
-        moved: MultiExpert = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        moved: MultiExpert = model.to(self.runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return moved
+
+    def checkpoint(self, stage: str, refuses: bool = True) -> Checkpoint:
+        """Where a stage goes on from; see `Checkpoint`."""
+        return Checkpoint(
+            self.run.checkpoint_path(stage),
+            what_counts(self.config),
+            refuses=refuses,
+            every=60 * self.config.training.checkpoint_every,
+            group=self.runtime.group,
+            signals=self.signals,
+        )
+
+    def say(self, text: str) -> None:
+        """A line for the user."""
+        # Names may hold what Rich takes for markup, and a command or a path must not be broken into lines.
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class Experts:
@@ -67,35 +87,45 @@ class Experts:
         self.model = place.on_device(model)
         if config.training.checkpoint_activations:
             checkpoint_activations(model)
-        self.loader = build.train_loader(config, place.dataset, place.device)
+        self.loader = build.train_loader(config, place.dataset, place.runtime)
+        self.checkpoint = place.checkpoint("experts")
 
     def train(self, val_loader: Loader | None, teacher: MultiExpert | None) -> ModelCard:
         """Trains trunk, branches and heads; after each epoch the run holds its weights. Returns their description."""
-        place, training = self.place, self.place.config.training
+        place, training, runtime = self.place, self.place.config.training, self.place.runtime
         run, counts = place.run, place.dataset.class_counts
-        card = place.card()
-        task = build.experts_task(place.config, counts, self.model, teacher).to(place.device)
+        card, records = place.card(), self.checkpoint.records
+        if self.checkpoint.is_there:
+            place.say(
+                f"Going on in epoch {len(records) + 1} of {training.epochs}, where {self.checkpoint.path} was saved"
+            )
+        model = build.for_training(place.config, self.model, runtime)
+        task = build.experts_task(place.config, counts, model, teacher).to(runtime.device)
         optimizer, rate = build.optimizer(place.config, task), build.learning_rate(place.config)
-        progress = TrainingProgress(place.console, training.epochs, len(self.loader), self.loader.num_images)
+        progress = TrainingProgress(
+            place.console, training.epochs, len(self.loader), self.loader.num_images, done=len(records)
+        )
         options: Any = {"accumulation": training.accumulation, "clip_gradient": training.clip_gradient}
-        options |= {"seed": place.config.seed, "device": place.device}
+        options |= {"seed": place.config.seed, "runtime": runtime, "checkpoint": self.checkpoint}
         try:
-            with progress:
+            with progress, place.signals.postponed():
                 for record in fit(task, self.loader, optimizer, rate, training.epochs, progress.step, **options):
                     if training.validate_every and record["epoch"] % training.validate_every == 0:
                         assert val_loader is not None
-                        seen = evaluate_answers(answers(self.model, val_loader), counts, place.config)
+                        runtime.group.align(self.model.buffers())
+                        seen = evaluate_answers(answers(self.model, val_loader, runtime.group), counts, place.config)
                         record |= {"val_accuracy": seen.accuracy, "val_balanced": seen.balanced}
                     card = replace(card, epoch=record["epoch"])
-                    if card.epoch == 1:
-                        run.clear()  # what an interrupted attempt left is good until something takes its place
-                    save_model(run.model_path, self.model, card)
-                    run.append(record)
+                    records.append(record)
+                    run.save_model(self.model, card)
+                    run.write_history(records)
                     progress.epoch(record)
         except KeyboardInterrupt:
-            if card.epoch == 0 and not run.model_path.exists():
-                save_model(run.model_path, self.model, card)
+            if not run.model_path.exists():
+                run.save_model(self.model, card)
             raise
+        runtime.group.align(self.model.buffers())
+        self.checkpoint.remove()
         return card
 
 
@@ -111,37 +141,49 @@ def train_router(place: Workplace, model: MultiExpert, card: ModelCard, val_load
     Raises:
         InputError: the model has a single expert.
     """
-    settings, seed = place.config.router, place.config.seed
+    settings, seed, runtime = place.config.router, place.config.seed, place.runtime
     options = build.router_options(place.config)
     model.router = None
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        router = create_router(model, **options).to(place.device)
+        router = create_router(model, **options).to(runtime.device)
     model.eval()
-    images = build.shuffled_loader(place.config, place.dataset, place.device)  # not mixed: routing is for real images
-    loader = FrozenOutputs(model, images, batch_size=settings.batch_size, cache_gib=settings.cache_gib, seed=seed)
+    # Not mixed: routing is for real images.
+    images = build.shuffled_loader(place.config, place.dataset, runtime, whole_batches=True)
+    loader = FrozenOutputs(
+        model,
+        images,
+        batch_size=settings.batch_size,
+        cache_gib=settings.cache_gib,
+        seed=seed,
+        group=runtime.group,
+    )
     optimizer, rate = build.router_optimizer(place.config, router), build.router_learning_rate(place.config)
     if not loader.is_cached:
-        text = (
+        place.say(
             "What the experts say does not fit into router.cache_gib and is computed anew in every epoch of the router."
         )
-        place.console.print(text, highlight=False, soft_wrap=True)
-    progress = TrainingProgress(place.console, settings.epochs, len(loader), loader.num_images, "router epoch")
-    start, records = time.perf_counter(), []
+    checkpoint = place.checkpoint("router", refuses=False)
+    records = checkpoint.records
+    progress = TrainingProgress(
+        place.console, settings.epochs, len(loader), loader.num_images, "router epoch", done=len(records)
+    )
+    start = time.perf_counter()
     task = TrainRouter(router, settings.positive_weight)
-    with progress:
-        for record in fit(task, loader, optimizer, rate, settings.epochs, progress.step):
+    how: Any = {"runtime": replace(runtime, precision="float32"), "checkpoint": checkpoint}
+    with progress, place.signals.postponed():
+        for record in fit(task, loader, optimizer, rate, settings.epochs, progress.step, **how):
             records.append(record)
             progress.epoch(record)
     model.router = router.eval()
     card = replace(card, architecture={**card.architecture, "router": options}, threshold_for="")
-    save_model(place.run.model_path, model, card)
     budget, drop = settings.compute_budget, settings.max_accuracy_drop
     if budget is not None or drop is not None:
         assert val_loader is not None
-        card = set_threshold(model, card, answers(model, val_loader), budget, drop)
-        save_model(place.run.model_path, model, card)
+        card = set_threshold(model, card, answers(model, val_loader, runtime.group), budget, drop)
     place.run.write_json("router.json", {"seconds": time.perf_counter() - start, "epochs": records})
+    place.run.save_model(model, card)  # last: a model with a router is what says that this stage is done
+    checkpoint.remove()
     return card
 
 

@@ -29,19 +29,29 @@ class TrainExperts(nn.Module):
         self.model = model
         self.criterion: Any = criterion
 
-    def forward(self, images: Tensor, labels: Tensor, epoch: int, soft_targets: Tensor | None = None) -> Step:
-        """Images (B, 3, H, W), labels (B,), epoch from 1, and perhaps soft targets (B, C)."""
+    def forward(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        epoch: int,
+        soft_targets: Tensor | None = None,
+        *,
+        batch_labels: Tensor | None = None,
+    ) -> Step:
+        """Images (B, 3, H, W), labels (B,), epoch from 1, perhaps soft targets (B, C).
+
+        ``batch_labels`` (N,) are those of the whole batch where the images are a part of one.
+        """
         output = self.model(images)
-        loss = self.loss(images, output.logits, labels, epoch, soft_targets)
+        also = self.known(images)
+        with torch.autocast(images.device.type, enabled=False):
+            loss = self.criterion(output.logits, labels, epoch, soft_targets, batch_labels, **also)
         correct = (output.ensemble.detach().argmax(dim=1) == labels).sum()
         return Step(loss, correct)
 
-    def loss(
-        self, images: Tensor, expert_logits: Tensor, labels: Tensor, epoch: int, soft_targets: Tensor | None
-    ) -> Tensor:
-        """(B, 3, H, W), (B, E, C), (B,) and perhaps (B, C) -> scalar."""
-        loss: Tensor = self.criterion(expert_logits, labels, epoch, soft_targets)
-        return loss
+    def known(self, images: Tensor) -> dict[str, Tensor]:
+        """What else the criterion needs of the images."""
+        return {}
 
 
 class DistilExperts(TrainExperts):
@@ -58,13 +68,9 @@ class DistilExperts(TrainExperts):
         super().__init__(model, criterion)
         self.teach = teach
 
-    def loss(
-        self, images: Tensor, expert_logits: Tensor, labels: Tensor, epoch: int, soft_targets: Tensor | None
-    ) -> Tensor:
-        """As without a teacher, and the distance to it."""
-        teacher_logits = self.teach(images)
-        loss: Tensor = self.criterion(expert_logits, labels, epoch, soft_targets, teacher_logits=teacher_logits)
-        return loss
+    def known(self, images: Tensor) -> dict[str, Tensor]:
+        """What the teacher says."""
+        return {"teacher_logits": self.teach(images)}
 
 
 class TrainRouter(nn.Module):
@@ -80,7 +86,9 @@ class TrainRouter(nn.Module):
         self.router = router
         self.positive_weight = positive_weight
 
-    def forward(self, logits: Tensor, labels: Tensor, epoch: int, features: Tensor) -> Step:
+    def forward(
+        self, logits: Tensor, labels: Tensor, epoch: int, features: Tensor, *, batch_labels: Tensor | None = None
+    ) -> Step:
         """Logits (B, E, C), labels (B,), epoch from 1, features (B, E, D); right are images right at every step."""
         answers = self.router(logits, features)
         targets = router_targets(logits, labels)

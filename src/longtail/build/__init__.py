@@ -1,7 +1,14 @@
 """`Config` -> the parts of a run."""
 
 from longtail.build.data import eval_loader, load_data, preprocessing, shuffled_loader, train_loader
-from longtail.build.model import architecture, criterion, experts_task, planned_architecture, router_options
+from longtail.build.model import (
+    architecture,
+    criterion,
+    experts_task,
+    for_training,
+    planned_architecture,
+    router_options,
+)
 from longtail.build.optimization import learning_rate, optimizer, router_learning_rate, router_optimizer
 
 __all__ = [
@@ -9,6 +16,7 @@ __all__ = [
     "criterion",
     "eval_loader",
     "experts_task",
+    "for_training",
     "learning_rate",
     "load_data",
     "optimizer",

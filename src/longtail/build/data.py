@@ -21,6 +21,7 @@ from longtail.data.splits import Dataset, Split
 from longtail.data.transforms import Interpolation, default_resize, eval_transform, train_transform
 from longtail.errors import InputError
 from longtail.models.backbones import input_format
+from longtail.runtime import Runtime
 
 
 def load_data(config: Config) -> Dataset:
@@ -95,22 +96,38 @@ def preprocessing(config: Config, dataset: Dataset) -> Preprocessing:
     )
 
 
-def train_loader(config: Config, dataset: Dataset, device: torch.device) -> Loader:
-    """Shuffled, augmented training images."""
+def train_loader(config: Config, dataset: Dataset, runtime: Runtime) -> Loader:
+    """Shuffled, augmented training images: this process's share of every batch.
+
+    Raises:
+        InputError: a batch cannot be shared among so many processes; or a setting does not fit the images.
+    """
     augmentation, smoothing = config.augmentation, config.loss.label_smoothing
-    loader = shuffled_loader(config, dataset, device)
+    least, given = 2 * runtime.group.size, config.training.batch_size
+    if runtime.group.size > 1 and min(given, len(dataset.train)) < least:
+        raise InputError(
+            f"training.batch_size is {given} for {len(dataset.train)} images; {runtime.group.size} processes share "
+            f"every batch, and need at least {least}"
+        )
+    loader = shuffled_loader(config, dataset, runtime)
     mixing = {"mixup": augmentation.mixup, "cutmix": augmentation.cutmix, "label_smoothing": smoothing}
     if not any(mixing.values()) and not augmentation.random_erasing:
         return loader
     erasing = augmentation.random_erasing
-    return MixedLoader(loader, dataset.num_classes, **mixing, random_erasing=erasing, seed=config.seed, device=device)
+    return MixedLoader(
+        loader, dataset.num_classes, **mixing, random_erasing=erasing, seed=config.seed, device=runtime.device
+    )
 
 
-def shuffled_loader(config: Config, dataset: Dataset, device: torch.device) -> Loader:
-    """Augmented training images by themselves: what `train_loader` mixes."""
+def shuffled_loader(config: Config, dataset: Dataset, runtime: Runtime, whole_batches: bool = False) -> Loader:
+    """Augmented training images by themselves: what `train_loader` mixes.
+
+    ``whole_batches`` gives each process batches in turn instead of a share of every one.
+    """
     augmentation = config.augmentation
     split = _in_memory(config, dataset, dataset.train)
-    options: dict[str, Any] = {"seed": config.seed, "shuffle": True, **_loader_options(config, dataset, device)}
+    options: dict[str, Any] = {"seed": config.seed, "shuffle": True, **_loader_options(config, dataset, runtime)}
+    options["share"] = runtime.group.whole_share if whole_batches else runtime.group.share
     if split.pixels is not None:
         for name, value, others in (("crop", "resized", "'padded' or 'none'"), ("rand_augment", None, "none")):
             given = getattr(augmentation, name)
@@ -142,10 +159,10 @@ def shuffled_loader(config: Config, dataset: Dataset, device: torch.device) -> L
     return FileLoader(split, transform, config.training.batch_size, workers=_workers(config), **options)
 
 
-def eval_loader(config: Config, dataset: Dataset, split: Split, device: torch.device) -> Loader:
-    """Images in their own order, as they are."""
+def eval_loader(config: Config, dataset: Dataset, split: Split, runtime: Runtime) -> Loader:
+    """Images in their own order, as they are; each process has whole batches of them."""
     split = _in_memory(config, dataset, split)
-    options = _loader_options(config, dataset, device)
+    options = {**_loader_options(config, dataset, runtime), "share": runtime.group.whole_share}
     if split.pixels is not None:
         return MemoryLoader(split, config.evaluation.batch_size, **options)
     transform = eval_transform(*preprocessing(config, dataset)[:3])
@@ -157,9 +174,9 @@ def _workers(config: Config) -> int:
     return min(config.data.workers, processors)
 
 
-def _loader_options(config: Config, dataset: Dataset, device: torch.device) -> dict[str, Any]:
+def _loader_options(config: Config, dataset: Dataset, runtime: Runtime) -> dict[str, Any]:
     form = preprocessing(config, dataset)
-    return {"device": device, "normalise": Normalise(form.mean, form.std, device)}
+    return {"device": runtime.device, "normalise": Normalise(form.mean, form.std, runtime.device)}
 
 
 def _in_memory(config: Config, dataset: Dataset, split: Split) -> Split:

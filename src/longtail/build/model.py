@@ -2,13 +2,18 @@
 
 from typing import Any
 
+import torch
+from timm.layers import convert_sync_batchnorm
+
 from longtail.build.data import preprocessing
 from longtail.config import Config
 from longtail.data.splits import Dataset
 from longtail.errors import InputError
 from longtail.losses import CrossEntropyLoss, DistilledLoss, FocalLoss, LDAMLoss, LogitAdjustedLoss, RIDELoss
 from longtail.models.backbones import input_format
+from longtail.models.compiled import compiled
 from longtail.models.experts import MultiExpert
+from longtail.runtime import Runtime
 from longtail.schedules import epoch_of
 from longtail.tasks import DistilExperts, TrainExperts, teaching
 
@@ -71,6 +76,23 @@ def router_options(config: Config) -> dict[str, Any]:
     """The arguments of `longtail.models.experts.create_router`."""
     router = config.router
     return {name: getattr(router, name) for name in ("top_choices", "hidden", "shared", "threshold")}
+
+
+def for_training(config: Config, model: MultiExpert, runtime: Runtime) -> MultiExpert:
+    """The same weights in the form that they are trained in.
+
+    Raises:
+        InputError: the settings ask for what the machine cannot do.
+    """
+    training, cuda = config.training, runtime.device.type == "cuda"
+    if cuda:
+        torch.set_float32_matmul_precision("high" if training.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = training.tf32
+    if training.sync_batch_norm and runtime.group.size > 1:
+        if not cuda:
+            raise InputError("training.sync_batch_norm is true, which needs GPUs; on the CPU it must be false")
+        convert_sync_batchnorm(model)
+    return compiled(model) if training.compile else model
 
 
 def experts_task(

@@ -17,10 +17,20 @@ from longtail.losses.experts import adjust_logits, cross_entropy, divergence, fo
 
 
 class Criterion(Protocol):
-    """Expert logits (B, E, C), labels (B,), the epoch from 1, and perhaps soft targets (B, C), to a scalar loss."""
+    """Expert logits (B, E, C), labels (B,), the epoch from 1, and perhaps soft targets (B, C), to a scalar loss.
+
+    Where the images are a part of a batch, its other parts being computed later or elsewhere, ``batch_labels`` (N,) are
+    those of the whole batch: averages are then weighted so that the mean over the parts, by their sizes, is the loss of
+    the batch.
+    """
 
     def __call__(  # noqa: D102
-        self, expert_logits: Tensor, labels: Tensor, epoch: int, soft_targets: Tensor | None = None
+        self,
+        expert_logits: Tensor,
+        labels: Tensor,
+        epoch: int,
+        soft_targets: Tensor | None = None,
+        batch_labels: Tensor | None = None,
     ) -> Tensor: ...
 
 
@@ -53,12 +63,23 @@ class CrossEntropyLoss(nn.Module):
         """Whether the deferred part of training has begun."""
         return self.reweight_after is not None and epoch > self.reweight_after
 
-    def forward(self, expert_logits: Tensor, labels: Tensor, epoch: int, soft_targets: Tensor | None = None) -> Tensor:
-        """(B, E, C), (B,) and perhaps (B, C) -> scalar."""
+    def forward(
+        self,
+        expert_logits: Tensor,
+        labels: Tensor,
+        epoch: int,
+        soft_targets: Tensor | None = None,
+        batch_labels: Tensor | None = None,
+    ) -> Tensor:
+        """(B, E, C), (B,), perhaps (B, C) and (N,), see `Criterion` -> scalar."""
         if self.collaborative:
             expert_logits = expert_logits.mean(dim=1, keepdim=True).expand_as(expert_logits)
         weight = self.weights if self.is_reweighted(epoch) else None
-        return self.classify(expert_logits, labels, weight, soft_targets)
+        loss = self.classify(expert_logits, labels, weight, soft_targets)
+        if weight is not None and batch_labels is not None and soft_targets is None:
+            # The loss was divided by the mean weight of these images; that of the batch is meant.
+            loss = loss * (weight[labels].mean() / weight[batch_labels].mean())
+        return loss
 
     def classify(
         self, expert_logits: Tensor, labels: Tensor, weight: Tensor | None, soft_targets: Tensor | None
@@ -186,9 +207,16 @@ class RIDELoss(LDAMLoss):
         temperatures = diversity_temperature * class_temperatures(class_counts, temperature_spread)
         self.register_buffer("temperatures", temperatures, persistent=False)
 
-    def forward(self, expert_logits: Tensor, labels: Tensor, epoch: int, soft_targets: Tensor | None = None) -> Tensor:
-        """(B, E, C), (B,) and perhaps (B, C) -> scalar."""
-        loss = super().forward(expert_logits, labels, epoch, soft_targets)
+    def forward(
+        self,
+        expert_logits: Tensor,
+        labels: Tensor,
+        epoch: int,
+        soft_targets: Tensor | None = None,
+        batch_labels: Tensor | None = None,
+    ) -> Tensor:
+        """(B, E, C), (B,), perhaps (B, C) and (N,), see `Criterion` -> scalar."""
+        loss = super().forward(expert_logits, labels, epoch, soft_targets, batch_labels)
         if self.diversity_factor == 0:
             return loss
         factor = self.diversity_factor / expert_logits.shape[1] if self.diversity_mean else self.diversity_factor

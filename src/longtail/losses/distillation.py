@@ -45,11 +45,12 @@ class DistilledLoss(nn.Module):
         labels: Tensor,
         epoch: int,
         soft_targets: Tensor | None = None,
+        batch_labels: Tensor | None = None,
         *,
         teacher_logits: Tensor,
     ) -> Tensor:
-        """(B, E, C), (B,), perhaps (B, C), and the teacher's (B, C) -> scalar."""
-        loss = self.criterion(expert_logits, labels, epoch, soft_targets)
+        """As the criterion without a teacher, and the teacher's logits (B, C) -> scalar."""
+        loss = self.criterion(expert_logits, labels, epoch, soft_targets, batch_labels)
         if not self.published:
             return loss + self.factor * distillation(expert_logits, teacher_logits, self.temperature)
         mean = expert_logits.mean(dim=1, keepdim=True)

@@ -11,7 +11,7 @@ from longtail.errors import InputError
 from longtail.models.backbones import Width, backbone
 from longtail.models.cifar import CifarResNet
 from longtail.models.cut import Pass, cut
-from longtail.models.heads import CosineClassifier, initialise_like
+from longtail.models.heads import CosineClassifier, classify, initialise_like
 from longtail.models.router import Router
 from longtail.models.routing import RoutedOutput, goes_on, thresholds
 
@@ -97,8 +97,7 @@ class MultiExpert(nn.Module):
 
     def expert(self, number: int, shared: Tensor) -> tuple[Tensor, Tensor]:
         """One expert (from 0) on what the trunk yields: its logits (B, C) and features (B, D)."""
-        features = self.neck(self.branches[number](shared))
-        return self.heads[number](features), features
+        return classify(self.heads[number], self.neck(self.branches[number](shared)))
 
     def route(self, images: Tensor, threshold: float | Sequence[float] | None = None) -> RoutedOutput:
         """Images (B, 3, H, W) -> logits (B, C) and how many experts each image was shown to (B,).

@@ -1,5 +1,7 @@
 """Classifiers on top of an expert's features."""
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from timm.models.eva import Eva
@@ -8,6 +10,17 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from longtail.models.cifar import CifarResNet
+
+
+def classify(head: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (B, C) of features (B, D), and the features; both in the head's own precision.
+
+    A head costs little, and the margins of a loss are finer than what is left of a logit of 30 in half precision.
+    """
+    weight: Tensor = head.weight  # type: ignore[assignment]
+    features = features.to(weight.dtype)
+    with nullcontext() if features.is_meta else torch.autocast(features.device.type, enabled=False):
+        return head(features), features
 
 
 class CosineClassifier(nn.Module):

@@ -1,0 +1,121 @@
+"""The test of a trained model: its answers once, then every number, table and plot."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Literal, NamedTuple
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from longtail import build, tradeoff
+from longtail.checkpoint import ModelCard
+from longtail.config import Config
+from longtail.data.loading import Loader
+from longtail.evaluation import Answers, answers, evaluate_answers
+from longtail.flops import cost
+from longtail.metrics import Evaluation
+from longtail.models.experts import MultiExpert
+from longtail.report import routing_summary, summary, write_report
+from longtail.routing_report import RoutingReport
+from longtail.run import Run
+from longtail.speed import Speed, images_per_second
+from longtail.stages import Workplace
+
+Part = Literal["val", "test"]
+
+SPEED_BATCH, SPEED_IMAGES, SPEED_SECONDS = 64, 512, 0.5
+"""How the speed of a routing is measured: images at a time, in all, and seconds for each number of experts."""
+
+
+class Tested(NamedTuple):
+    """What came of a test."""
+
+    evaluations: dict[Part, Evaluation]
+    routings: dict[Part, RoutingReport]
+    """Empty for a model without a router"""
+
+
+def eval_loaders(place: Workplace) -> dict[Part, Loader]:
+    """Of the parts that there are."""
+    config, dataset = place.config, place.dataset
+    loaders: dict[Part, Loader] = {"test": build.eval_loader(config, dataset, dataset.test, place.runtime)}
+    if dataset.val is not None:
+        loaders["val"] = build.eval_loader(config, dataset, dataset.val, place.runtime)
+    return loaders
+
+
+def print_results(console: Console, run: Run, tested: Tested, split: Part, config: Config) -> None:
+    """The results as tables for the terminal, and where there is more."""
+    shots, evaluation = config.evaluation, tested.evaluations[split]
+    title = f"{config.name}: {evaluation.num_images:,} {split} images"
+    console.print(summary(evaluation, title, many_above=shots.many_above, few_below=shots.few_below))
+    if routing := tested.routings.get(split):
+        console.print(routing_summary(routing, f"{config.name}: routing of {evaluation.num_images:,} {split} images"))
+    console.print(
+        f"Results, plots and settings: {run.folder / 'report.md'}", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+def tested(place: Workplace, model: MultiExpert, card: ModelCard, loaders: Mapping[Part, Loader]) -> Tested:
+    """Tests a model on every part, and writes the run's results.json, report.md and plots."""
+    run, config = place.run, place.config
+    shots = {"many_above": config.evaluation.many_above, "few_below": config.evaluation.few_below}
+    given = {part: answers(model, loader, place.runtime.group) for part, loader in loaders.items()}
+    evaluations = {part: evaluate_answers(given[part], card.class_counts, config) for part in given}
+    routings: dict[Part, RoutingReport] = {}
+    if model.router is not None and run.writes:  # one process measures and reports
+        speed = images_per_second(
+            model, _some_images(loaders["test"]), SPEED_BATCH, SPEED_SECONDS, threshold=model.router.threshold
+        )
+        routings = {part: _routing(model, card, own, shots, speed) for part, own in given.items()}
+    names = {"class_names": list(card.class_names), "class_counts": list(card.class_counts)}
+    results = {part: evaluation.as_dict() for part, evaluation in evaluations.items()}
+    for part, routing in routings.items():
+        results[part]["routing"] = routing.as_dict()
+    if not run.writes:
+        return Tested(evaluations, routings)
+    run.write_json("results.json", {"epoch": card.epoch, **results, **names})
+    write_report(
+        run.folder,
+        config=asdict(config),
+        evaluations={str(part): evaluation for part, evaluation in evaluations.items()},
+        class_names=card.class_names,
+        class_counts=card.class_counts,
+        history=run.history(),
+        environment=run.environment(),
+        routing=routings.get("test"),
+        **shots,
+    )
+    return Tested(evaluations, routings)
+
+
+def _routing(
+    model: MultiExpert, card: ModelCard, given: Answers, shots: Mapping[str, int], speed: Speed
+) -> RoutingReport:
+    assert model.router is not None
+    assert given.router_logits is not None
+    price, experts = cost(model, card.image_size), range(1, model.num_experts + 1)
+    costs, prefix_costs = [price.routed(number) for number in experts], [price.prefix(number) for number in experts]
+    said = given.logits, given.router_logits, given.labels
+    result = tradeoff.routing(
+        *said,
+        card.class_counts,
+        costs,
+        prefix_costs,
+        model.router.threshold,
+        many_above=shots["many_above"],
+        few_below=shots["few_below"],
+    )
+    return RoutingReport.of(result, *said, costs, speed=speed, chosen_on="val" if card.threshold_for else None)
+
+
+def _some_images(loader: Loader) -> Tensor:
+    """Enough of them to measure speed with."""
+    batches, number = [], 0
+    for images, *_ in loader.epoch(0):
+        batches.append(images)
+        number += len(images)
+        if number >= SPEED_IMAGES:
+            break
+    return torch.cat(batches)[:SPEED_IMAGES].contiguous(memory_format=torch.channels_last)
