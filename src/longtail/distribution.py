@@ -1,5 +1,6 @@
 """Several processes that train or test one model together: the only file that knows torch.distributed."""
 
+import inspect
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,12 @@ PATIENCE = timedelta(minutes=15)
 
 FAILED = "longtail/failed"
 """Key of the job's store that counts the processes that have failed."""
+
+
+# Newer versions of torch have another name for it. Batch norms keep their own statistics in training; `Group.align` is
+# for before they are used.
+_NAMES = inspect.signature(DistributedDataParallel).parameters
+_OWN_BUFFERS: Any = {"forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers": False}
 
 
 class OtherProcessError(InputError):
@@ -57,8 +64,7 @@ class Group:
         if self.size == 1:
             return task
         ids = [device.index] if device.type == "cuda" else None
-        # Batch norms keep their own statistics in training; `align` is for before they are used.
-        return DistributedDataParallel(task, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(task, device_ids=ids, gradient_as_bucket_view=True, **_OWN_BUFFERS)
 
     def without_sending(self, task: nn.Module) -> AbstractContextManager[None]:
         """Within it, gradients of a `parallel` task only add up here; those after it bring the sum to the others."""

@@ -55,8 +55,9 @@ class Normalise:
 
 
 def least_images(shuffle: bool, share: Share) -> int:
-    """What a batch must have: for training two images for each process, because batch norm needs two."""
-    return 2 * share.size if shuffle else 1
+    """What a batch must have: for training two images for each process that shares it, because batch norm needs two."""
+    sharing = 1 if share.whole_batches else share.size
+    return 2 * sharing if shuffle else 1
 
 
 class MemoryLoader:

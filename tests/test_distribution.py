@@ -1,0 +1,164 @@
+"""Two processes do what one does: gradients, tests, whole runs; and when one of them dies, so does the other."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import together
+import torch
+from safetensors.torch import load_file
+
+import longtail
+from longtail.settings import recipe
+
+SCRIPT = Path(together.__file__)
+SOURCE = Path(longtail.__file__).parent.parent
+
+
+def torchrun(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    path = os.pathsep.join([str(SOURCE), str(SCRIPT.parent)])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+
+
+def of_both(what: str, folder: Path) -> list[list[torch.Tensor]]:
+    done = torchrun(str(SCRIPT), what, str(folder))
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{what}-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_gradients_are_those_of_one_process(tmp_path):
+    alone = together.gradients()
+    for ours in of_both("gradients", tmp_path):
+        assert len(ours) == len(alone) == 2 * 4 + 1
+        for mine, expected in zip(ours, alone, strict=True):
+            # The last ones are the epochs' losses, which are kept in float32.
+            assert (mine - expected).norm() <= (1e-9 if mine.dtype == torch.float64 else 1e-6) * expected.norm()
+
+
+def test_accumulated_gradients_are_those_of_one_process(tmp_path):
+    alone = together.gradients()
+    for ours in (*of_both("accumulated", tmp_path), together.gradients(accumulation=3)):
+        for mine, expected in zip(ours, alone, strict=True):
+            # The last ones are the epochs' losses, which are kept in float32.
+            assert (mine - expected).norm() <= (1e-9 if mine.dtype == torch.float64 else 1e-6) * expected.norm()
+
+
+def test_tests_and_frozen_outputs_are_those_of_one_process(tmp_path):
+    alone = together.answered()
+    for ours in of_both("answered", tmp_path):
+        assert len(ours) == len(alone)
+        assert all(torch.equal(mine, expected) for mine, expected in zip(ours, alone, strict=True))
+
+
+def settings(**changes: object) -> list[str]:
+    given = {"training.epochs": 2, "router.epochs": 3, "device": "cpu", "training.validate_every": 1, **changes}
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """All stages by two processes."""
+    folder = tmp_path_factory.mktemp("runs") / "two"
+    done = torchrun("-m", "longtail", "train", "--output", str(folder), *settings())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 processes") == 1
+    assert "Traceback" not in done.stderr
+    return folder
+
+
+def test_a_run_of_two_is_a_run(run):
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml", "metrics.jsonl", "model.safetensors", "results.json", "environment.json", "report.md", "plots",
+        "router.json", ".lock",
+    }  # fmt: skip
+    history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in history] == [1, 2]
+    assert all("val_balanced" in record for record in history)
+    assert json.loads((run / "environment.json").read_text())["processes"] == 2
+    # One process sees the same in it.
+    results = json.loads((run / "results.json").read_text())
+    longtail.evaluate(run, device="cpu")
+    again = json.loads((run / "results.json").read_text())
+    for part in ("val", "test"):
+        for values in (results, again):
+            values[part]["routing"].pop("images_per_second")
+    assert results == again
+
+
+def test_two_processes_test_as_one(run):
+    one = json.loads((run / "results.json").read_text())
+    done = torchrun("-m", "longtail", "evaluate", str(run))
+    assert done.returncode == 0, done.stderr
+    two = json.loads((run / "results.json").read_text())
+    for part in ("val", "test"):
+        for values in (one, two):
+            values[part]["routing"].pop("images_per_second", None)
+    assert one == two
+
+
+def test_two_processes_resume_as_if_nothing_had_been(run, tmp_path):
+    """Killed in the middle of an epoch, both of them; then the same command again."""
+    folder = tmp_path / "run"
+    command = ["-m", "longtail", "train", "--output", str(folder), *settings(**{"training.checkpoint_every": 0})]
+    stopping = "import longtail.checkpoint as c, os, signal, sys, runpy\n" \
+        "save = c.Checkpoint.save\n" \
+        "def killed(self, state):\n" \
+        "    save(self, state)\n" \
+        "    if (state.position.epoch, state.position.step) == (2, 2): os.kill(os.getpid(), signal.SIGKILL)\n" \
+        "c.Checkpoint.save = killed\n" \
+        "sys.argv[:] = sys.argv[1:]\n" \
+        "from longtail.cli import main\n" \
+        "sys.exit(main(sys.argv))\n"  # fmt: skip
+    (tmp_path / "stopping.py").write_text(stopping)
+    done = torchrun(str(tmp_path / "stopping.py"), *command[2:])
+    assert done.returncode != 0
+    assert (folder / "checkpoint-experts.safetensors").exists()
+    done = torchrun(*command)
+    assert done.returncode == 0, done.stderr
+    assert "Going on in epoch 2 of 2" in done.stdout
+    first, second = (load_file(where / "model.safetensors") for where in (run, folder))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("fails everywhere", "longtail: everything is wrong"),
+        ("fails in one", "longtail: process 1 has bad luck"),
+        ("is killed", "longtail: process 0 of 2 lost touch with another one"),
+    ],
+)
+def test_one_dies_all_die(tmp_path, what, says):
+    start = time.monotonic()
+    done = torchrun(str(SCRIPT), what, str(tmp_path), timeout=90)
+    assert time.monotonic() - start < 60  # not PATIENCE
+    assert done.returncode != 0
+    assert [line for line in done.stderr.splitlines() if line.startswith("longtail:")] == [
+        line for line in done.stderr.splitlines() if line.startswith(says)
+    ][:1], done.stderr
+
+
+def test_what_is_wrong_is_told_once(tmp_path):
+    done = torchrun("-m", "longtail", "train", "--output", str(tmp_path / "run"), *settings(**{"data.root": "x"}),
+                    "--data.name", "folder")  # fmt: skip
+    assert done.returncode != 0
+    assert done.stderr.count("longtail: data.root 'x' is not a folder") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_batches_too_small_to_share(tmp_path):
+    done = torchrun(
+        "-m", "longtail", "train", "--output", str(tmp_path / "run"), *settings(**{"training.batch_size": 3})
+    )
+    assert done.stderr.count("longtail: training.batch_size is 3 for 383 images; 2 processes share every batch") == 1
+
+
+def test_settings_of_the_fixture_are_of_a_recipe():
+    assert recipe("digits-lt-ride", {"training.validate_every": 1}).data.val_spare > 0
