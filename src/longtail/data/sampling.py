@@ -13,7 +13,7 @@ def class_probabilities(class_counts: Tensor, power: float) -> Tensor:
     """Chance of each class, as its number of images to a power: (C,) -> (C,), float64.
 
     1: instance-balanced, every image is as likely; 1/2: square-root; 0: class-balanced. A class without images is
-    never drawn. Decoupling (Kang et al., 2020), equation 1.
+    never drawn. Decoupling (Kang et al., 2020), section 3.
     """
     # Not 0 ** 0, which is 1.
     weights = torch.where(class_counts > 0, class_counts.double() ** power, 0)
@@ -23,7 +23,7 @@ def class_probabilities(class_counts: Tensor, power: float) -> Tensor:
 def progressively_balanced(class_counts: Tensor, progress: float) -> Tensor:
     """Chance of each class, from instance-balanced to class-balanced as training goes on: (C,) -> (C,), float64.
 
-    Decoupling (Kang et al., 2020), equation 2.
+    Decoupling (Kang et al., 2020), section 3.
 
     Args:
         class_counts: (C,).
