@@ -33,6 +33,11 @@ def test_forward_parts_are_chosen_as_by_the_original(classes, ratio):
     np.testing.assert_array_equal(ours.positions, arrays[f"indices_cifar{classes}_exp_{1 / ratio:g}"])
 
 
+def test_classes_that_are_as_common_rank_in_their_own_order():
+    counts = label_shift(np.repeat(np.arange(100), 60), [30, 5] * 50, 50).counts
+    assert list(counts[::2] + counts[1::2]) == sorted(counts, reverse=True)
+
+
 def test_a_seed_chooses_the_images_and_nothing_else():
     one, again, other = (label_shift(LABELS, TRAINING, 5, "backward", seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one.positions, again.positions)

@@ -69,8 +69,7 @@ def agreement(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
     return F.cosine_similarity(one, other, dim=1, eps=1e-6).mean()
 
 
-@torch.inference_mode(mode=False)
-@torch.enable_grad()
+@torch.inference_mode(mode=False)  # with gradients, also where the caller has none
 def aggregation_weights(
     first: Tensor,
     second: Tensor,
