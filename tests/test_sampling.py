@@ -32,6 +32,7 @@ def test_probabilities_are_those_of_the_paper():
         weights = [n**power if n else 0 for n in numbers]
         slow = [weight / sum(weights) for weight in weights]
         assert class_probabilities(COUNTS, power).tolist() == pytest.approx(slow, rel=1e-12)
+        assert torch.equal(class_probabilities(numbers, power), class_probabilities(COUNTS, power))
     slow = [0.75 * n / 68 + 0.25 * (n > 0) / 4 for n in numbers]
     assert progressively_balanced(COUNTS, 0.25).tolist() == pytest.approx(slow, rel=1e-12)
     assert torch.equal(progressively_balanced(COUNTS, 0), class_probabilities(COUNTS, 1))

@@ -89,7 +89,7 @@ def aggregation_weights(
     aggregation. As published, the weights are the softmax of parameters that start out equal, trained by SGD with
     Nesterov's momentum on shuffled batches; the defaults are the original's for CIFAR (its learning rate for ImageNet
     is 0.025, for iNaturalist 0.2 with a weight decay of 2e-4). The original draws new views in each epoch; here there
-    is one pair of each image.
+    is one pair of each image. Few images make few steps, which leave the weights nearly equal: take more epochs.
 
     Args:
         first: what the experts say of one augmented view of each image, logits (N, E, C).

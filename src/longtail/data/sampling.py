@@ -3,30 +3,32 @@
 A class is drawn first, then one of its images; samplers differ in how likely each class is.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from longtail.errors import InputError
 
 
-def class_probabilities(class_counts: Tensor, power: float) -> Tensor:
-    """Chance of each class, as its number of images to a power: (C,) -> (C,), float64.
+def class_probabilities(class_counts: Sequence[int] | Tensor, power: float) -> Tensor:
+    """Chance of each class, as its number of images to a power: C numbers -> (C,), float64.
 
     1: instance-balanced, every image is as likely; 1/2: square-root; 0: class-balanced. A class without images is
     never drawn. Decoupling (Kang et al., 2020), section 3.
     """
-    # Not 0 ** 0, which is 1.
-    weights = torch.where(class_counts > 0, class_counts.double() ** power, 0)
+    counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    weights = torch.where(counts > 0, counts**power, 0)  # not 0 ** 0, which is 1
     return weights / weights.sum()
 
 
-def progressively_balanced(class_counts: Tensor, progress: float) -> Tensor:
-    """Chance of each class, from instance-balanced to class-balanced as training goes on: (C,) -> (C,), float64.
+def progressively_balanced(class_counts: Sequence[int] | Tensor, progress: float) -> Tensor:
+    """Chance of each class, from instance-balanced to class-balanced as training goes on: C numbers -> (C,), float64.
 
     Decoupling (Kang et al., 2020), section 3.
 
     Args:
-        class_counts: (C,).
+        class_counts: C numbers.
         progress: t / T, from 0 at the start of training to 1 at its end.
 
     Raises:
