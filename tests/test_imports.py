@@ -18,7 +18,7 @@ FLOORS = [
     ["teachers", "testing"],
     ["stages"],
     ["build", "prediction", "report", "flops_table", "plots", "run"],
-    ["evaluation", "training", "progress", "frozen"],
+    ["evaluation", "training", "progress", "frozen", "test_time"],
     ["tasks", "checkpoint", "flops", "tradeoff", "speed", "routing_report"],
     ["training_state", "runtime"],
     ["data", "distribution", "models"],

@@ -26,6 +26,7 @@ KEPT_ARRAYS = {
     "schedules/swin_lr.npz": r"batch512_7steps/lr_after_update",
     "data/cifar_lt_indices.npz": r"indices_cifar(10|100)_exp_0.01",
     "data/shot_splits.npz": ".*",
+    "tau_norm/tau_norm.npz": ".*",
 }
 KEPT_TABLES = {
     "models/cifar_resnet32_e1_rd0_un0/keys.json": ".*",

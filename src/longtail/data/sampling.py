@@ -1,14 +1,89 @@
-"""Which images an epoch is made of, where it is not simply all of them."""
+"""Which images an epoch is made of, where it is not simply all of them.
+
+A class is drawn first, then one of its images; samplers differ in how likely each class is.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from longtail.errors import InputError
 
-def class_balanced(labels: Tensor, num_draws: int, generator: torch.Generator) -> Tensor:
-    """Positions of draws in which every class is as likely as any other.
+
+def class_probabilities(class_counts: Sequence[int] | Tensor, power: float) -> Tensor:
+    """Chance of each class, as its number of images to a power: C numbers -> (C,), float64.
+
+    1: instance-balanced, every image is as likely; 1/2: square-root; 0: class-balanced. A class without images is
+    never drawn. Decoupling (Kang et al., 2020), section 3.
+    """
+    counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    weights = torch.where(counts > 0, counts**power, 0)  # not 0 ** 0, which is 1
+    return weights / weights.sum()
+
+
+def progressively_balanced(class_counts: Sequence[int] | Tensor, progress: float) -> Tensor:
+    """Chance of each class, from instance-balanced to class-balanced as training goes on: C numbers -> (C,), float64.
+
+    Decoupling (Kang et al., 2020), section 3.
+
+    Args:
+        class_counts: C numbers.
+        progress: t / T, from 0 at the start of training to 1 at its end.
+
+    Raises:
+        InputError: the progress is not from 0 to 1.
+    """
+    if not 0 <= progress <= 1:
+        raise InputError(f"progress {progress}: the part of training that is over, from 0 to 1")
+    instance, balanced = class_probabilities(class_counts, 1), class_probabilities(class_counts, 0)
+    return (1 - progress) * instance + progress * balanced
+
+
+def class_draws(labels: Tensor, probabilities: Tensor, num_draws: int, generator: torch.Generator) -> Tensor:
+    """Positions of draws in which the classes are as likely as given.
 
     For each draw a class, then that class's images in turn, in a random order that is drawn again when all have had
-    theirs: RIDE's sampler; class-balanced sampling of Decoupling (Kang et al., 2020), section 3.
+    theirs: how often two images of a class come up differs by one at most.
+
+    Args:
+        labels: (N,).
+        probabilities: of the classes (C,), such as `class_probabilities`; they need not sum to 1.
+        num_draws: M.
+        generator: on the CPU.
+
+    Returns:
+        (M,), int64, on the CPU.
+
+    Raises:
+        InputError: a class without images has a chance.
+    """
+    labels, probabilities = labels.cpu(), probabilities.cpu().double()
+    counts = labels.bincount(minlength=len(probabilities))
+    present = probabilities.nonzero().squeeze(1)
+    if (counts[present] == 0).any() or len(counts) > len(probabilities):
+        raise InputError(
+            f"probabilities of {len(probabilities)} classes: there must be one for each label, and 0 without images"
+        )
+    chances = probabilities[present]
+    # Equal chances are drawn as whole numbers, exactly equal and several times as fast.
+    if (chances == chances[0]).all():
+        numbers = torch.randint(len(present), (num_draws,), generator=generator)
+    else:
+        numbers = torch.multinomial(chances, num_draws, replacement=True, generator=generator)
+    drawn = present[numbers]
+
+    positions = torch.empty(num_draws, dtype=torch.int64)
+    for own, places in zip(_by_class(labels, len(counts)), _by_class(drawn, len(counts)), strict=True):
+        if len(places):
+            rounds = -(-len(places) // len(own))
+            orders = [own[torch.randperm(len(own), generator=generator)] for _ in range(rounds)]
+            positions[places] = torch.cat(orders)[: len(places)]
+    return positions
+
+
+def class_balanced(labels: Tensor, num_draws: int, generator: torch.Generator) -> Tensor:
+    """Positions of draws in which every class is as likely as any other: RIDE's sampler.
 
     Args:
         labels: (N,).
@@ -19,14 +94,10 @@ def class_balanced(labels: Tensor, num_draws: int, generator: torch.Generator) -
         (M,), int64, on the CPU.
     """
     labels = labels.cpu()
-    present = torch.unique(labels)
-    drawn = present[torch.randint(len(present), (num_draws,), generator=generator)]
-    positions = torch.empty(num_draws, dtype=torch.int64)
-    for label in present:
-        own = (labels == label).nonzero().squeeze(1)
-        places = (drawn == label).nonzero().squeeze(1)
-        rounds = -(-len(places) // len(own))
-        orders = [own[torch.randperm(len(own), generator=generator)] for _ in range(rounds)]
-        if orders:
-            positions[places] = torch.cat(orders)[: len(places)]
-    return positions
+    return class_draws(labels, class_probabilities(labels.bincount(), 0), num_draws, generator)
+
+
+def _by_class(labels: Tensor, num_classes: int) -> tuple[Tensor, ...]:
+    """Where each class occurs, in order."""
+    sizes = labels.bincount(minlength=num_classes).tolist()
+    return torch.split(labels.argsort(stable=True), sizes)

@@ -1,0 +1,16 @@
+"""The examples run, and show what they are there to show."""
+
+import runpy
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def test_own_loop(capsys):
+    scores = runpy.run_path(str(EXAMPLES / "own_loop.py"))["main"]()
+    assert list(scores) == ["cross-entropy", "progressively balanced", "LDAM-DRW", "balanced softmax"]
+    plain = scores.pop("cross-entropy")
+    assert plain > 0.6
+    assert min(scores.values()) > plain + 0.03
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in printed] == [f"{score:.1%}" for score in (plain, *scores.values())]
