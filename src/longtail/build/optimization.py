@@ -18,7 +18,7 @@ def optimizer(config: Config, task: TrainExperts) -> torch.optim.Optimizer:
     groups, fused = _parameter_groups(config, task), _can_fuse(task)
     if training.optimizer == "adamw":
         return torch.optim.AdamW(groups, training.learning_rate, weight_decay=training.weight_decay, fused=fused)
-    return torch.optim.SGD(
+    sgd = torch.optim.SGD(
         groups,
         training.learning_rate,
         momentum=training.momentum,
@@ -26,6 +26,11 @@ def optimizer(config: Config, task: TrainExperts) -> torch.optim.Optimizer:
         weight_decay=training.weight_decay,
         fused=fused,
     )
+    if training.momentum:
+        # Otherwise torch makes them in the first step, and where fp16 skips that one leaves in them what was there.
+        for parameter in task.parameters():
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def _can_fuse(module: nn.Module) -> bool:
