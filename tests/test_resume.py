@@ -226,7 +226,7 @@ def test_tensor_files(tmp_path):
 
 
 def test_the_same_command_goes_on(tmp_path, monkeypatch, caplog):
-    """With the same settings an unfinished run is gone on with; with others, or when finished, it is refused."""
+    """With the same settings a run is gone on with, or left as it is when it is finished; others are refused."""
     settings = {"training.epochs": 3, "router.epochs": 2, "device": "cpu"}
     config = longtail.recipe("digits-lt-ride", settings)
     whole = longtail.train(config, tmp_path / "whole")
@@ -254,8 +254,9 @@ def test_the_same_command_goes_on(tmp_path, monkeypatch, caplog):
     assert runs >= 3
     assert "checkpoint-router.safetensors" in stages
     same(whole.folder, tmp_path / "run")
-    with pytest.raises(InputError, match="exists already"):
-        longtail.train(config, tmp_path / "run")
+    content = longtail.Run(tmp_path / "run").model_path.read_bytes()
+    assert longtail.train(config, tmp_path / "run").is_finished  # nothing is left to do
+    assert longtail.Run(tmp_path / "run").model_path.read_bytes() == content
     moved = longtail.recipe("digits-lt-ride", {**settings, "data.root": "elsewhere", "training.checkpoint_every": 1})
     assert longtail.settings.what_counts(moved) == longtail.settings.what_counts(config)
 

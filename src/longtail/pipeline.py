@@ -18,6 +18,7 @@ from longtail.evaluation import answers
 from longtail.flops import cost
 from longtail.metrics import Evaluation
 from longtail.models.experts import MultiExpert
+from longtail.progress import say
 from longtail.report import counted
 from longtail.run import Run, new_run
 from longtail.runtime import Runtime, environment, pick_device
@@ -37,8 +38,8 @@ def train(config: Config, output: str | Path | None = None, console: Console | N
 
     Args:
         config: the settings, see `longtail.recipe`.
-        output: folder of the run; a new one below runs/ by default. An unfinished run with the same settings in it is
-            gone on with, so that a scheduler can start the same command again.
+        output: folder of the run; a new one below runs/ by default. A run with the same settings that is in it already
+            is gone on with, so that a scheduler can start the same command again; if it is finished it is returned.
         console: where to tell how it goes; nowhere by default.
 
     Raises:
@@ -47,7 +48,12 @@ def train(config: Config, output: str | Path | None = None, console: Console | N
     """
     with processes(config.device) as group:
         if output is not None and _is_same(Run(output), config):
-            return _train(Run(output, group.is_main), config, console, group)
+            known = Run(output, group.is_main)
+            if not known.is_finished:
+                return _train(known, config, console, group)
+            if console is not None and group.is_main:
+                say(console, f"{output} is finished, with these settings; longtail evaluate {output} tests it again")
+            return known
         run = Run(group.text(str(new_run(config.name, output).folder) if group.is_main else ""), group.is_main)
         return _train(run, config, console, group)
 
@@ -71,10 +77,8 @@ def resume(run: Run | str | Path, console: Console | None = None) -> Run:
 
 
 def _is_same(run: Run, config: Config) -> bool:
-    """Whether an unfinished run has these settings."""
-    if not run.config_path.is_file() or run.is_converted or run.is_finished:
-        return False
-    return what_counts(run.config) == what_counts(config)
+    """Whether a run has these settings."""
+    return run.config_path.is_file() and not run.is_converted and what_counts(run.config) == what_counts(config)
 
 
 def _train(run: Run, config: Config, console: Console | None, group: Group) -> Run:

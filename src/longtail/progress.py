@@ -10,6 +10,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 SECONDS_BETWEEN_LINES = 5.0
 
 
+def say(console: Console, text: str) -> None:
+    """A line for the user, as it is."""
+    # Names may hold what Rich takes for markup, and a command or a path must not be broken into lines.
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 class TrainingProgress:
     """Shows loss, learning rate, images per second and time left of a training.
 

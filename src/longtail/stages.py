@@ -18,7 +18,7 @@ from longtail.flops import cost
 from longtail.frozen import FrozenOutputs
 from longtail.models.checkpointing import checkpoint_activations
 from longtail.models.experts import MultiExpert, create_model, create_router
-from longtail.progress import TrainingProgress
+from longtail.progress import TrainingProgress, say
 from longtail.run import Run
 from longtail.runtime import Runtime
 from longtail.settings import what_counts
@@ -67,8 +67,7 @@ class Workplace:
 
     def say(self, text: str) -> None:
         """A line for the user."""
-        # Names may hold what Rich takes for markup, and a command or a path must not be broken into lines.
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(self.console, text)
 
 
 class Experts:

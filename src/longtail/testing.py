@@ -16,6 +16,7 @@ from longtail.evaluation import Answers, answers, evaluate_answers
 from longtail.flops import cost
 from longtail.metrics import Evaluation
 from longtail.models.experts import MultiExpert
+from longtail.progress import say
 from longtail.report import routing_summary, summary, write_report
 from longtail.routing_report import RoutingReport
 from longtail.run import Run
@@ -52,9 +53,7 @@ def print_results(console: Console, run: Run, tested: Tested, split: Part, confi
     console.print(summary(evaluation, title, many_above=shots.many_above, few_below=shots.few_below))
     if routing := tested.routings.get(split):
         console.print(routing_summary(routing, f"{config.name}: routing of {evaluation.num_images:,} {split} images"))
-    console.print(
-        f"Results, plots and settings: {run.folder / 'report.md'}", markup=False, highlight=False, soft_wrap=True
-    )
+    say(console, f"Results, plots and settings: {run.folder / 'report.md'}")
 
 
 def tested(place: Workplace, model: MultiExpert, card: ModelCard, loaders: Mapping[Part, Loader]) -> Tested:
@@ -75,7 +74,6 @@ def tested(place: Workplace, model: MultiExpert, card: ModelCard, loaders: Mappi
         results[part]["routing"] = routing.as_dict()
     if not run.writes:
         return Tested(evaluations, routings)
-    run.write_json("results.json", {"epoch": card.epoch, **results, **names})
     write_report(
         run.folder,
         config=asdict(config),
@@ -87,6 +85,7 @@ def tested(place: Workplace, model: MultiExpert, card: ModelCard, loaders: Mappi
         routing=routings.get("test"),
         **shots,
     )
+    run.write_json("results.json", {"epoch": card.epoch, **results, **names})  # last: it says that the test is complete
     return Tested(evaluations, routings)
 
 
