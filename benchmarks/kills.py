@@ -48,7 +48,7 @@ def finished(process: subprocess.Popen[str]) -> None:
 
 def where(folder: Path, epochs: int) -> str:
     """What a kill interrupted, as far as the folder tells."""
-    if list(folder.glob(".*.safetensors.*")):
+    if list(folder.glob(".*.unfinished")):
         return "while a file was being written"
     if (folder / "results.json").exists():
         return "at the end"

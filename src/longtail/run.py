@@ -14,7 +14,7 @@ from longtail.config import Config
 from longtail.errors import InputError
 from longtail.models.experts import MultiExpert
 from longtail.settings import recipe, to_yaml
-from longtail.tensor_file import write_atomically
+from longtail.tensor_file import UNFINISHED, write_atomically
 
 
 class Run:
@@ -108,6 +108,8 @@ class Run:
         except OSError as error:
             raise InputError(f"run folder '{self.folder}' cannot be written to: {error.strerror}") from error
         try:
+            for left in self.folder.glob(f".*{UNFINISHED}"):  # by somebody who was killed
+                left.unlink(missing_ok=True)
             yield
         finally:
             lock.release()

@@ -164,6 +164,8 @@ def train_router(place: Workplace, model: MultiExpert, card: ModelCard, val_load
         )
     checkpoint = place.checkpoint("router", refuses=False)
     records = checkpoint.records
+    if checkpoint.is_there:
+        place.say(f"Going on in the router's epoch {len(records) + 1} of {settings.epochs}")
     progress = TrainingProgress(
         place.console, settings.epochs, len(loader), loader.num_images, "router epoch", done=len(records)
     )

@@ -20,6 +20,9 @@ METADATA_KEY = "longtail"
 CHECKSUM = "sha256"
 """Name of the checksum therein: of the whole file, with zeros in its own place."""
 
+UNFINISHED = ".unfinished"
+"""End of the name of what is being written; whoever is killed then leaves it behind."""
+
 _ZEROS = "0" * 64
 _CHUNK = 2**20
 _LONGEST_HEADER = 100_000_000  # safetensors' own limit, bytes
@@ -113,7 +116,7 @@ def _opened(path: Path) -> Iterator[Any]:
 @contextmanager
 def _replaced(path: Path, keep: Path | None = None) -> Iterator[Path]:
     """Another path to write to, which takes the place of ``path`` at the end."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         yield temporary
         if keep is not None and path.exists():

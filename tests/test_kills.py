@@ -1,0 +1,81 @@
+"""Killed (SIGKILL) where it hurts most, and gone on with each time: weights and records are those of a run left alone.
+
+`benchmarks/kills.py` does the same at random moments.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dying
+import pytest
+from test_resume import same
+
+import longtail
+
+SETTINGS = ["--training.epochs", "3", "--router.epochs", "4", "--training.checkpoint_every", "0", "--device", "cpu"]
+SOURCE = Path(longtail.__file__).parent.parent
+
+# Point, file, and the number of its writing in the process; in the order in which they lie in a run.
+DEATHS = [
+    ("in the middle", "checkpoint-experts", 3),
+    ("between", "checkpoint-experts", 4),
+    ("before", "model", 1),
+    ("after", "model", 1),
+    ("before", "metrics", 2),
+    ("between", "checkpoint-router", 2),
+    ("in the middle", "checkpoint-router", 2),
+    ("before", "model", 1),
+    ("before", "results", 1),
+]
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300, env=environment)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    done = python("-m", "longtail", "train", "--output", str(folder), *SETTINGS)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_killed_again_and_again(whole, tmp_path):
+    folder = tmp_path / "run"
+    again = ["train", "--output", str(folder), *SETTINGS]
+    for point, file, number in DEATHS:
+        done = python(dying.__file__, point, file, str(number), *again)
+        assert done.returncode == -signal.SIGKILL, (point, file, done.stdout, done.stderr)
+        # Whatever is there can be read.
+        if (folder / "model.safetensors").exists():
+            longtail.load_model(folder)
+        again = ["train", "--resume", str(folder)]
+    done = python("-m", "longtail", *again)
+    assert done.returncode == 0, done.stderr
+    same(whole, folder)
+
+
+def test_stopped_by_a_scheduler(whole, tmp_path):
+    """SIGTERM: saved, exit code 75, and the same command goes on."""
+    folder = tmp_path / "run"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
+    command = [sys.executable, "-m", "longtail", "train", "--output", str(folder), *SETTINGS]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    while process.poll() is None and not list(folder.glob("checkpoint-*.safetensors")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert err == "longtail: stopped\n"
+    assert f"longtail train --resume {folder}" in out
+    assert list(folder.glob("checkpoint-*.safetensors"))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Going on in" in done.stdout
+    same(whole, folder)
