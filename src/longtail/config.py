@@ -353,6 +353,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation"):
             _require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
+        right = "false where training.checkpoint_activations is true"
+        _require(not (self.compile and self.checkpoint_activations), "training.compile", True, right)
         _require(self.checkpoint_every >= 0, "training.checkpoint_every", self.checkpoint_every, "0 or more")
         rates = ("final_learning_rate", "warmup_learning_rate", "trunk_learning_rate")
         for name in ("momentum", "weight_decay", "warmup", "validate_every", *rates):
