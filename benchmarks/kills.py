@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from result import report
@@ -62,20 +63,29 @@ def where(folder: Path, epochs: int) -> str:
     return f"in the experts' epoch {lines + 1}" if (folder / "config.yaml").exists() else "before the first step"
 
 
+def written(folder: Path) -> tuple[float, ...]:
+    """Changes whenever a checkpoint is written."""
+    files = sorted(folder.glob("checkpoint-*.safetensors"))
+    with suppress(FileNotFoundError):  # it is being replaced
+        return tuple(path.stat().st_mtime for path in files)
+    return ()
+
+
 def killed(folder: Path, epochs: int, most: int, rng: random.Random) -> list[str]:
     """Trains to the end, killed at most so many times; says where."""
     places: list[str] = []
+    steps = 8 * epochs  # of both stages, about
     while True:
         process = start(folder, epochs)
         if len(places) < most:
-            begun = time.monotonic()
-            while process.poll() is None and not (folder / "config.yaml").exists():
-                time.sleep(0.05)
-            # As long again as the start took, at most: it makes headway, and is not done too soon.
-            wait = rng.uniform(0.0, 1.5) * (time.monotonic() - begun) if not places else rng.uniform(2.0, 14.0)
-            try:
-                process.wait(wait)
-            except subprocess.TimeoutExpired:
+            # So many steps later, whatever a step takes today, and anywhere within one.
+            left, last = rng.randrange(1 + 2 * steps // most), written(folder)
+            while process.poll() is None and left > 0:
+                time.sleep(0.002)
+                now = written(folder)
+                left, last = left - (now != last), now
+            time.sleep(rng.uniform(0.0, 0.1))
+            if process.poll() is None:
                 process.kill()
                 process.wait()
                 places.append(where(folder, epochs))
