@@ -74,12 +74,12 @@ def written(folder: Path) -> tuple[float, ...]:
 def killed(folder: Path, epochs: int, most: int, rng: random.Random) -> list[str]:
     """Trains to the end, killed at most so many times; says where."""
     places: list[str] = []
-    steps = 8 * epochs  # of both stages, about
+    changes = 16 * epochs  # of both stages, about: a step replaces two files
     while True:
         process = start(folder, epochs)
         if len(places) < most:
             # So many steps later, whatever a step takes today, and anywhere within one.
-            left, last = rng.randrange(1 + 2 * steps // most), written(folder)
+            left, last = rng.randrange(1 + 2 * changes // most), written(folder)
             while process.poll() is None and left > 0:
                 time.sleep(0.002)
                 now = written(folder)
