@@ -54,13 +54,14 @@ def _source(config: Config) -> Dataset:
     if data.name == "folder":
         return folder(root, data.test_fraction, data.subset_seed)
     names = root / data.class_names if data.class_names else None
+    outside = data.allow_outside_root
     if data.name == "list":
         lists = [None if name is None else root / name for name in (data.train_list, data.val_list, data.test_list)]
         train, val, test = lists
         assert train is not None
         assert test is not None
-        return list_files(root, train, val, test, names)
-    return published(data.name, root, names)
+        return list_files(root, train, val, test, names, allow_outside=outside)
+    return published(data.name, root, names, allow_outside=outside)
 
 
 class Preprocessing(NamedTuple):

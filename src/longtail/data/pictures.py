@@ -1,12 +1,25 @@
 """One picture file, of whatever kind, as upright red, green and blue."""
 
+import stat
+import warnings
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from longtail.errors import InputError
+
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What Pillow may take a file for. Without this it would try all that it knows: for PostScript it starts Ghostscript."""
+
+MAX_ASPECT = 256
+"""Longer side divided by the shorter one, above which a picture is refused: brought to the size of the others by its
+shorter side, a line of 60,000 pixels would take gigabytes."""
+
+# Up to twice Pillow's limit of 89 million pixels are taken; above, it raises an error.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"])
 
@@ -23,10 +36,16 @@ def decode(path: Path) -> Image.Image:
     clipped; see `_to_eight_bits`. Of several frames the first is taken.
 
     Raises:
-        InputError: the file is absent, damaged, no picture, or so large that it may be a decompression bomb.
+        InputError: the file is absent, damaged, no picture, so large that it may be a decompression bomb, or a line.
     """
     try:
-        with Image.open(path) as image:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # to read from a pipe would be to wait for ever
+            raise ValueError("not a file but a pipe or a device")
+        with Image.open(path, formats=_formats()) as image:
+            if max(image.size) > MAX_ASPECT * min(image.size):
+                width, height = image.size
+                raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT} times the other")
             image.load()
             # A damaged EXIF entry is no reason to refuse a sound picture.
             with suppress(Exception):
@@ -34,6 +53,13 @@ def decode(path: Path) -> Image.Image:
             return _to_rgb(image)
     except Exception as error:  # a damaged picture can raise anything
         raise InputError(f"{path}: does not decode ({_reason(path, error)}); mend or remove the file") from error
+
+
+@cache
+def _formats() -> list[str]:
+    """Those that this Pillow has; later versions have more."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
