@@ -85,6 +85,18 @@ def make_config(values: Settings) -> Config:
     return Config(**{key: kinds[key](**value) if isinstance(value, dict) else value for key, value in values.items()})
 
 
+def check_types(config: Config) -> None:
+    """Refuses what constructors take without looking: 1.5 epochs.
+
+    Raises:
+        InputError: the type of a value is wrong.
+    """
+    try:
+        settings_parser().parse_object(_plain(dataclasses.asdict(config)))
+    except Exception as error:  # as in `resolve`
+        raise InputError(_one_line(error)) from error
+
+
 def to_yaml(config: Config) -> str:
     """Every setting, as YAML that `recipe` reads back into an equal `Config`."""
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)

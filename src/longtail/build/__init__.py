@@ -1,6 +1,13 @@
 """`Config` -> the parts of a run."""
 
-from longtail.build.data import eval_loader, load_data, preprocessing, shuffled_loader, train_loader
+from longtail.build.data import (
+    eval_loader,
+    find_bad_images,
+    load_data,
+    preprocessing,
+    shuffled_loader,
+    train_loader,
+)
 from longtail.build.model import architecture, criterion, experts_task, planned_architecture, router_options
 from longtail.build.optimization import learning_rate, optimizer, router_learning_rate, router_optimizer
 
@@ -9,6 +16,7 @@ __all__ = [
     "criterion",
     "eval_loader",
     "experts_task",
+    "find_bad_images",
     "learning_rate",
     "load_data",
     "optimizer",

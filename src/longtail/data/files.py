@@ -274,7 +274,7 @@ def _read_names(file: Path, num_classes: int, problems: list[str]) -> tuple[str,
         elif name in first_lines:
             problems.append(f"{file}:{number}: '{name}' is on line {first_lines[name]} too; names must differ")
         elif not is_printable(name):
-            problems.append(f"{file}:{number}: {ascii(name)} holds control characters; a name must be printable")
+            problems.append(f"{file}:{number}: {name!a} holds control characters; a name must be printable")
         first_lines.setdefault(name, number)
     return tuple(names)
 
@@ -327,7 +327,7 @@ def _class_folders(where: Path) -> list[str]:
     names = _subfolders(where)
     raise_all(
         [
-            f"{ascii(str(where / name))}: a class cannot be called like this folder, which is not UTF-8 or holds control "
+            f"{str(where / name)!a}: a class cannot be called like this folder, which is not UTF-8 or holds control "
             "characters; rename it"
             for name in names
             if not is_printable(name)
