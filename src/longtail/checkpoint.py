@@ -133,7 +133,7 @@ def _check_card(card: ModelCard) -> None:
         "class_names": isinstance(names, tuple) and all(isinstance(name, str) for name in names),
         "class_counts": isinstance(counts, tuple) and all(_is_whole(n, 1) for n in counts),
         "image_size": _is_whole(card.image_size, 1) and card.image_size <= MAX_SIDE,
-        "resize": _is_whole(card.resize, 1) and card.image_size <= card.resize <= 2 * MAX_SIDE,
+        "resize": _is_whole(card.resize, 1) and card.resize <= 2 * MAX_SIDE,
         "mean": len(colours) == 6 and all(isinstance(v, int | float) and math.isfinite(v) for v in colours),
         "interpolation": card.interpolation in get_args(Interpolation),
         "training_images": isinstance(card.training_images, str),
@@ -143,6 +143,8 @@ def _check_card(card: ModelCard) -> None:
     for name, is_right in right.items():
         if not is_right:
             raise ValueError(f"{name} is {str(getattr(card, name))[:80]}")
+    if card.resize < card.image_size:
+        raise ValueError(f"image_size is {card.image_size} and resize {card.resize}")
     if min(card.std) <= 0 or len(card.mean) != 3:
         raise ValueError(f"mean is {card.mean} and std {card.std}")
     if len(names) != arch.get("num_classes") or len(counts) not in (0, len(names)) or len(set(names)) < len(names):
@@ -151,6 +153,8 @@ def _check_card(card: ModelCard) -> None:
         )
     if not all(is_printable(name) for name in names):
         raise ValueError("names of classes hold control characters")
+    if not isinstance(scale := arch.get("scale", 1), int | float) or not 0 < scale < math.inf:
+        raise ValueError(f"scale is {scale}")
 
 
 def _is_whole(value: Any, least: int) -> bool:

@@ -19,7 +19,7 @@ from longtail.models.official_architecture import load_official
 from longtail.models.official_file import read_official
 from longtail.run import Run, new_run
 from longtail.runtime import environment
-from longtail.settings import check_types
+from longtail.settings import checked_types
 
 DATA: dict[int, dict[str, Any]] = {
     10: {"name": "cifar10"},
@@ -76,8 +76,7 @@ def convert(file: str | Path, output: str | Path) -> Run:
     if theirs and (given := _find(theirs, "arch.args.num_classes")) not in (None, architecture["num_classes"]):
         raise InputError(f"{beside} is about {given} classes and {file} has {architecture['num_classes']}")
     try:
-        config = _config(file.stem, theirs, architecture)
-        check_types(config)
+        config = checked_types(_config(file.stem, theirs, architecture))
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{beside}: {error}") from error
     run.start(
