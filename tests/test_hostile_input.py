@@ -438,7 +438,7 @@ ENVIRONMENT = {
 }
 
 TABLES = {
-    "arguments": ARGUMENTS, "config": CONFIGS, "list": LIST_FILES, "folder": FOLDERS, "picture": PICTURES, "model": MODELS,
+    "arguments": ARGUMENTS, "config": CONFIGS, "list": LIST_FILES, "folder": FOLDERS, "picture": PICTURES, "model": MODELS,  # noqa: E501
     "official": OFFICIAL, "environment": ENVIRONMENT,
 }  # fmt: skip
 CASES = {f"{table}: {name}": case for table, cases in TABLES.items() for name, case in cases.items()}
