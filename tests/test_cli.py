@@ -89,16 +89,6 @@ def test_evaluate_takes_settings(folder, tmp_path, capsys):
     assert "says nothing about the router's training" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "content"), [("metrics.jsonl", '{"epoch": 1}\n{"epo'), ("environment.json", "")])
-def test_damaged_records_are_named(folder, tmp_path, capsys, name, content):
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    (copy / name).write_text(content)
-    assert main(["evaluate", str(copy)]) == 2
-    err = capsys.readouterr().err
-    assert f"{name}" in err
-    assert len(err.strip().splitlines()) == 1
-
-
 def test_full_disk_is_one_line(folder, monkeypatch, capsys):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device", "report.md")

@@ -402,6 +402,37 @@ MODELS = {
     "scale that is a word": architecture_case("scale is x", scale="x"),
 }
 
+RUNS = {
+    "history cut off": Case(
+        EVALUATE, "run/metrics.jsonl:2: damaged", writes("run/metrics.jsonl", '{"epoch": 1}\n{"epo')
+    ),
+    "history that is not UTF-8": Case(EVALUATE, "run/metrics.jsonl:1: damaged", writes("run/metrics.jsonl", b"\xff")),
+    "history that is deep": Case(EVALUATE, "run/metrics.jsonl:1: damaged", writes("run/metrics.jsonl", "[" * 100_000)),
+    "environment that is empty": Case(EVALUATE, "run/environment.json: damaged", writes("run/environment.json", "")),
+    "environment that is a list": Case(EVALUATE, "run/environment.json: damaged", writes("run/environment.json", "[]")),
+    "environment of bytes": Case(EVALUATE, "run/environment.json: damaged", writes("run/environment.json", b"\xff")),
+    "skipped images cut off": Case(
+        EVALUATE, "run/skipped_images.txt: damaged", writes("run/skipped_images.txt", "a.jpg\tb")
+    ),
+    "settings that are absent": Case(EVALUATE, "run/config.yaml", lambda here: (here / "run/config.yaml").unlink()),
+    "settings of other data": Case(EVALUATE, "training images .* are not those", writes("run/config.yaml", "")),
+    "name that leads out": Case(["train", *QUICK, "--name", "../x"], "name is '../x', which is no name of a folder"),
+    "no name": Case(["train", *QUICK, "--name", ""], "name is '', which is no name of a folder"),
+}
+
+SKIPPING = {
+    "too many": Case(
+        [*PHOTOS, "--data.on_bad_image", "skip"],
+        r"1 of 12 images do not decode .8.3%., and data.max_bad_images allows 1.0%.*\nclass 0/0.jpg: the file is empty\n$",  # noqa: E501
+        writes("photos/class 0/0.jpg", b""),
+    ),
+    "a whole class": Case(
+        [*PHOTOS, "--data.on_bad_image", "skip", "--data.max_bad_images", "1"],
+        r"class 'class 2' has no training image that decodes .of 2.*class 2/.\.jpg: the file is empty",
+        lambda here: [(here / f"photos/class 2/{number}.jpg").write_bytes(b"") for number in range(3)],
+    ),
+}
+
 OFFICIAL = {
     "hostile": Case(
         CONVERT,
@@ -438,7 +469,7 @@ ENVIRONMENT = {
 }
 
 TABLES = {
-    "arguments": ARGUMENTS, "config": CONFIGS, "list": LIST_FILES, "folder": FOLDERS, "picture": PICTURES, "model": MODELS,  # noqa: E501
+    "arguments": ARGUMENTS, "config": CONFIGS, "list": LIST_FILES, "folder": FOLDERS, "picture": PICTURES, "model": MODELS, "run": RUNS, "skipping": SKIPPING,  # noqa: E501
     "official": OFFICIAL, "environment": ENVIRONMENT,
 }  # fmt: skip
 CASES = {f"{table}: {name}": case for table, cases in TABLES.items() for name, case in cases.items()}
@@ -486,7 +517,7 @@ def test_bad_input_is_told_in_a_line_and_changes_nothing(name, here, capsys, mon
     assert line.startswith("longtail: ")
     assert re.search(says, line), line
     assert "Traceback" not in err
-    assert len(line.splitlines()) == 1 or says.endswith("\\n$")
+    assert len(line.splitlines()) == 1 or says.endswith(r"\n$")
     assert len(err.splitlines()) <= 20
     assert snapshot(here) == before
 

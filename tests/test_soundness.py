@@ -170,3 +170,29 @@ def test_held_out_images_do_not_depend_on_what_is_skipped(photos):
     assert np.array_equal(smaller.class_counts, np.bincount(smaller.train.labels))
     with pytest.raises(InputError, match="2 of 28 images do not decode"):
         build.find_bad_images(settings(photos, **{"data.max_bad_images": 0.0}), whole)
+
+
+def test_a_run_keeps_what_it_skipped(photos, tmp_path, monkeypatch):
+    """Looked for once; tested again, and with another root, the same images are left out."""
+    spoil(photos, "class 0/2.jpg", "class 1/3.jpg")
+    config = settings(photos, **{"training.epochs": 1, "model.backbone": "resnet20", "model.num_experts": 2})
+    run = longtail.train(config, tmp_path / "run")
+    assert sorted(bad.path for bad in run.skipped()) == ["class 0/2.jpg", "class 1/3.jpg"]
+    assert (run.folder / "skipped_images.txt").read_text().startswith("class ")
+    tested = longtail.evaluate(run).num_images
+    monkeypatch.setattr(build, "find_bad_images", lambda *arguments: pytest.fail("looked again"))
+    monkeypatch.setattr("longtail.pipeline.build.find_bad_images", build.find_bad_images)
+    photos.rename(tmp_path / "moved")
+    moved = longtail.recipe(run.config_path, {"data.root": str(tmp_path / "moved")})
+    assert longtail.evaluate(run, config=moved).num_images == tested
+    (run.folder / "skipped_images.txt").write_text("")
+    with pytest.raises(InputError, match=r"does not decode|train again"):
+        longtail.evaluate(run, config=moved)
+
+
+def test_a_sound_data_set_is_looked_at_once_too(photos, tmp_path):
+    config = settings(photos, **{"training.epochs": 1, "model.backbone": "resnet20", "model.num_experts": 2})
+    run = longtail.train(config, tmp_path / "run")
+    assert run.skipped() == []
+    assert longtail.train(settings(photos, **{"training.epochs": 1, "model.backbone": "resnet20", "model.num_experts": 2,  # noqa: E501
+                                              "data.on_bad_image": "error"}), tmp_path / "other").skipped() is None  # fmt: skip  # noqa: E501

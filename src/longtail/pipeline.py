@@ -1,19 +1,21 @@
 """The whole way: from a `Config` to a trained, tested and described run; and to test a run again."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from longtail import build, tradeoff
 from longtail.checkpoint import ModelCard, save_model
 from longtail.config import Config
 from longtail.data.loading import Loader
+from longtail.data.soundness import SKIPPED_FILE, BadImage
 from longtail.data.splits import Dataset
 from longtail.errors import InputError
 from longtail.evaluation import Answers, answers, evaluate_answers
@@ -61,6 +63,26 @@ def train(config: Config, output: str | Path | None = None, console: Console | N
     return _train(run, config, console or Console(quiet=True))
 
 
+def _load_data(
+    run: Run, config: Config, console: Console, skipped: list[BadImage] | None = None
+) -> tuple[Dataset, list[BadImage] | None]:
+    """The data without what is skipped, and the list of that where the run does not hold it yet."""
+    known = run.skipped() if skipped is None else skipped
+    if known is not None:
+        return build.load_data(config, known), known
+    dataset = build.load_data(config)
+    if config.data.on_bad_image == "error":
+        return dataset, None
+
+    def watch(walk: Iterable[BadImage | None], total: int) -> Iterable[BadImage | None]:
+        return track(walk, "checking images", total=total, console=console, transient=True, disable=not total)
+
+    bad = build.find_bad_images(config, dataset, watch)
+    if bad:
+        _print(console, f"{counted(len(bad), 'image does', 'images do')} not decode: skipped, see {SKIPPED_FILE}")
+    return build.load_data(config, bad), bad
+
+
 def resume(run: Run | str | Path, console: Console | None = None) -> Run:
     """Goes on with a run that was interrupted: finished stages stay, an unfinished one begins anew.
 
@@ -77,9 +99,12 @@ def resume(run: Run | str | Path, console: Console | None = None) -> Run:
     return _train(run, run.config, console or Console(quiet=True), again=True)
 
 
-def _train(run: Run, config: Config, console: Console, again: bool = False) -> Run:
+def _train(
+    run: Run, config: Config, console: Console, again: bool = False, skipped: list[BadImage] | None = None
+) -> Run:
     device = pick_device(config.device)
-    place = Workplace(run, config, build.load_data(config), device, console)
+    dataset, skipped = _load_data(run, config, console, skipped)
+    place = Workplace(run, config, dataset, device, console)
     trained = again and run.epochs_done >= config.training.epochs
     # Whatever can be wrong is found here, before hours of training.
     experts = None if trained else Experts(place)
@@ -94,6 +119,8 @@ def _train(run: Run, config: Config, console: Console, again: bool = False) -> R
     teacher = load_teacher(source, place) if isinstance(source, Path) else None
     if not again:
         run.start(config, environment(device))
+    if skipped is not None:
+        run.write_skipped(skipped)
     start = time.perf_counter()
     stage = "experts"
     try:
@@ -135,7 +162,7 @@ def _trained_teacher(run: Run, config: Config, console: Console) -> Run:
         return teacher
     if teacher.config_path.is_file():
         return resume(teacher, console)
-    return train(config, teacher.folder, console)
+    return _train(new_run(config.name, teacher.folder), config, console, skipped=run.skipped())
 
 
 def evaluate(
@@ -168,9 +195,11 @@ def evaluate(
     config = config or run.config
     on = pick_device(device)
     model, card = run.load_model()
-    dataset = build.load_data(config)
+    dataset, skipped = _load_data(run, config, console or Console(quiet=True))
     place = Workplace(run, config, dataset, on, Console(quiet=True))
     card = _checked(card, place)
+    if skipped is not None:
+        run.write_skipped(skipped)
     loaders = _eval_loaders(config, dataset, on)
     if split not in loaders:
         raise InputError(f"data set '{config.data.name}' has no part '{split}'; there is {' and '.join(loaders)}")
@@ -207,8 +236,11 @@ def add_router(run: Run | str | Path, *, config: Config | None = None, console: 
     model, card = run.load_model()
     if model.num_experts == 1:
         raise InputError(f"{run.folder} has one expert; a router chooses among several")
-    place = Workplace(run, config, build.load_data(config), device, console)
+    dataset, skipped = _load_data(run, config, console)
+    place = Workplace(run, config, dataset, device, console)
     card = _checked(card, place)
+    if skipped is not None:
+        run.write_skipped(skipped)
     loaders = _eval_loaders(config, place.dataset, device)
     _check_choice(config.router.compute_budget, config.router.max_accuracy_drop, loaders)
     card = train_router(place, place.on_device(model), card, loaders.get("val"))
