@@ -181,7 +181,9 @@ def few_images(num_classes, names):
 
 def test_evaluates_where_the_classes_are_known(file, tmp_path, monkeypatch):
     run = convert(file, tmp_path / "run")
-    monkeypatch.setattr("longtail.build.load_data", lambda config: few_images(100, CIFAR_NAMES["cifar100"].split()))
+    monkeypatch.setattr(
+        "longtail.build.load_data", lambda config, skipped: few_images(100, CIFAR_NAMES["cifar100"].split())
+    )
     with pytest.raises(InputError, match="class_counts"):  # two images a class are not CIFAR-100-LT
         longtail.evaluate(run, device="cpu")
     card = run.load_model()[1]

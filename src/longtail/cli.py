@@ -4,6 +4,7 @@ import argparse
 import io
 import logging
 import sys
+import unicodedata
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.addLevelName(logging.WARNING, "warning")
     logging.getLogger("longtail").setLevel(logging.INFO)
     logging.addLevelName(logging.INFO, "note")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or file that cannot hold a name must not end a training
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         known, settings = _parser().parse_known_args(arguments)
         if settings and known.run not in (train, evaluate, router, flops):
@@ -39,12 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known.run(known, settings)
     except InputError as error:
         if str(error):  # where several processes fail, one speaks
-            print(f"longtail: {error}", file=sys.stderr)
+            _complain(str(error))
         return EXIT_INPUT
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         sys.stderr.close()
     except OSError as error:  # a full disk, a folder that cannot be read or written
-        print(f"longtail: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        _complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
+        return EXIT_INPUT
+    except (MemoryError, RuntimeError) as error:
+        if not _is_about_memory(error):
+            raise
+        _complain(
+            "there is not enough memory; less is needed with a smaller training.batch_size, evaluation.batch_size, "
+            "data.cache_gib or data.workers, or a larger training.accumulation"
+        )
         return EXIT_INPUT
     except KeyboardInterrupt as error:
         from longtail.signals import Stopped
@@ -52,6 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"longtail: {'stopped' if isinstance(error, Stopped) else 'interrupted'}", file=sys.stderr)
         return EXIT_STOPPED if isinstance(error, Stopped) else EXIT_INTERRUPTED
     return 0
+
+
+def _complain(message: str) -> None:
+    # Names of files may hold what would turn a terminal red, or empty it.
+    shown = "".join(ascii(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cs") and c != "\n" else c for c in message)
+    print(f"longtail: {shown}", file=sys.stderr)
+
+
+def _is_about_memory(error: Exception) -> bool:
+    """Also PyTorch's, which is a RuntimeError, on a GPU one of its own."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def train(known: argparse.Namespace, settings: list[str]) -> None:

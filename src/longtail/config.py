@@ -13,13 +13,15 @@ def _require(condition: bool, setting: str, value: object, right: str) -> None:
         raise InputError(f"{setting} is {value!r}; it must be {right}")
 
 
-def _require_finite(name: str, value: Any) -> None:
+def _require_usable(name: str, value: Any) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
-            _require_finite(f"{name}.{key}".lstrip("."), item)
+            _require_usable(f"{name}.{key}".lstrip("."), item)
     elif isinstance(value, list | tuple):
         for item in value:
-            _require_finite(name, item)
+            _require_usable(name, item)
+    elif isinstance(value, str):
+        _require("\0" not in value, name, value, "without null characters")
     elif isinstance(value, float):
         _require(math.isfinite(value), name, value, "finite")
 
@@ -47,6 +49,17 @@ class DataConfig:
 
     class_names: str | None = None
     """File with one class name a line, in the order of the labels; relative to root. Only for list files."""
+
+    allow_outside_root: bool = False
+    """Let the paths of list files be absolute or lead out of root by '..'. The paths' text is what is checked: a link
+    inside root may lead anywhere, because whoever can make one could as well copy the picture."""
+
+    on_bad_image: Literal["error", "skip"] = "error"
+    """What to do with image files that do not decode. skip decodes all of them once before training, leaves those out
+    and lists them in the run's skipped_images.txt."""
+
+    max_bad_images: float = 0.01
+    """Largest share of the images that skip leaves out; more is an error."""
 
     imbalance: Literal["none", "exponential", "step"] = "none"
     """How the training images are thinned out to make a long tail."""
@@ -106,6 +119,7 @@ class DataConfig:
             _require(self.resize >= self.image_size, "data.resize", self.resize, right)
         _require(0 <= self.subset_seed < 2**32, "data.subset_seed", self.subset_seed, "from 0 to 2^32 - 1")
         _require(self.std is None or min(self.std) > 0, "data.std", self.std, "three numbers above 0, or unset")
+        _require(0 <= self.max_bad_images <= 1, "data.max_bad_images", self.max_bad_images, "a share, from 0 to 1")
         _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
         _require(self.cache_gib >= 0, "data.cache_gib", self.cache_gib, "0 or more")
         if self.name == "list":
@@ -512,7 +526,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2^32 - 1")
-        _require_finite("", asdict(self))
+        _require_usable("", asdict(self))
         epochs, right = self.training.epochs, f"at most training.epochs, {self.training.epochs}, or a share below 1"
         for milestone in self.training.milestones:
             _require(milestone <= epochs, "training.milestones", self.training.milestones, right)

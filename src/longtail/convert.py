@@ -19,6 +19,7 @@ from longtail.models.official_architecture import load_official
 from longtail.models.official_file import read_official
 from longtail.run import Run, new_run
 from longtail.runtime import environment
+from longtail.settings import checked_types
 
 DATA: dict[int, dict[str, Any]] = {
     10: {"name": "cifar10"},
@@ -75,8 +76,8 @@ def convert(file: str | Path, output: str | Path) -> Run:
     if theirs and (given := _find(theirs, "arch.args.num_classes")) not in (None, architecture["num_classes"]):
         raise InputError(f"{beside} is about {given} classes and {file} has {architecture['num_classes']}")
     try:
-        config = _config(file.stem, theirs, architecture)
-    except (TypeError, ValueError) as error:
+        config = checked_types(_config(file.stem, theirs, architecture))
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{beside}: {error}") from error
     source = {"converted_from": str(file), "converted_class": official.arch}
     with run.held():
@@ -175,7 +176,7 @@ def _card(config: Config, architecture: Mapping[str, Any], epoch: int) -> ModelC
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a readable JSON file ({error})") from error
     if not isinstance(settings, dict):
         raise InputError(f"{path}: must hold settings, not a {type(settings).__name__}")

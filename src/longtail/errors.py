@@ -17,8 +17,14 @@ def did_you_mean(word: str, words: Sequence[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def one_line(text: str) -> str:
+    """The text with what ends lines made visible: names of files may hold it."""
+    return text.replace("\n", "\\n").replace("\r", "\\r")
+
+
 def raise_all(problems: Sequence[str], most: int = 20) -> None:
-    """Raises one error that lists the problems, a line each and at most so many, if there are any."""
+    """Raises one error that lists the problems, a line each, in at most so many lines, if there are any."""
     if problems:
-        hidden = len(problems) - most
-        raise InputError("\n".join([*problems[:most], *([f"and {hidden} more"] if hidden > 0 else [])]))
+        shown = list(problems) if len(problems) <= most else problems[: most - 1]
+        hidden = len(problems) - len(shown)
+        raise InputError("\n".join([*map(one_line, shown), *([f"and {hidden:,} more"] if hidden else [])]))

@@ -1,17 +1,21 @@
 """The whole way: from a `Config` to a trained, tested and described run; and to test a run again."""
 
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import track
 
 from longtail import build
 from longtail.checkpoint import ModelCard
 from longtail.config import Config
 from longtail.data.loading import Loader
+from longtail.data.soundness import SKIPPED_FILE, BadImage, from_text, to_text
+from longtail.data.splits import Dataset
 from longtail.distribution import Group, processes
 from longtail.errors import InputError
 from longtail.evaluation import answers
@@ -28,6 +32,9 @@ from longtail.stages import Experts, Workplace, set_threshold, train_router
 from longtail.teachers import check_planned, find_teacher, load_teacher
 from longtail.testing import Part, eval_loaders, print_results, tested
 from longtail.tradeoff import macs, parse_budget
+
+Skipped = list[BadImage] | None
+"""Images that were left out because they do not decode; None where nobody looked"""
 
 
 def train(config: Config, output: str | Path | None = None, console: Console | None = None) -> Run:
@@ -81,17 +88,18 @@ def _is_same(run: Run, config: Config) -> bool:
     return run.config_path.is_file() and not run.is_converted and what_counts(run.config) == what_counts(config)
 
 
-def _train(run: Run, config: Config, console: Console | None, group: Group) -> Run:
+def _train(run: Run, config: Config, console: Console | None, group: Group, skipped: Skipped = None) -> Run:
     begun, signals = run.config_path.is_file(), Signals()
     group.wait()  # before anything is written that the others look for
     with signals.caught(), ExitStack() as stack:
         if begun:
             stack.enter_context(run.held())
-        place = _workplace(run, config, console, group, signals)
+        place = _workplace(run, config, console, group, signals, skipped)
         plan = _Plan(place)
         if not begun:
             stack.enter_context(run.held())
             run.start(config, environment(place.runtime.device))
+        place.keep_skipped()
         try:
             with _timed(run):
                 model, card = plan.carry_out()
@@ -165,14 +173,33 @@ class _Plan:
         self.place.say(f"Stopped. {run.folder} holds {holds}; {resumed}")
 
 
-def _workplace(run: Run, config: Config, console: Console | None, group: Group, signals: Signals) -> Workplace:
+def _workplace(
+    run: Run, config: Config, console: Console | None, group: Group, signals: Signals, skipped: Skipped = None
+) -> Workplace:
     device = pick_device(config.device)
-    with group.main_first():  # it may download them
-        dataset = build.load_data(config)
     if console is None or not group.is_main:
         console = Console(quiet=True)
+    if skipped is None:
+        skipped = run.skipped()
+    with group.main_first():  # it may download them
+        dataset = build.load_data(config, skipped or ())
+    if skipped is None and config.data.on_bad_image == "skip":
+        skipped = _bad_images(config, dataset, console, group)
+        dataset = build.load_data(config, skipped)
     runtime = Runtime(device, config.training.precision, group)
-    return Workplace(run, config, dataset, runtime, console, signals)
+    return Workplace(run, config, dataset, runtime, console, signals, skipped)
+
+
+def _bad_images(config: Config, dataset: Dataset, console: Console, group: Group) -> list[BadImage]:
+    """What the first process finds, for all."""
+
+    def watch(walk: Iterable[BadImage | None], total: int) -> Iterable[BadImage | None]:
+        return track(walk, "checking images", total=total, console=console, transient=True, disable=not total)
+
+    found = build.find_bad_images(config, dataset, watch) if group.is_main else []
+    if found:
+        say(console, f"{counted(len(found), 'image does', 'images do')} not decode: skipped, see {SKIPPED_FILE}")
+    return from_text(os.fsencode(group.text(os.fsdecode(to_text(found)))), Path(SKIPPED_FILE))
 
 
 @contextmanager
@@ -189,10 +216,9 @@ def _timed(run: Run) -> Iterator[None]:
 
 def _trained_teacher(place: Workplace, config: Config) -> Run:
     """The teacher's own run within the student's, trained as far as it is not yet."""
-    teacher = Run(place.run.teacher_folder)
+    teacher = Run(place.run.teacher_folder, place.run.writes)
     if not teacher.is_finished:
-        known = teacher.config_path.is_file()
-        _ = resume(teacher, place.console) if known else train(config, teacher.folder, place.console)
+        _train(teacher, config, place.console, place.runtime.group, place.skipped)
     place.runtime.group.wait()  # until it is written
     return teacher
 
@@ -289,6 +315,7 @@ def _at(
         place = _workplace(run, config, console, group, signals)
         model, card = run.load_model()
         card = _checked(card, place)
+        place.keep_skipped()
         loaders = eval_loaders(place)
         yield place, place.on_device(model), card, loaders
 

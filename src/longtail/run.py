@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from longtail.checkpoint import MODEL_FILE, ModelCard, load_card, load_model_file, save_model
 from longtail.config import Config
+from longtail.data.soundness import SKIPPED_FILE, BadImage, from_text, to_text
 from longtail.errors import InputError
 from longtail.models.experts import MultiExpert
 from longtail.settings import recipe, to_yaml
@@ -79,13 +80,26 @@ class Run:
     def history(self) -> list[dict[str, Any]]:
         """The record of each epoch."""
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
+        lines = path.read_bytes().splitlines() if path.is_file() else []
         return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
 
     def environment(self) -> dict[str, Any]:
         """Versions and hardware it was trained with."""
         path = self.folder / "environment.json"
-        return _parse(path.read_text(), str(path)) if path.is_file() else {}
+        return _parse(path.read_bytes(), str(path)) if path.is_file() else {}
+
+    def skipped(self) -> list[BadImage] | None:
+        """The images that were left out because they do not decode; None where nobody looked.
+
+        Raises:
+            InputError: the list is damaged.
+        """
+        path = self.folder / SKIPPED_FILE
+        return from_text(path.read_bytes(), path) if path.is_file() else None
+
+    def write_skipped(self, bad: list[BadImage]) -> None:
+        """Keeps that list, so that everything later leaves out the same images."""
+        self._write(self.folder / SKIPPED_FILE, to_text(bad))
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -126,9 +140,13 @@ class Run:
         """
         if self.writes and self.config_path.exists():
             raise InputError(f"another run has taken '{self.folder}' meanwhile; start again")
-        self.write_config(config)
-        self.write_json("environment.json", environment)
-        self.write_history([])
+        try:
+            self.write_config(config)
+            self.write_json("environment.json", environment)
+            self.write_history([])
+        except InputError:  # the disk is full
+            self.discard()
+            raise
 
     def write_config(self, config: Config) -> None:
         """Replaces the settings."""
@@ -165,7 +183,7 @@ class Run:
 
     def discard(self) -> None:
         """Takes back what `start` wrote, where nothing came of the run."""
-        for name in ("config.yaml", "environment.json", "metrics.jsonl"):
+        for name in ("config.yaml", "environment.json", "metrics.jsonl", SKIPPED_FILE):
             (self.folder / name).unlink(missing_ok=True)
         with suppress(OSError):  # it may hold something else
             self.folder.rmdir()
@@ -188,11 +206,11 @@ class Run:
             write_atomically(path, content)
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def _parse(text: bytes, where: str) -> dict[str, Any]:
     try:
         parsed = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: damaged ({error.msg}); mend or remove it") from error
+    except (ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
+        raise InputError(f"{where}: damaged ({error}); mend or remove it") from error
     if not isinstance(parsed, dict):
         raise InputError(f"{where}: damaged; mend or remove it")
     return parsed
@@ -202,13 +220,15 @@ def new_run(name: str, output: str | Path | None = None) -> Run:
     """A run folder that does not exist yet: ``output``, or the first free of runs/name, runs/name-2, ...
 
     Raises:
-        InputError: ``output`` holds something already.
+        InputError: ``output`` holds something already, or ``name`` leads out of runs/.
     """
     if output is not None:
         folder = Path(output)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"'{output}' exists already; choose another --output, or remove it first")
         return Run(folder)
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise InputError(f"name is '{name}', which is no name of a folder in runs/; give another, or an --output")
     folder, number = Path("runs") / name, 1
     while folder.exists():
         number += 1

@@ -12,6 +12,7 @@ from longtail import build
 from longtail.checkpoint import Checkpoint, ModelCard
 from longtail.config import Config
 from longtail.data.loading import Loader
+from longtail.data.soundness import BadImage
 from longtail.data.splits import Dataset
 from longtail.evaluation import Answers, answers, evaluate_answers
 from longtail.flops import cost
@@ -38,6 +39,13 @@ class Workplace:
     runtime: Runtime
     console: Console
     signals: Signals = field(default_factory=Signals)
+    skipped: list[BadImage] | None = None
+    """Images that were left out because they do not decode; None where nobody looked"""
+
+    def keep_skipped(self) -> None:
+        """Lists them in the run's folder, so that everything later leaves out the same."""
+        if self.skipped is not None:
+            self.run.write_skipped(self.skipped)
 
     def card(self) -> ModelCard:
         """The description of the model, before it has learnt anything."""

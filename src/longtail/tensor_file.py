@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -109,7 +110,9 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except (OSError, SafetensorError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read as safetensors ({error})") from error
 
 
@@ -127,8 +130,14 @@ def _replaced(path: Path, keep: Path | None = None) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError | SafetensorError):
-            raise InputError(f"{path} could not be written: {getattr(error, 'strerror', None) or error}") from error
+            raise InputError(f"{path} could not be written: {_reason(error)}") from error
         raise
+
+
+def _reason(error: Exception) -> str:
+    """Without what safetensors wraps around the system's own words."""
+    text = getattr(error, "strerror", None) or str(error).rpartition("error: ")[2]
+    return re.sub(r" \(os error \d+\)", "", text)
 
 
 def _sync(file: BinaryIO) -> None:

@@ -1,6 +1,13 @@
 """`Config` -> the parts of a run."""
 
-from longtail.build.data import eval_loader, load_data, preprocessing, shuffled_loader, train_loader
+from longtail.build.data import (
+    eval_loader,
+    find_bad_images,
+    load_data,
+    preprocessing,
+    shuffled_loader,
+    train_loader,
+)
 from longtail.build.model import (
     architecture,
     criterion,
@@ -16,6 +23,7 @@ __all__ = [
     "criterion",
     "eval_loader",
     "experts_task",
+    "find_bad_images",
     "for_training",
     "learning_rate",
     "load_data",

@@ -1,6 +1,7 @@
 """`Config` -> data set and loaders."""
 
 import os
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from longtail.config import Config
+from longtail.data import soundness
 from longtail.data.cache import decode_all, fits
 from longtail.data.cifar import cifar
 from longtail.data.digits import digits
@@ -17,15 +19,20 @@ from longtail.data.file_loader import FileLoader
 from longtail.data.files import folder, list_files, published
 from longtail.data.loading import Loader, MemoryLoader, Normalise
 from longtail.data.mixing import MixedLoader
+from longtail.data.soundness import BadImage
 from longtail.data.splits import Dataset, Split
 from longtail.data.transforms import Interpolation, default_resize, eval_transform, train_transform
 from longtail.errors import InputError
 from longtail.models.backbones import input_format
 from longtail.runtime import Runtime
 
+Watch = Callable[[Iterable[BadImage | None], int], Iterable[BadImage | None]]
 
-def load_data(config: Config) -> Dataset:
+
+def load_data(config: Config, skipped: Collection[BadImage] = ()) -> Dataset:
     """The data set with its long tail and its validation part.
+
+    Which images are held out is drawn before ``skipped`` are left out, so that it does not depend on them.
 
     Raises:
         InputError: files are absent or wrong, or the settings do not fit them.
@@ -42,7 +49,24 @@ def load_data(config: Config) -> Dataset:
             f"training.validate_every is {config.training.validate_every}, but {data.name} has no validation part; "
             "set data.val_fraction to hold one out of the training images"
         )
-    return dataset
+    return soundness.without(dataset, skipped, Path(data.root))
+
+
+def find_bad_images(config: Config, dataset: Dataset, watch: Watch = lambda walk, total: walk) -> list[BadImage]:
+    """The image files that do not decode. All of them are decoded for that, which takes its time.
+
+    Args:
+        config: the settings.
+        dataset: made by `load_data` with them.
+        watch: may show how far the walk over so many images is; yields what it is given.
+
+    Raises:
+        InputError: there are more than the settings allow.
+    """
+    root, paths = Path(config.data.root), soundness.picture_files(dataset)
+    bad = [found for found in watch(soundness.examine(paths, root), len(paths)) if found is not None]
+    soundness.check_share(bad, len(paths), config.data.max_bad_images)
+    return bad
 
 
 def _source(config: Config) -> Dataset:
@@ -55,13 +79,14 @@ def _source(config: Config) -> Dataset:
     if data.name == "folder":
         return folder(root, data.test_fraction, data.subset_seed)
     names = root / data.class_names if data.class_names else None
+    outside = data.allow_outside_root
     if data.name == "list":
         lists = [None if name is None else root / name for name in (data.train_list, data.val_list, data.test_list)]
         train, val, test = lists
         assert train is not None
         assert test is not None
-        return list_files(root, train, val, test, names)
-    return published(data.name, root, names)
+        return list_files(root, train, val, test, names, allow_outside=outside)
+    return published(data.name, root, names, allow_outside=outside)
 
 
 class Preprocessing(NamedTuple):

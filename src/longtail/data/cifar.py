@@ -20,6 +20,10 @@ from longtail.errors import InputError
 logger = logging.getLogger(__name__)
 
 
+MAX_UNPACKED = 2**30
+"""Bytes; the official archives hold less than a fifth of that."""
+
+
 class Layout(NamedTuple):
     """Names and checksums of one of the two data sets."""
 
@@ -76,8 +80,9 @@ def cifar(name: Literal["cifar10", "cifar100"], root: Path) -> Dataset:
     folder = _find(name, layout, root)
     meta = _read(folder / layout.meta)
     names = _get(meta, layout.class_names, folder / layout.meta)
-    if not isinstance(names, list) or len(names) != layout.num_classes:
-        raise InputError(f"{folder / layout.meta}: '{layout.class_names}' must be {layout.num_classes} class names")
+    if not isinstance(names, list) or len(names) != layout.num_classes or len(set(map(str, names))) != len(names):
+        wanted = f"{layout.num_classes} different class names"
+        raise InputError(f"{folder / layout.meta}: '{layout.class_names}' must be {wanted}")
     train, test = (_split(folder, layout, files) for files in (layout.train, layout.test))
     return Dataset(train, None, test, tuple(map(str, names)))
 
@@ -116,6 +121,8 @@ def _unpack(archive: Path, root: Path, layout: Layout) -> None:
     """Unpacks the data set's folder into ``root``: all of it or nothing."""
     try:
         with tempfile.TemporaryDirectory(dir=root) as temporary, tarfile.open(archive) as tar:
+            if sum(member.size for member in tar) > MAX_UNPACKED:
+                raise tarfile.TarError("it holds more than a data set of this kind")
             tar.extractall(temporary, filter="data")
             Path(temporary, layout.folder).rename(root / layout.folder)
     except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:

@@ -1,6 +1,8 @@
 """Data sets of picture files: list files, published lists, a folder per class. Nothing is decoded here."""
 
 import os
+import stat
+import unicodedata
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -23,8 +25,19 @@ PART_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validat
 """Names, in small or capital letters, of the folders that hold a part of a data set instead of a class."""
 
 
-def list_files(root: Path, train: Path, val: Path | None, test: Path, class_names: Path | None = None) -> Dataset:
+def list_files(
+    root: Path,
+    train: Path,
+    val: Path | None,
+    test: Path,
+    class_names: Path | None = None,
+    *,
+    allow_outside: bool = False,
+) -> Dataset:
     """Reads list files with one 'path label' a line: paths start in ``root`` and may hold spaces, labels count from 0.
+
+    Paths must stay in ``root`` unless ``allow_outside``: neither absolute nor with '..'. That is a check of the text:
+    where a link inside ``root`` leads is up to those who made it.
 
     ``class_names`` has one name a line, in the order of the labels. Without it classes are called as the folders
     that hold their training images, where each class has one to itself; otherwise "0", "1" and so on.
@@ -35,7 +48,7 @@ def list_files(root: Path, train: Path, val: Path | None, test: Path, class_name
     if not root.is_dir():
         raise InputError(f"data.root '{root}' is not a folder; it must be the one where the paths of the lists start")
     problems: list[str] = []
-    pictures = _PictureFinder(root)
+    pictures = _PictureFinder(root, allow_outside)
     train_list = _read_list(train, pictures, problems)
     val_list = None if val is None else _read_list(val, pictures, problems)
     test_list = _read_list(test, pictures, problems)
@@ -50,14 +63,14 @@ def list_files(root: Path, train: Path, val: Path | None, test: Path, class_name
     raise_all(problems)
     assert train_list is not None
     assert test_list is not None
-    names = names or _names_from_folders(train_list, num_classes)
+    names = names or _names_from_folders(root, train_list, num_classes)
     return Dataset(train_list.split(), None if val_list is None else val_list.split(), test_list.split(), names)
 
 
-def published(name: str, root: Path, class_names: Path | None = None) -> Dataset:
+def published(name: str, root: Path, class_names: Path | None = None, *, allow_outside: bool = False) -> Dataset:
     """ImageNet-LT, iNaturalist 2018 or Places-LT, by the lists they are published with, which lie in ``root``.
 
-    ``class_names`` as in `list_files`.
+    ``class_names`` and ``allow_outside`` as in `list_files`.
 
     Raises:
         InputError: a list is not there, or anything is wrong with one.
@@ -70,7 +83,8 @@ def published(name: str, root: Path, class_names: Path | None = None) -> Dataset
             f"{name} needs {', '.join(needed)} in '{root}' (data.root), next to the folders of pictures that the lists "
             f"name; missing: {', '.join(missing)}"
         )
-    return list_files(root, root / train, None if val is None else root / val, root / test, class_names)
+    lists = root / train, None if val is None else root / val, root / test
+    return list_files(root, *lists, class_names, allow_outside=allow_outside)
 
 
 def folder(root: Path, test_fraction: float, seed: int) -> Dataset:
@@ -104,31 +118,52 @@ class _List(NamedTuple):
     labels: NDArray[np.int64]
     lines: NDArray[np.int64]
     """counted from 1"""
+    folders: set[tuple[int, str]]
+    """Each label with the folders that hold its images"""
 
     def split(self) -> Split:
         return Split(self.labels, paths=as_paths(self.paths))
 
 
 class _PictureFinder:
-    """Tells which files exist, by one look into each folder instead of one for each file."""
+    """Tells what is wrong with the paths of lists, by one look into each folder instead of one for each file."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, allow_outside: bool) -> None:
         self.root = root
+        self._allow_outside = allow_outside
         self._names: dict[str, set[str]] = {}
+        self._leading_out: dict[str, bool] = {}
 
-    def has(self, relative: str) -> bool:
-        where, _, name = relative.rpartition("/")
-        if where not in self._names:
-            self._names[where] = self._look(where)
-        # A file system may know the file by another spelling (capitals, accents) than the one it lists.
-        return name in self._names[where] or (self.root / relative).is_file()
+    def problem(self, relative: str) -> str | None:
+        """What is wrong with a path, if anything."""
+        where = relative[: relative.rfind("/") + 1]
+        name = relative[len(where) :]
+        if where not in self._names:  # a million pictures lie in a few thousand folders
+            self._leading_out[where] = not self._allow_outside and _leaves_root(where)
+            self._names[where] = set() if self._leading_out[where] else self._look(where)
+        strange = name == ".." or "\\" in name or ":" in name  # on Windows these may lead elsewhere
+        if self._leading_out[where] or (strange and not self._allow_outside and _leaves_root(name)):
+            return (
+                f"'{_shortened(relative)}' leads out of data.root; paths must start and stay there "
+                "(or set data.allow_outside_root)"
+            )
+        if name not in self._names[where] and not self._is_file(relative):
+            return f"there is no file '{_shortened(relative)}' in '{self.root}' (data.root)"
+        return None
 
     def _look(self, where: str) -> set[str]:
         try:
             with os.scandir(self.root / where) as entries:
                 return {entry.name for entry in entries if entry.is_file()}
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a null character
             return set()
+
+    def _is_file(self, relative: str) -> bool:
+        # A file system may know the file by another spelling (capitals, accents) than the one it lists.
+        try:
+            return (self.root / relative).is_file()
+        except OSError:  # a name that is too long
+            return False
 
 
 def _read_list(file: Path, pictures: _PictureFinder, problems: list[str]) -> _List | None:
@@ -137,6 +172,7 @@ def _read_list(file: Path, pictures: _PictureFinder, problems: list[str]) -> _Li
     if text is None:
         return None
     paths, labels, lines = [], [], []
+    folders: set[tuple[int, str]] = set()
     for number, line in enumerate(text.split("\n"), start=1):
         # From the right: a path may hold spaces.
         words = line.strip().rsplit(None, 1)
@@ -144,25 +180,27 @@ def _read_list(file: Path, pictures: _PictureFinder, problems: list[str]) -> _Li
             continue
         relative, label = words if len(words) == 2 else (words[0], "")
         if not _is_label(label):
-            found = f"'{label}' is not a label" if label else "the label is missing"
+            found = f"'{_shortened(label)}' is not a label" if label else "the label is missing"
             problems.append(f"{file}:{number}: {found}; a line is 'path label', the label a whole number from 0")
             continue
-        if _leaves_root(relative):
-            problems.append(f"{file}:{number}: '{relative}' leads out of data.root; paths must start and stay there")
-        elif not pictures.has(relative):
-            problems.append(f"{file}:{number}: there is no file '{relative}' in '{pictures.root}' (data.root)")
+        if problem := pictures.problem(relative):
+            problems.append(f"{file}:{number}: {problem}")
         paths.append(pictures.root / relative)
         labels.append(int(label))
         lines.append(number)
+        folders.add((labels[-1], relative[: relative.rfind("/") + 1]))
     if not text.strip():
         problems.append(f"{file}: the list is empty; a line is 'path label'")
     if not labels:
         return None
-    return _List(paths, np.array(labels, dtype=np.int64), np.array(lines, dtype=np.int64))
+    return _List(paths, np.array(labels, dtype=np.int64), np.array(lines, dtype=np.int64), folders)
 
 
 def _read_text(file: Path, problems: list[str]) -> str | None:
     try:
+        if stat.S_ISFIFO(file.stat().st_mode):  # to read it might be to wait for ever
+            problems.append(f"{file}: is a pipe; it must be a text file, which can be read again later")
+            return None
         return file.read_text(encoding="utf-8-sig")  # some editors on Windows put a mark before the first line
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
@@ -175,6 +213,10 @@ def _read_text(file: Path, problems: list[str]) -> str | None:
 def _is_label(word: str) -> bool:
     # At most nine digits: no data set has a billion classes, and every such number fits everywhere.
     return word.isascii() and word.isdecimal() and len(word) <= 9
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _leaves_root(relative: str) -> bool:
@@ -210,10 +252,10 @@ def _check_known(file: Path, other: _List, train: _List, problems: list[str]) ->
         )
 
 
-def _names_from_folders(train: _List, num_classes: int) -> tuple[str, ...]:
-    folders = {(label, path.parent) for label, path in zip(train.labels.tolist(), train.paths, strict=True)}
-    pairs = {(label, where.name) for label, where in folders}
-    if len(pairs) == num_classes == len({label for label, _ in pairs}) == len({name for _, name in pairs}):
+def _names_from_folders(root: Path, train: _List, num_classes: int) -> tuple[str, ...]:
+    pairs = {(label, (root / where).name) for label, where in train.folders}
+    different = len(pairs) == num_classes == len({label for label, _ in pairs}) == len({name for _, name in pairs})
+    if different and all(is_printable(name) for _, name in pairs):
         return tuple(name for _, name in sorted(pairs))
     return tuple(str(label) for label in range(num_classes))
 
@@ -231,6 +273,8 @@ def _read_names(file: Path, num_classes: int, problems: list[str]) -> tuple[str,
             problems.append(f"{file}:{number}: the line is blank; it must name class {number - 1}")
         elif name in first_lines:
             problems.append(f"{file}:{number}: '{name}' is on line {first_lines[name]} too; names must differ")
+        elif not is_printable(name):
+            problems.append(f"{file}:{number}: {name!a} holds control characters; a name must be printable")
         first_lines.setdefault(name, number)
     return tuple(names)
 
@@ -281,6 +325,14 @@ def _without_parts(root: Path, test_fraction: float, seed: int) -> Dataset:
 def _class_folders(where: Path) -> list[str]:
     """Names of the classes, sorted."""
     names = _subfolders(where)
+    raise_all(
+        [
+            f"{str(where / name)!a}: a class cannot be called like this folder, which is not UTF-8 or holds control "
+            "characters; rename it"
+            for name in names
+            if not is_printable(name)
+        ]
+    )
     if not names:
         raise InputError(f"'{where}' has no folders of classes; it must hold one folder of pictures per class")
     if len(names) == 1:
@@ -311,10 +363,28 @@ def _subfolders(where: Path) -> list[str]:
 
 
 def pictures_below(where: Path) -> list[Path]:
-    """The pictures in a folder and the folders in it, in order; what is hidden is left out."""
+    """The pictures in a folder and the folders in it, in order; what is hidden is left out. Links are followed.
+
+    Raises:
+        InputError: a folder cannot be read, or is a link to one that it lies in.
+    """
     found: list[Path] = []
-    for directory, subfolders, files in os.walk(where, followlinks=True):
+    for directory, subfolders, files in os.walk(where, onerror=_refuse, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for link in (path for name in subfolders if (path := Path(directory, name)).is_symlink()):
+            if Path(directory).resolve().is_relative_to(link.resolve()):
+                raise InputError(f"'{link}' is a link to a folder that it lies in; remove it")
         here = (Path(directory, name) for name in sorted(files) if not name.startswith("."))
         found.extend(path for path in here if is_picture(path))
     return found
+
+
+def _refuse(error: OSError) -> None:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):  # validation and test need not have every class
+        return
+    raise InputError(f"{error.filename}: {error.strerror}; it must be a folder that can be read")
+
+
+def is_printable(name: str) -> bool:
+    """Whether a name can stand in a report: text without control characters, line ends or undecodable bytes."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)

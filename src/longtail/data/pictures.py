@@ -1,12 +1,25 @@
 """One picture file, of whatever kind, as upright red, green and blue."""
 
+import stat
+import warnings
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from longtail.errors import InputError
+from longtail.errors import InputError, one_line
+
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What Pillow may take a file for. It would try all kinds otherwise, and start Ghostscript for PostScript."""
+
+MAX_ASPECT = 256
+"""Longer side divided by the shorter one, above which a picture is refused: brought to the size of the others by its
+shorter side, a line of 60,000 pixels would take gigabytes."""
+
+# Up to twice Pillow's limit of 89 million pixels are taken; above, it raises an error.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"])
 
@@ -23,17 +36,44 @@ def decode(path: Path) -> Image.Image:
     clipped; see `_to_eight_bits`. Of several frames the first is taken.
 
     Raises:
-        InputError: the file is absent, damaged, no picture, or so large that it may be a decompression bomb.
+        InputError: the file is absent, damaged, no picture, so large that it may be a decompression bomb, or a line.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            # A damaged EXIF entry is no reason to refuse a sound picture.
-            with suppress(Exception):
-                ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+        return _decode(path)
     except Exception as error:  # a damaged picture can raise anything
-        raise InputError(f"{path}: does not decode ({_reason(path, error)}); mend or remove the file") from error
+        where = one_line(str(path))
+        raise InputError(f"{where}: does not decode ({_reason(path, error)}); mend or remove the file") from error
+
+
+def problem(path: Path) -> str | None:
+    """Why a picture does not decode, in a few words; None where it does."""
+    try:
+        _decode(path)
+    except Exception as error:
+        return _reason(path, error)
+    return None
+
+
+def _decode(path: Path) -> Image.Image:
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # to read from a pipe would be to wait for ever
+        raise ValueError("not a file but a pipe or a device")
+    with Image.open(path, formats=_formats()) as image:
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            width, height = image.size
+            raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT} times the other")
+        image.load()
+        # A damaged EXIF entry is no reason to refuse a sound picture.
+        with suppress(Exception):
+            ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
+
+
+@cache
+def _formats() -> list[str]:
+    """Those that this Pillow has; later versions have more."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -143,14 +143,18 @@ def _pretrained(name: str, where: bool | str | Path, options: Mapping[str, Any])
     """The weights of the full network without its classifier."""
     if not timm.is_model(name):
         raise InputError(f"there are no pretrained weights of {name}, which is not a network of timm")
-    local = {} if where is True else {"pretrained_cfg_overlay": {"file": str(where)}}
-    if local and not Path(str(where)).is_file():
+    local: dict[str, Any] = {}
+    if where is not True and not Path(str(where)).is_file():
         raise InputError(f"pretrained weights '{where}': no such file")
     try:
+        if where is not True:
+            # Read here, because earlier versions of timm would run what a pickle asks for.
+            weights = timm.models.load_state_dict(str(where), weights_only=True)
+            local = {"pretrained_cfg_overlay": {"state_dict": weights}}
         network = timm.create_model(name, pretrained=True, num_classes=0, **local, **options)
     except Exception as error:  # the hub, the file and the network each have their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        hint = "" if local else "; without a network, give a file of weights instead of true"
+        hint = "" if where is not True else "; without a network, give a file of weights instead of true"
         raise InputError(f"pretrained weights of {name} cannot be loaded ({reason}){hint}") from error
     return network.state_dict()  # type: ignore[no-any-return]
 

@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+import zipfile
 from _compat_pickle import IMPORT_MAPPING
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -65,17 +66,22 @@ def read_official(path: Path) -> OfficialFile:
     if (
         not isinstance(tensors, dict)
         or not tensors
-        or not all(isinstance(tensor, Tensor) for tensor in tensors.values())
+        or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items())
     ):
         raise InputError(f"{path}: has neither 'state_dict' (RIDE) nor 'model' (RIDE-Swin) with nothing but tensors")
     assert isinstance(content, dict)
+    if strange := [name for name, tensor in tensors.items() if not _is_plain(tensor)]:
+        raise InputError(
+            f"{path}: refused: {strange[0]!a} is no plain array of numbers, or larger than what the file holds"
+        )
+    arch = content.get("arch")
     epoch = content.get("epoch", 0)
     settings = vars(config).get("_config") if isinstance(config := content.get("config"), OrderedDict) else None
     return OfficialFile(
-        {str(name): tensor for name, tensor in tensors.items()},
+        dict(tensors),
         # RIDE-Swin counts epochs from 0.
-        (epoch + ("model" in content and "epoch" in content)) if isinstance(epoch, int) else 0,
-        str(content.get("arch", "")),
+        (epoch + ("model" in content and "epoch" in content)) if isinstance(epoch, int) and epoch >= 0 else 0,
+        arch if isinstance(arch, str) else "",
         settings if isinstance(settings, dict) else {},
     )
 
@@ -88,8 +94,23 @@ def _other_kind(start: bytes) -> str:
     return "is not a checkpoint: files of torch.save are zip archives, this one is not (truncated, or of another kind)"
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Not sparse, quantized or without contents; and not a huge one that repeats a single number."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu" or tensor.is_complex():
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def _check_archive(path: Path) -> None:
+    """A compressed archive could unpack to any size; those of torch.save are not compressed."""
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise InputError(f"{path}: refused: its parts are compressed, which those of a checkpoint are not")
+
+
 def _load(path: Path) -> Any:
     try:
+        _check_archive(path)
         asked = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         if hostile := [name for name in asked if not _harmless(name)]:
             raise InputError(f"{path}: refused: it asks for {', '.join(sorted(hostile))}, which no checkpoint needs")
