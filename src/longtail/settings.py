@@ -147,13 +147,13 @@ def _load(name: str, heirs: tuple[str, ...] = ()) -> tuple[Settings, dict[str, s
             raise InputError(f"{name}: {error}") from error
     try:
         settings = yaml.load(text, _Loader) or {}
-    except yaml.YAMLError as error:
+    except RecursionError as error:
+        raise InputError(f"{name}: not valid YAML: too deep") from error
+    except Exception as error:  # PyYAML's own, and what its constructors raise about tags such as !!set
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
         reason = " ".join(str(getattr(error, "problem", error)).split())
         raise InputError(f"{name}{where}: not valid YAML: {reason}") from error
-    except RecursionError as error:
-        raise InputError(f"{name}: not valid YAML: too deep") from error
     if not isinstance(settings, dict):
         raise InputError(f"{name}: must hold settings, 'section: {{field: value}}', not a {type(settings).__name__}")
     described = settings.pop("about", {})
