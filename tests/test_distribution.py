@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import layouts
 import pytest
 import together
 import torch
@@ -162,3 +163,22 @@ def test_batches_too_small_to_share(tmp_path):
 
 def test_settings_of_the_fixture_are_of_a_recipe():
     assert recipe("digits-lt-ride", {"training.validate_every": 1}).data.val_spare > 0
+
+
+def test_pictures_are_shared_and_bad_ones_skipped_alike(tmp_path):
+    """Decoded by workers of both processes; what one of them finds not to decode, both leave out."""
+    photos = layouts.write_folder(tmp_path / "photos", counts=(14, 9, 7))
+    (photos / "class 1" / "3.jpg").write_bytes(b"no picture")
+    given = {
+        "data.name": "folder", "data.root": photos, "data.image_size": 32, "data.imbalance": "none",
+        "data.cache_gib": 0, "data.workers": 1, "data.on_bad_image": "skip", "data.max_bad_images": 0.1,
+        "augmentation.crop": "resized", "training.batch_size": 8, "training.validate_every": 0,
+        "router.max_accuracy_drop": "null", "data.val_spare": 0,
+    }  # fmt: skip
+    folder = tmp_path / "run"
+    done = torchrun("-m", "longtail", "train", "--output", str(folder), *settings(**given))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("1 image does not decode: skipped") == 1
+    assert (folder / "skipped_images.txt").read_text().startswith("class 1/3.jpg\t")
+    assert sum(json.loads((folder / "results.json").read_text())["class_counts"]) in (23, 24)
+    longtail.evaluate(folder, device="cpu")  # one process takes the same images for its own

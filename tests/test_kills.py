@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import dying
+import layouts
 import pytest
 from test_resume import same
 
@@ -61,15 +62,16 @@ def test_killed_again_and_again(whole, tmp_path):
     same(whole, folder)
 
 
-def test_stopped_by_a_scheduler(whole, tmp_path):
-    """SIGTERM: saved, exit code 75, and the same command goes on."""
-    folder = tmp_path / "run"
+def stopped_by_a_scheduler(command: list[str], folder: Path, signalled: signal.Signals) -> None:
+    """Signals to the whole job once there is a checkpoint: saved, exit code 75. Then the same command goes on."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
-    command = [sys.executable, "-m", "longtail", "train", "--output", str(folder), *SETTINGS]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    command = [sys.executable, "-m", "longtail", *command]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
     while process.poll() is None and not list(folder.glob("checkpoint-*.safetensors")):
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signalled)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 75, err
     assert err == "longtail: stopped\n"
@@ -78,4 +80,21 @@ def test_stopped_by_a_scheduler(whole, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     assert "Going on in" in done.stdout
+
+
+def test_stopped_by_a_scheduler(whole, tmp_path):
+    folder = tmp_path / "run"
+    stopped_by_a_scheduler(["train", "--output", str(folder), *SETTINGS], folder, signal.SIGTERM)
     same(whole, folder)
+
+
+@pytest.mark.parametrize("signalled", [signal.SIGINT, signal.SIGUSR1])
+def test_workers_that_decode_are_not_stopped_with_it(tmp_path, signalled):
+    photos = layouts.write_folder(tmp_path / "photos", counts=(24, 12, 9))
+    given = ["train", "--config", "folder", "--data.root", str(photos), "--data.image_size", "32", "--device", "cpu",
+             "--data.cache_gib", "0", "--data.workers", "2", "--training.epochs", "4", "--training.batch_size", "4",
+             "--model.backbone", "resnet20", "--training.checkpoint_every", "0", "--router.epochs", "2"]  # fmt: skip
+    whole = tmp_path / "whole"
+    assert python("-m", "longtail", *given, "--output", str(whole)).returncode == 0
+    stopped_by_a_scheduler([*given, "--output", str(tmp_path / "run")], tmp_path / "run", signalled)
+    same(whole, tmp_path / "run")

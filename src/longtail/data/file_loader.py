@@ -1,6 +1,7 @@
 """Batches from picture files, decoded in worker processes, the same whatever their number."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from longtail.data.splits import Split
 from longtail.data.transforms import Transform
 from longtail.errors import InputError
 from longtail.seeds import generator, seeded
+from longtail.signals import STOPPING
 
 Key = tuple[int, int]
 """(epoch, position in the split)"""
@@ -68,6 +70,7 @@ class FileLoader:
             collate_fn=_collate,
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_signals_to_the_main_process if workers else None,
             generator=torch.Generator(),  # or each epoch would draw a number from the global one
         )
 
@@ -143,6 +146,12 @@ class _Order(Sampler[list[Key]]):
         epoch, positions = self.epoch, self.positions(self.epoch).tolist()
         for part in self._share.batches(self._num_images, self._batch_size, self.first):
             yield [(epoch, position) for position in positions[part]]
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Ctrl-C and schedulers signal to all processes of a job; the main one still needs its workers to finish a step."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _collate(samples: list[Sample]) -> Batch:
