@@ -13,14 +13,12 @@ from test_training import loader, small_split
 import longtail
 from longtail import build, pipeline, stages, teachers
 from longtail.config import Config
-from longtail.data.sampling import class_balanced
 from longtail.errors import InputError
 from longtail.frozen import FrozenOutputs
 from longtail.losses import CrossEntropyLoss, DistilledLoss, distillation
 from longtail.models.experts import create_model, create_router
 from longtail.run import Run
 from longtail.runtime import Runtime
-from longtail.seeds import generator
 from longtail.settings import recipe
 from longtail.tasks import DistilExperts, TrainRouter, teaching
 
@@ -139,27 +137,6 @@ def test_other_teachers_are_refused(run, tmp_path):
     with pytest.raises(InputError, match=r"vit\.yaml': its images have mean"):
         longtail.train(digits(teacher=str(tmp_path / "vit.yaml"), **plain), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-# ---- class-balanced draws ----
-
-
-def test_class_balanced_draws():
-    labels = torch.tensor([0] * 50 + [1] * 5 + [3] * 1)
-    drawn = class_balanced(labels, 9000, generator(1))
-    assert drawn.shape == (9000,)
-    by_class = torch.bincount(labels[drawn], minlength=4).double()
-    assert by_class[2] == 0
-    present = by_class[[0, 1, 3]]
-    # Chi-square with 2 degrees of freedom: 13.8 at a chance of 0.001.
-    assert ((present - 3000) ** 2 / 3000).sum() < 13.8
-    # Images of a class take turns: their counts differ by one at most.
-    times = torch.bincount(drawn, minlength=len(labels))
-    for label in (0, 1):
-        own = times[labels == label]
-        assert own.max() - own.min() <= 1
-    assert torch.equal(drawn, class_balanced(labels, 9000, generator(1)))
-    assert not torch.equal(drawn, class_balanced(labels, 9000, generator(2)))
 
 
 # ---- the router's stage ----

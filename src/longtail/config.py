@@ -293,6 +293,11 @@ class TrainingConfig:
     batch_size: int = 128
     """Images in a step of the optimiser, of all processes together."""
 
+    sampling: Literal["shuffled", "instance", "square-root", "class-balanced", "progressive"] = "shuffled"
+    """shuffled: every image once an epoch. Others draw as many images, classes being as likely as their numbers of
+    images (instance), the roots of these (square-root), or all alike (class-balanced); progressive goes from the first
+    to the last in the course of training. Decoupling (Kang et al., 2020), section 3."""
+
     accumulation: int = 1
     """Parts that each process computes its share of a batch in, one after the other, to need less memory. The gradient
     is that of the whole batch, but for batch norms, which average over a part."""

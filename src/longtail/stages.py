@@ -156,7 +156,7 @@ def train_router(place: Workplace, model: MultiExpert, card: ModelCard, val_load
         router = create_router(model, **options).to(runtime.device)
     model.eval()
     # Not mixed: routing is for real images.
-    images = build.shuffled_loader(place.config, place.dataset, runtime, whole_batches=True)
+    images = build.shuffled_loader(place.config, place.dataset, runtime)
     loader = FrozenOutputs(
         model,
         images,

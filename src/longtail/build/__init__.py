@@ -7,6 +7,7 @@ from longtail.build.data import (
     preprocessing,
     shuffled_loader,
     train_loader,
+    views_loader,
 )
 from longtail.build.model import (
     architecture,
@@ -35,4 +36,5 @@ __all__ = [
     "router_options",
     "shuffled_loader",
     "train_loader",
+    "views_loader",
 ]
