@@ -271,7 +271,7 @@ def test_an_interrupted_router_stage_is_picked_up(tmp_path, monkeypatch):
 def test_an_interrupted_attempt_is_kept_until_something_takes_its_place(tmp_path, monkeypatch):
     config = digits(**{"training.epochs": 4})
     whole = longtail.train(config, tmp_path / "whole")
-    real = stages.fit
+    real = stages.experts.fit
 
     def stopped(after):
         def fit(*arguments, **options):
@@ -284,11 +284,11 @@ def test_an_interrupted_attempt_is_kept_until_something_takes_its_place(tmp_path
 
     run = Run(tmp_path / "run")
     for after, done in ((2, 2), (0, 2)):  # the second attempt does not complete an epoch
-        monkeypatch.setattr(stages, "fit", stopped(after))
+        monkeypatch.setattr(stages.experts, "fit", stopped(after))
         with pytest.raises(KeyboardInterrupt):
             pipeline.resume(run) if run.config_path.exists() else longtail.train(config, run.folder)
         assert (run.epochs_done, len(run.history())) == (done, done)
-    monkeypatch.setattr(stages, "fit", real)
+    monkeypatch.setattr(stages.experts, "fit", real)
     pipeline.resume(run)
     assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(run).items())
     assert len(run.history()) == 4

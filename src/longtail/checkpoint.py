@@ -60,6 +60,9 @@ class ModelCard:
     epoch: int = 0
     """Epochs trained"""
 
+    classifier: str = ""
+    """Method by which the heads were made after the experts' training; empty where they are the experts' own"""
+
     threshold_for: str = ""
     """What the router's threshold was chosen for on the validation images; empty where it was given"""
 

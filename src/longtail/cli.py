@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         known, settings = _parser().parse_known_args(arguments)
-        if settings and known.run not in (train, evaluate, router, flops):
+        if settings and known.run not in (train, evaluate, classifier, router, flops):
             raise InputError(f"unknown argument '{settings[0]}'; see 'longtail {known.command} --help'")
         known.run(known, settings)
     except InputError as error:
@@ -102,6 +102,19 @@ def train(known: argparse.Namespace, settings: list[str]) -> None:
     from longtail import pipeline
 
     pipeline.train(config, known.output, Console())
+
+
+def classifier(known: argparse.Namespace, settings: list[str]) -> None:
+    """`longtail classifier`."""
+    from rich.console import Console
+
+    from longtail import pipeline
+    from longtail.run import Run
+    from longtail.settings import resolve
+
+    _only(settings, ("classifier", "data", "evaluation", "device"), "the classifiers of a run")
+    run = Run.open(known.folder)
+    pipeline.change_classifier(run, config=resolve(str(run.config_path), {}, settings), console=Console())
 
 
 def router(known: argparse.Namespace, settings: list[str]) -> None:
@@ -270,6 +283,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--print_config", action="store_true", help="print every setting as YAML and stop")
     command.add_argument("-h", "--help", action="store_true", help="show this and every setting")
     command.set_defaults(run=train, parser=command)
+
+    command = commands.add_parser(
+        "classifier",
+        help="give the experts of a run other classifiers",
+        description="Makes other classifiers from those that the experts of a finished run or a converted checkpoint "
+        "were trained with, and tests them; a router is trained anew. --classifier.method says which: retrain (cRT), "
+        "scale (LWS), tau, nearest-mean (NCM), or none for the experts' own.",
+        usage="longtail classifier RUN --classifier.method METHOD [--classifier.field value ...]",
+    )
+    command.add_argument("folder", metavar="RUN", help="run folder")
+    command.set_defaults(run=classifier)
 
     command = commands.add_parser(
         "router",

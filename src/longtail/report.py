@@ -131,7 +131,7 @@ def _in_words(
     seconds = sum(entry.get("seconds") or 0 for entry in history)
     how = (
         f"was trained for {counted(len(history), 'epoch', 'epochs')} in {_duration(seconds)} with the "
-        f"`{config['loss']['name']}` loss"
+        f"`{config['loss']['name']}` loss{_other_classifiers(config)}"
         if history
         else "was not trained in this run (there is no history of its training)"
     )
@@ -144,6 +144,11 @@ def _in_words(
         f"every class counts the same. These are the numbers of one run with seed {config['seed']}; another seed "
         f"gives somewhat different ones."
     )
+
+
+def _other_classifiers(config: dict[str, Any]) -> str:
+    method = config.get("classifier", {}).get("method", "none")
+    return "" if method == "none" else f"; its classifiers were then replaced (`classifier.method` {method})"
 
 
 def _results(evaluations: dict[str, Evaluation]) -> list[str]:

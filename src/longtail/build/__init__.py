@@ -17,10 +17,19 @@ from longtail.build.model import (
     planned_architecture,
     router_options,
 )
-from longtail.build.optimization import learning_rate, optimizer, router_learning_rate, router_optimizer
+from longtail.build.optimization import (
+    classifier_learning_rate,
+    classifier_optimizer,
+    learning_rate,
+    optimizer,
+    router_learning_rate,
+    router_optimizer,
+)
 
 __all__ = [
     "architecture",
+    "classifier_learning_rate",
+    "classifier_optimizer",
     "criterion",
     "eval_loader",
     "experts_task",
