@@ -148,7 +148,8 @@ def evaluate(known: argparse.Namespace, settings: list[str]) -> None:
     run = Run.open(known.folder)
     config = resolve(str(run.config_path), {}, settings)
     choice = {"compute_budget": known.compute_budget, "max_accuracy_drop": known.max_accuracy_drop}
-    pipeline.evaluate(run, known.split, config=config, device=config.device, console=Console(), **choice)
+    also = {"prior": known.prior, "label_shift": known.label_shift}
+    pipeline.evaluate(run, known.split, config=config, device=config.device, console=Console(), **choice, **also)
 
 
 def predict(known: argparse.Namespace, settings: list[str]) -> None:
@@ -312,11 +313,21 @@ def _parser() -> argparse.ArgumentParser:
         description="Tests a run and writes its results and report anew. Settings may say where the data are now "
         "(--data.root FOLDER) or how to count (--evaluation.many_above 99).",
         usage="longtail evaluate RUN [--split test|val] [--compute_budget COST | --max_accuracy_drop POINTS] "
-        "[--section.field value ...]",
+        "[--prior FILE|uniform] [--label_shift] [--section.field value ...]",
     )
     command.add_argument("folder", metavar="RUN", help="run folder")
     command.add_argument("--split", choices=("test", "val"), default="test", help="the part to print")
     _add_choice(command)
+    command.add_argument(
+        "--prior",
+        metavar="FILE",
+        help="also adjust answers to how common each class is: JSON or text with one number per class, or 'uniform'",
+    )
+    command.add_argument(
+        "--label_shift",
+        action="store_true",
+        help="also test on parts in which classes are as common as in training, all alike, and the other way round",
+    )
     command.set_defaults(run=evaluate)
 
     command = commands.add_parser(

@@ -27,6 +27,7 @@ from longtail.report import counted
 from longtail.run import Run, new_run
 from longtail.runtime import Runtime, environment, pick_device
 from longtail.settings import what_counts
+from longtail.shifted import tested_under_label_shift, tested_with_prior
 from longtail.signals import Signals, Stopped
 from longtail.stages import Experts, Workplace, set_threshold, train_classifier, train_router
 from longtail.teachers import check_planned, find_teacher, load_teacher
@@ -238,6 +239,8 @@ def evaluate(
     device: str = "auto",
     compute_budget: float | str | None = None,
     max_accuracy_drop: float | None = None,
+    prior: str | Path | None = None,
+    label_shift: bool = False,
     console: Console | None = None,
 ) -> Evaluation:
     """Tests a run, and writes its results.json, report.md and plots anew.
@@ -250,6 +253,10 @@ def evaluate(
         compute_budget: choose the router's threshold anew on the validation images, and keep it with the model: the
             best for this mean cost, 1.2 times that of one expert, or "70M" multiply-accumulates.
         max_accuracy_drop: likewise: the cheapest that loses at most so many percentage points of balanced accuracy.
+        prior: also tell how accurate the experts are if they know how common each class is among the images: a file,
+            see `longtail.data.priors.read_prior`, or "uniform". Written to prior.json.
+        label_shift: also tell how accurate they are where classes are as common as in training, less so, or the other
+            way round, see `longtail.label_shift_report`. Written to label_shift.json and label_shift.md.
         console: where to print the results; nowhere by default.
 
     Raises:
@@ -272,6 +279,10 @@ def evaluate(
             place.run.save_model(model, card)
         results = tested(place, model, card, loaders)
         print_results(place.console, place.run, results, split, config)
+        if prior is not None:
+            tested_with_prior(place, card, results.given[split], split, prior)
+        if label_shift:
+            tested_under_label_shift(place, model, card, results.given[split], split)
     return results.evaluations[split]
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from longtail import plots
 from longtail.data.longtail import SHOTS
+from longtail.label_shift_report import LabelShiftReport
 from longtail.metrics import Evaluation, Scores
 from longtail.routing_report import RoutingReport
 from longtail.tradeoff import RoutingResult, macs
@@ -116,6 +117,62 @@ def write_report(
     text = "\n\n".join("\n".join(page) for page in pages)
     # Names of folders may hold bytes that are no text.
     (folder / "report.md").write_text(text + "\n", encoding="utf-8", errors="replace")
+
+
+def label_shift_summary(report: LabelShiftReport, title: str) -> Table:
+    """A model under label shift, for the terminal."""
+    header, rows = _label_shift_rows(report)
+    table = Table(
+        title=Text(title),
+        caption="\n".join(_label_shift_notes(report)),
+        box=box.SIMPLE_HEAD,
+        caption_justify="left",
+        title_justify="left",
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    for position, column in enumerate(header):
+        table.add_column(column, justify="right" if position else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def write_label_shift(folder: Path, report: LabelShiftReport, name: str, part: str) -> None:
+    """Writes ``label_shift.md`` into a run's folder."""
+    lines = [f"# {_escape(name)}: label shift of the {part} images", "", *_table(*_label_shift_rows(report)), ""]
+    (folder / "label_shift.md").write_text(
+        "\n".join([*lines, *_label_shift_notes(report)]) + "\n", encoding="utf-8", errors="replace"
+    )
+
+
+def _label_shift_rows(report: LabelShiftReport) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table. One expert is the whole model, and cannot be weighted."""
+    several = report.rows[0].weights is not None
+    header = ["distribution", "images", "mean", "prior known"]
+    if several:
+        header += ["aggregated", *(f"expert {e}" for e, _ in enumerate(report.rows[0].experts, start=1)), "weights"]
+    rows = []
+    for row in report.rows:
+        numbers = [row.mean, row.known_prior, *([row.aggregated, *row.experts] if several else [])]
+        weights = [" ".join(f"{weight:.2f}" for weight in row.weights)] if row.weights else []
+        rows.append([row.distribution, f"{row.num_images:,}", *map(_percent, numbers), *weights])
+    return header, rows
+
+
+def _label_shift_notes(report: LabelShiftReport) -> list[str]:
+    notes = [
+        "Accuracy in %, every image counts once. Forward: what is common in training is common;",
+        "backward: what is rare. The number: images of the commonest class for one of the rarest.",
+        "Mean: of the experts' logits. Prior known: adjusted to how common each class is there.",
+    ]
+    if report.rows[0].weights is not None:
+        notes.append("Aggregated: experts weighted by how stable they are, without labels (SADE).")
+    if report.approximation:
+        notes.append(f"The adjustment is approximate: {report.approximation}.")
+    if report.left_out:
+        notes.append(f"Without ratios {', '.join(map(str, report.left_out))}, for which a class has too few images.")
+    return notes
 
 
 def _in_words(

@@ -14,6 +14,7 @@ from longtail.build.model import (
     criterion,
     experts_task,
     for_training,
+    learned_prior,
     planned_architecture,
     router_options,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "experts_task",
     "find_bad_images",
     "for_training",
+    "learned_prior",
     "learning_rate",
     "load_data",
     "optimizer",
