@@ -154,12 +154,12 @@ class Counting(torch.nn.Module):
         return self.trunk(images)
 
 
-def frozen(cache_gib: float, batch_size: int = 6):
+def frozen(cache_gib: float, batch_size: int = 6, views: int = 1):
     torch.manual_seed(0)
     model = create_model("resnet20", 4, 3).eval()
     model.trunk = Counting(model.trunk)
     source = loader(small_split(40), 8, shuffle=True, padding=1, flip=True)
-    return model, source, FrozenOutputs(model, source, batch_size=batch_size, cache_gib=cache_gib, seed=1)
+    return model, source, FrozenOutputs(model, source, batch_size=batch_size, cache_gib=cache_gib, seed=1, views=views)
 
 
 @pytest.mark.parametrize("cache_gib", [1.0, 0.0])
@@ -188,6 +188,23 @@ def test_draws_of_what_experts_say(cache_gib):
         assert torch.equal(outputs.labels(epoch), torch.cat([labels for _, labels, _ in batches]))
     counts = torch.bincount(torch.tensor([label for _, _, label in drawn]), minlength=4)
     assert counts.min() > 8  # of 80; the rarest class has 6 of 40 images
+
+
+@pytest.mark.parametrize("cache_gib", [1.0, 0.0])
+def test_epochs_take_turns_with_the_views(cache_gib):
+    """Three views: the second and the fifth epoch are of the loader's second one, the third of another."""
+    model, source, outputs = frozen(cache_gib, views=3)
+    with torch.no_grad():
+        logits = {view: torch.cat([model(images).logits for images, _ in source.epoch(view)]) for view in (1, 2, 3)}
+    model.trunk.images = 0
+    for number, epoch in enumerate((2, 5, 3), start=1):
+        drawn = list(outputs.epoch(epoch))
+        assert torch.equal(outputs.labels(epoch), torch.cat([labels for _, labels, _ in drawn]))
+        rows = torch.cat([part for part, _, _ in drawn])
+        for view, own in logits.items():  # an image may be changed in the same way in two views
+            found = (own[None] - rows[:, None]).abs().amax(dim=(2, 3)).amin(dim=1) < 1e-4
+            assert found.all() == (view == (3 if epoch == 3 else 2))
+        assert model.trunk.images == 40 * (number if cache_gib == 0 else (1, 1, 2)[number - 1])
 
 
 def test_a_cache_gives_the_same_router_as_computing_anew():

@@ -337,8 +337,8 @@ def change_classifier(run: Run | str | Path, *, config: Config | None = None, co
     with _at(run, config, console) as (place, model, card, loaders):
         if config.classifier.method == "none" and not card.classifier:
             raise InputError(
-                f"{run.folder} has the experts' own classifiers, which classifier.method 'none' would give it back; "
-                "there are retrain, scale, tau and nearest-mean"
+                f"{run.folder} has the experts' own classifiers, which is what classifier.method 'none' asks for; "
+                "retrain, scale, tau and nearest-mean make others"
             )
         _check_classifier(config, loaders)
         routed = model.router is not None

@@ -67,11 +67,9 @@ def train_classifier(place: Workplace, model: MultiExpert, card: ModelCard, val_
         run.write_json("classifier.json", {"method": method, "seconds": time.perf_counter() - start, **told})
     run.save_model(model, card)  # last: its description is what says that this stage is done
     checkpoint.remove()
-    if was_routed:
-        run.remove("router.json")
-    if method == "none":
-        run.remove("classifier.json")
-        run.remove(run.heads_path.name)
+    of_others = ["prior.json", "label_shift.json", "label_shift.md", *(["router.json"] if was_routed else [])]
+    for name in of_others + (["classifier.json", run.heads_path.name] if method == "none" else []):
+        run.remove(name)
     return card
 
 
