@@ -175,11 +175,10 @@ def test_steps_are_fused_and_like_any_others():
 
 def test_the_settings_reach_the_loop(tmp_path, monkeypatch):
     seen = {}
-    real = longtail.training.fit
 
     def watched(*arguments, **options):
         seen.setdefault("runtimes", []).append(options["runtime"].precision)
-        return real(*arguments, **options)
+        return fit(*arguments, **options)
 
     for stage in (longtail.stages.experts, longtail.stages.following):
         monkeypatch.setattr(stage, "fit", watched)

@@ -56,7 +56,7 @@ def train_classifier(place: Workplace, model: MultiExpert, card: ModelCard, val_
         InputError: the experts' own heads are not there any more; or a class has no images.
     """
     start, run, method = time.perf_counter(), place.run, place.config.classifier.method
-    card, was_routed = _with_own_heads(place, model, card), model.router is not None
+    card = _with_own_heads(place, model, card)
     model.eval()
     model.router = None
     checkpoint = place.checkpoint("classifier", refuses=False)
@@ -65,11 +65,13 @@ def train_classifier(place: Workplace, model: MultiExpert, card: ModelCard, val_
         model.heads = nn.ModuleList(heads).to(place.runtime.device).eval()
         card = replace(card, architecture={**card.architecture, **kind}, classifier=method)
         run.write_json("classifier.json", {"method": method, "seconds": time.perf_counter() - start, **told})
+    for name in ("results.json", "router.json", "prior.json", "label_shift.json", "label_shift.md"):
+        run.remove(name)  # what was said of the model before
     run.save_model(model, card)  # last: its description is what says that this stage is done
     checkpoint.remove()
-    of_others = ["prior.json", "label_shift.json", "label_shift.md", *(["router.json"] if was_routed else [])]
-    for name in of_others + (["classifier.json", run.heads_path.name] if method == "none" else []):
-        run.remove(name)
+    if method == "none":
+        run.remove("classifier.json")
+        run.remove(run.heads_path.name)
     return card
 
 
