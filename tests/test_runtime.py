@@ -8,7 +8,7 @@ from test_training import CPU, loader, small_split
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import longtail
-from longtail import build
+from longtail import build, stages
 from longtail.losses import RIDELoss
 from longtail.models.compiled import compiled
 from longtail.models.experts import create_model
@@ -180,7 +180,7 @@ def test_the_settings_reach_the_loop(tmp_path, monkeypatch):
         seen.setdefault("runtimes", []).append(options["runtime"].precision)
         return fit(*arguments, **options)
 
-    for stage in (longtail.stages.experts, longtail.stages.following):
+    for stage in (stages.experts, stages.following):
         monkeypatch.setattr(stage, "fit", watched)
     settings = {"training.epochs": 1, "router.epochs": 1, "training.precision": "bf16", "device": "cpu"}
     longtail.train(longtail.recipe("digits-lt-ride", settings), tmp_path / "run")

@@ -13,6 +13,19 @@ from longtail.errors import InputError
 from longtail.test_time import adjust_to_prior, aggregation_weights
 
 
+def fitting_ratios(labels: Tensor, num_classes: int, ratios: Sequence[int] = RATIOS) -> list[int]:
+    """The ratios for which every class has enough of the images, labels (N,).
+
+    Raises:
+        InputError: there is none.
+    """
+    least = int(labels.bincount(minlength=num_classes).min())
+    fitting = [ratio for ratio in ratios if ratio <= least]
+    if not fitting:
+        raise InputError(f"a class has {least} of the images; for label shift each must have {min(ratios)} at least")
+    return fitting
+
+
 class Learned(NamedTuple):
     """How common experts take classes to be."""
 
@@ -82,12 +95,7 @@ class LabelShiftReport:
         Raises:
             InputError: a class has fewer than two images.
         """
-        least = int(labels.bincount(minlength=len(class_counts)).min())
-        fitting = [ratio for ratio in ratios if ratio <= least]
-        if not fitting:
-            raise InputError(
-                f"a class has {least} of the images; for label shift each must have {min(ratios)} at least"
-            )
+        fitting = fitting_ratios(labels, len(class_counts), ratios)
         rows = []
         for name, shift in label_shifts(labels.numpy(), class_counts, fitting).items():
             at = torch.from_numpy(shift.positions)
@@ -105,7 +113,7 @@ class LabelShiftReport:
                     tuple(_accuracy(own, right) for own in said.unbind(dim=1)),
                 )
             )
-        return cls(tuple(rows), tuple(ratio for ratio in ratios if ratio > least), learned.approximation)
+        return cls(tuple(rows), tuple(ratio for ratio in ratios if ratio not in fitting), learned.approximation)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and None, ready for JSON."""

@@ -27,7 +27,7 @@ from longtail.report import counted
 from longtail.run import Run, new_run
 from longtail.runtime import Runtime, environment, pick_device
 from longtail.settings import what_counts
-from longtail.shifted import tested_under_label_shift, tested_with_prior
+from longtail.shifted import LabelShiftTest, PriorTest
 from longtail.signals import Signals, Stopped
 from longtail.stages import Experts, Workplace, set_threshold, train_classifier, train_router
 from longtail.teachers import check_planned, find_teacher, load_teacher
@@ -268,6 +268,8 @@ def evaluate(
     with _at(run, config, console) as (place, model, card, loaders):
         if split not in loaders:
             raise InputError(f"data set '{config.data.name}' has no part '{split}'; there is {' and '.join(loaders)}")
+        with_prior = None if prior is None else PriorTest(place, card, split, prior)
+        shifted = LabelShiftTest(place, card, split) if label_shift else None
         if compute_budget is not None or max_accuracy_drop is not None:
             if model.router is None:
                 raise InputError(
@@ -279,10 +281,10 @@ def evaluate(
             place.run.save_model(model, card)
         results = tested(place, model, card, loaders)
         print_results(place.console, place.run, results, split, config)
-        if prior is not None:
-            tested_with_prior(place, card, results.given[split], split, prior)
-        if label_shift:
-            tested_under_label_shift(place, model, card, results.given[split], split)
+        if with_prior is not None:
+            with_prior.tell(results.given[split])
+        if shifted is not None:
+            shifted.tell(model, results.given[split])
     return results.evaluations[split]
 
 

@@ -132,15 +132,20 @@ def label_shift_summary(report: LabelShiftReport, title: str) -> Table:
         pad_edge=False,
     )
     for position, column in enumerate(header):
-        table.add_column(column, justify="right" if position else "left")
+        table.add_column(column, justify="right" if position else "left", no_wrap=position == 0)
     for row in rows:
         table.add_row(*row)
     return table
 
 
-def write_label_shift(folder: Path, report: LabelShiftReport, name: str, part: str) -> None:
-    """Writes ``label_shift.md`` into a run's folder."""
-    lines = [f"# {_escape(name)}: label shift of the {part} images", "", *_table(*_label_shift_rows(report)), ""]
+def write_label_shift(folder: Path, report: LabelShiftReport, title: str) -> None:
+    """Writes ``label_shift.md`` into a run's folder, with the experts' weights, for which a terminal has no room."""
+    header, rows = _label_shift_rows(report)
+    if report.rows[0].weights is not None:
+        header.append("weights")
+        for line, row in zip(rows, report.rows, strict=True):
+            line.append(" ".join(f"{weight:.2f}" for weight in row.weights or ()))
+    lines = [f"# {_escape(title)}", "", *_table(header, rows), ""]
     (folder / "label_shift.md").write_text(
         "\n".join([*lines, *_label_shift_notes(report)]) + "\n", encoding="utf-8", errors="replace"
     )
@@ -149,22 +154,22 @@ def write_label_shift(folder: Path, report: LabelShiftReport, name: str, part: s
 def _label_shift_rows(report: LabelShiftReport) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a table. One expert is the whole model, and cannot be weighted."""
     several = report.rows[0].weights is not None
-    header = ["distribution", "images", "mean", "prior known"]
+    header = ["distribution", "images", "mean", "adjusted"]
     if several:
-        header += ["aggregated", *(f"expert {e}" for e, _ in enumerate(report.rows[0].experts, start=1)), "weights"]
+        header += ["aggregated", *(f"expert {e}" for e, _ in enumerate(report.rows[0].experts, start=1))]
     rows = []
     for row in report.rows:
         numbers = [row.mean, row.known_prior, *([row.aggregated, *row.experts] if several else [])]
-        weights = [" ".join(f"{weight:.2f}" for weight in row.weights)] if row.weights else []
-        rows.append([row.distribution, f"{row.num_images:,}", *map(_percent, numbers), *weights])
+        rows.append([row.distribution, f"{row.num_images:,}", *map(_percent, numbers)])
     return header, rows
 
 
 def _label_shift_notes(report: LabelShiftReport) -> list[str]:
     notes = [
-        "Accuracy in %, every image counts once. Forward: what is common in training is common;",
-        "backward: what is rare. The number: images of the commonest class for one of the rarest.",
-        "Mean: of the experts' logits. Prior known: adjusted to how common each class is there.",
+        "Accuracy in %, every image counts once. Mean: of the experts' logits.",
+        "Forward: classes are common that are in training; backward: the others.",
+        "The number: images of the commonest class for one of the rarest.",
+        "Adjusted: to how common each class is there, as if that were known.",
     ]
     if report.rows[0].weights is not None:
         notes.append("Aggregated: experts weighted by how stable they are, without labels (SADE).")
