@@ -11,6 +11,7 @@ from longtail.build.data import (
 )
 from longtail.build.model import (
     architecture,
+    classifier_options,
     criterion,
     experts_task,
     for_training,
@@ -31,6 +32,7 @@ __all__ = [
     "architecture",
     "classifier_learning_rate",
     "classifier_optimizer",
+    "classifier_options",
     "criterion",
     "eval_loader",
     "experts_task",

@@ -46,7 +46,7 @@ def architecture(config: Config, dataset: Dataset) -> dict[str, Any]:
 
 
 def planned_architecture(config: Config, num_classes: int | None = None) -> dict[str, Any]:
-    """What `architecture` will be, from the data set's name alone, and the router that is to be trained.
+    """What `architecture` will be in the end, from the data set's name alone: with the last classifiers and the router.
 
     ``num_classes`` is for a data set whose name says nothing.
 
@@ -58,7 +58,7 @@ def planned_architecture(config: Config, num_classes: int | None = None) -> dict
     if classes is None:
         raise InputError(f"how many classes data set '{name}' has is not known without its data; give --num_classes")
     router = {"router": router_options(config)} if config.router.train else {}
-    return _architecture(config, classes, _planned_image_size(config)) | router
+    return _architecture(config, classes, _planned_image_size(config)) | classifier_options(config) | router
 
 
 def _planned_image_size(config: Config) -> int:
@@ -82,6 +82,14 @@ def _architecture(config: Config, num_classes: int, image_size: int) -> dict[str
         "image_size": image_size,
         **drops,
     }
+
+
+def classifier_options(config: Config) -> dict[str, Any]:
+    """What the classifiers that are made after the experts change in the `architecture`."""
+    how = config.classifier
+    if how.method != "nearest-mean":
+        return {}
+    return {"head": "cosine", "scale": config.model.scale} if how.distance == "cosine" else {"head": "linear"}
 
 
 def router_options(config: Config) -> dict[str, Any]:

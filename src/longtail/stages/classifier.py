@@ -34,8 +34,6 @@ class Found(NamedTuple):
     """New heads, one for each expert."""
 
     heads: Sequence[nn.Module]
-    architecture: dict[str, Any]
-    """What they change in the arguments of `longtail.create_model`"""
     told: dict[str, Any]
     """What is to be told of them, JSON-ready"""
 
@@ -61,15 +59,17 @@ def train_classifier(place: Workplace, model: MultiExpert, card: ModelCard, val_
     model.router = None
     checkpoint = place.checkpoint("classifier", refuses=False)
     if method != "none":
-        heads, kind, told = _found(place, model, card, val_loader, checkpoint)
+        heads, told = _found(place, model, card, val_loader, checkpoint)
         model.heads = nn.ModuleList(heads).to(place.runtime.device).eval()
-        card = replace(card, architecture={**card.architecture, **kind}, classifier=method)
+        architecture = {**card.architecture, **build.classifier_options(place.config)}
+        card = replace(card, architecture=architecture, classifier=method)
         run.write_json("classifier.json", {"method": method, "seconds": time.perf_counter() - start, **told})
     for name in ("results.json", "router.json", "prior.json", "label_shift.json", "label_shift.md"):
         run.remove(name)  # what was said of the model before
     run.save_model(model, card)  # last: its description is what says that this stage is done
     checkpoint.remove()
     if method == "none":
+        place.runtime.group.wait()  # until all have read them
         run.remove("classifier.json")
         run.remove(run.heads_path.name)
     return card
@@ -118,14 +118,14 @@ def _retrained(place: Workplace, model: MultiExpert, card: ModelCard, checkpoint
         heads = create_heads(model.num_experts, model.num_features, model.num_classes, **kind)
         for head in heads:
             initialise_like(head, model.trunk)
-    return Found(heads, {}, {"epochs": _trained(place, model, heads, checkpoint)})
+    return Found(heads, {"epochs": _trained(place, model, heads, checkpoint)})
 
 
 def _scaled(place: Workplace, model: MultiExpert, checkpoint: Checkpoint) -> Found:
     """Learnable weight scaling (LWS): a factor for each class."""
     heads = [ScaledClassifier(head) for head in model.heads]  # type: ignore[arg-type]
     records = _trained(place, model, heads, checkpoint)
-    return Found([head.folded() for head in heads], {}, {"epochs": records})
+    return Found([head.folded() for head in heads], {"epochs": records})
 
 
 def _trained(
@@ -146,7 +146,7 @@ def _tau_normalised(place: Workplace, model: MultiExpert, val_loader: Loader | N
         tau = max(by_tau, key=lambda tau: by_tau[tau])
         place.say(f"tau {tau:g} was chosen on the validation images: {by_tau[tau]:.1%} balanced accuracy there")
         told = {"balanced_val_accuracy": {f"{tau:g}": value for tau, value in by_tau.items()}}
-    return Found([tau_normalised(head, tau) for head in model.heads], {}, {"tau": tau, **told})
+    return Found([tau_normalised(head, tau) for head in model.heads], {"tau": tau, **told})
 
 
 def _balanced(heads: Sequence[nn.Module], seen: Features) -> float:
@@ -169,5 +169,4 @@ def _nearest_mean(place: Workplace, model: MultiExpert) -> Found:
     seen = features(model, loader, place.runtime.group)
     distance, scale = config.classifier.distance, config.model.scale
     heads = nearest_mean_heads(seen.features, seen.labels, model.num_classes, distance, scale)
-    kind = {"head": "cosine", "scale": scale} if distance == "cosine" else {"head": "linear"}
-    return Found(heads, kind, {"distance": distance})
+    return Found(heads, {"distance": distance})
