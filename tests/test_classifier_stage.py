@@ -70,10 +70,8 @@ def test_only_the_heads_change(run, trained, method):
     before, results = weights(run), json.loads((run.folder / "results.json").read_text())
     change(run, method=method)
     after = weights(run)
-    assert {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before.get(name, value * 0))} <= {"heads"}  # fmt: skip # noqa: E501
-    assert {name for name in before if not name.startswith("heads.")} == {
-        n for n in after if not n.startswith("heads.")
-    }
+    parts = [{n: v for n, v in w.items() if not n.startswith("heads.")} for w in (before, after)]
+    assert same(*parts)
     assert not torch.equal(after["heads.0.weight"], before["heads.0.weight"])
     assert run.classifier == run.config.classifier.method == method
     assert replace(run.config, classifier=trained.config.classifier) == trained.config
@@ -155,7 +153,9 @@ def test_a_given_tau_is_taken(run, trained):
     assert json.loads((run.folder / "classifier.json").read_text())["tau"] == 1.0
 
 
-@pytest.mark.parametrize(("distance", "kind"), [("cosine", "cosine"), ("centred cosine", "linear"), ("euclidean", "linear")])  # fmt: skip # noqa: E501
+@pytest.mark.parametrize(
+    ("distance", "kind"), [("cosine", "cosine"), ("centred cosine", "linear"), ("euclidean", "linear")]
+)
 def test_nearest_means_are_those_of_all_training_images(run, distance, kind):
     """Each expert answers with the class whose mean is nearest, of the training images as they are."""
     model, _ = run.load_model()
@@ -257,7 +257,7 @@ def test_a_stage_interrupted_in_the_middle_is_picked_up(tmp_path, monkeypatch, m
     forward = TrainHeads.forward
     monkeypatch.setattr(TrainHeads, "forward", lambda *a, **k: steps.append(a[3]) or forward(*a, **k))
     pipeline.resume(run)
-    assert set(steps) == {4, 5, 6} or set(steps) == {5, 6}
+    assert 4 <= min(steps) <= max(steps) == 6  # and not those before
     assert run.is_finished
     assert same(weights(run), weights(whole))
     assert not run.checkpoint_path("classifier").exists()
