@@ -20,6 +20,7 @@ from longtail.run import Run
 from longtail.runtime import Runtime
 from longtail.settings import recipe
 from longtail.tasks import TrainHeads
+from longtail.tensor_file import write_tensors
 
 METHODS = ("retrain", "scale", "tau", "nearest-mean")
 SHORT = {"training.epochs": 10, "device": "cpu", "classifier.epochs": 6, "classifier.views": 2, "router.epochs": 2}
@@ -287,6 +288,9 @@ def test_what_cannot_be_is_refused(run, tmp_path):
     with pytest.raises(InputError, match="no validation images to choose tau on"):
         pipeline.change_classifier(run, config=replace(blind, classifier=replace(blind.classifier, method="tau")))
     change(run, method="nearest-mean")
+    write_tensors(run.heads_path, {"0.weight": torch.zeros(2, 2)}, {"head": "linear"})
+    with pytest.raises(InputError, match=r"heads\.safetensors: holds no classifiers of these experts"):
+        change(run, method="retrain")
     run.heads_path.unlink()
     with pytest.raises(InputError, match=r"heads\.safetensors is not there: it held the experts' own"):
         change(run, method="retrain")
@@ -296,7 +300,9 @@ def test_what_cannot_be_is_refused(run, tmp_path):
 
 
 def test_model_files_of_earlier_versions_have_the_experts_own(tmp_path, monkeypatch):
-    card = ModelCard({"name": "resnet20", "num_classes": 2, "num_experts": 1}, ("a", "b"), (2, 1), 8, 8, (0.5,), (1.0,))
+    card = ModelCard(
+        {"name": "resnet20", "num_classes": 2, "num_experts": 1}, ("a", "b"), (2, 1), 8, 8, (0.5,) * 3, (1.0,) * 3
+    )
     monkeypatch.setattr("longtail.checkpoint.asdict", lambda c: {k: v for k, v in vars(c).items() if k != "classifier"})
     save_model(tmp_path / "old.safetensors", create_model("resnet20", 2, 1), card)
     assert load_card(tmp_path / "old.safetensors").classifier == ""

@@ -127,6 +127,7 @@ def _check_card(card: ModelCard) -> None:
         "interpolation": card.interpolation in get_args(Interpolation),
         "training_images": isinstance(card.training_images, str),
         "epoch": _is_whole(card.epoch, 0),
+        "classifier": isinstance(card.classifier, str),
         "threshold_for": isinstance(card.threshold_for, str),
     }
     for name, is_right in right.items():

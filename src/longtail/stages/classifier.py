@@ -86,9 +86,12 @@ def _with_own_heads(place: Workplace, model: MultiExpert, card: ModelCard) -> Mo
     if not path.is_file():
         raise InputError(f"{path} is not there: it held the experts' own classifiers, from which others are made")
     tensors, kind = read_tensors(path)
-    with Uninitialised():
-        heads = nn.ModuleList(create_heads(model.num_experts, model.num_features, model.num_classes, **kind))
-    heads.load_state_dict(tensors)
+    try:
+        with Uninitialised():
+            heads = nn.ModuleList(create_heads(model.num_experts, model.num_features, model.num_classes, **kind))
+        heads.load_state_dict(tensors)
+    except (TypeError, RuntimeError) as error:
+        raise InputError(f"{path}: holds no classifiers of these experts ({' '.join(str(error).split())})") from error
     model.heads = heads.to(place.runtime.device)
     return replace(card, architecture={**architecture, **kind}, threshold_for="", classifier="")
 
