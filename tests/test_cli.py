@@ -89,6 +89,26 @@ def test_evaluate_takes_settings(folder, tmp_path, capsys):
     assert "says nothing about the router's training" in capsys.readouterr().err
 
 
+def test_classifiers_by_command(folder, tmp_path, capsys):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    command = ["classifier", str(copy), "--device", "cpu", "--classifier.method"]
+    assert main([*command, "nearest-mean"]) == 0
+    assert "ensemble" in capsys.readouterr().out
+    assert main(["predict", str(copy), str(copy / "plots" / "classes.png"), "--device", "cpu"]) == 0
+    capsys.readouterr()
+    for words, says in {
+        ("tau",): "classifier.method is 'tau'; it must be none, retrain or nearest-mean where model.head is 'cosine'",
+        ("tua",): "classifier.method is 'tua'; it must be one of none, retrain, scale, tau, nearest-mean; did you mean",
+        ("retrain", "--training.epochs", "9"): "says nothing about the classifiers of a run",
+    }.items():
+        assert main([*command, *words]) == 2
+        assert says in capsys.readouterr().err
+    assert main([*command, "none"]) == 0
+    capsys.readouterr()
+    assert main(["classifier", str(copy)]) == 2
+    assert "has the experts' own classifiers" in capsys.readouterr().err
+
+
 def test_full_disk_is_one_line(folder, monkeypatch, capsys):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device", "report.md")

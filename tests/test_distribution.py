@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -101,6 +102,32 @@ def test_two_processes_test_as_one(run):
         for values in (one, two):
             values[part]["routing"].pop("images_per_second", None)
     assert one == two
+
+
+def test_classifiers_of_two_are_those_of_one(run, tmp_path):
+    """But for rounding: gradients are averages of averages. The router that is trained after them is there."""
+    made = []
+    for name, start in (("one", [sys.executable, "-m", "longtail"]), ("two", None)):
+        folder = shutil.copytree(run, tmp_path / name)
+        words = [
+            "classifier",
+            str(folder),
+            "--device",
+            "cpu",
+            "--classifier.method",
+            "retrain",
+            "--classifier.epochs=5",
+        ]
+        done = torchrun("-m", "longtail", *words) if start is None else subprocess.run([*start, *words], timeout=240)
+        assert done.returncode == 0
+        made.append(load_file(folder / "model.safetensors"))
+    before = load_file(run / "model.safetensors")
+    for name, tensor in made[0].items():
+        torch.testing.assert_close(tensor, made[1][name], rtol=1e-4, atol=1e-4)
+        if name.split(".")[0] not in ("heads", "router"):
+            assert torch.equal(tensor, before[name])
+    assert not torch.equal(made[1]["heads.0.weight"], before["heads.0.weight"])
+    assert "router.output.0.weight" in made[1]
 
 
 def test_two_processes_resume_as_if_nothing_had_been(run, tmp_path):

@@ -28,6 +28,7 @@ SMALLER = {
     "places-lt": {"data.image_size": 64, "data.resize": 72, "model.backbone": "resnet18"},
     "imagenet-lt-swin": {"data.image_size": 112},
 }
+CLASSIFIERS = ("retrain", "scale", "tau", "nearest-mean")
 SMALL_SWIN = {"embed_dim": 32, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8)}
 
 
@@ -65,7 +66,7 @@ def small_swin(monkeypatch):
 def overrides(name: str, data: Path) -> dict[str, Any]:
     config = recipe(name)
     changes: dict[str, Any] = {"device": "cpu", "training.epochs": 1, "data.workers": 0, "data.root": str(data)}
-    changes["router.epochs"] = 2
+    changes |= {"router.epochs": 2, "classifier.epochs": 2, "classifier.views": 1}
     if config.data.name != "digits":
         changes["data.root"] = str(data / config.data.name)
     for beginning, smaller in SMALLER.items():
@@ -97,12 +98,15 @@ def test_two_steps_and_a_whole_run(name, data, tmp_path, steps):
         config = replace(config, teacher=str(teacher.folder))
         steps.clear()
     run = longtail.train(config, output=tmp_path / "run")
-    assert (
-        steps == [{"sgd": "SGD", "adamw": "AdamW"}[config.training.optimizer]] * 2 + ["SGD"] * 2 * config.router.train
-    )
+    trains_heads, has_heads = (config.classifier.method in kinds for kinds in (("retrain", "scale"), CLASSIFIERS))
+    assert steps == [
+        *[{"sgd": "SGD", "adamw": "AdamW"}[config.training.optimizer]] * 2,
+        *["SGD"] * 2 * (trains_heads + config.router.train),
+    ]
     assert {file.name for file in run.folder.iterdir()} == {
         *("config.yaml", "environment.json", "metrics.jsonl", "model.safetensors", "plots", "report.md"),
-        *("results.json", *["router.json"] * config.router.train),
+        *("results.json", ".lock", *["router.json"] * config.router.train),
+        *["classifier.json", "heads.safetensors"] * has_heads,
     }
     assert np.isfinite(run.history()[0]["loss"])
     results = json.loads((run.folder / "results.json").read_text())

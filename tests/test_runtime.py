@@ -8,7 +8,7 @@ from test_training import CPU, loader, small_split
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import longtail
-from longtail import build
+from longtail import build, stages
 from longtail.losses import RIDELoss
 from longtail.models.compiled import compiled
 from longtail.models.experts import create_model
@@ -175,13 +175,13 @@ def test_steps_are_fused_and_like_any_others():
 
 def test_the_settings_reach_the_loop(tmp_path, monkeypatch):
     seen = {}
-    real = longtail.stages.fit
 
     def watched(*arguments, **options):
         seen.setdefault("runtimes", []).append(options["runtime"].precision)
-        return real(*arguments, **options)
+        return fit(*arguments, **options)
 
-    monkeypatch.setattr(longtail.stages, "fit", watched)
+    for stage in (stages.experts, stages.following):
+        monkeypatch.setattr(stage, "fit", watched)
     settings = {"training.epochs": 1, "router.epochs": 1, "training.precision": "bf16", "device": "cpu"}
     longtail.train(longtail.recipe("digits-lt-ride", settings), tmp_path / "run")
     assert seen["runtimes"] == ["bf16", "float32"]  # a router is small

@@ -13,14 +13,12 @@ from test_training import loader, small_split
 import longtail
 from longtail import build, pipeline, stages, teachers
 from longtail.config import Config
-from longtail.data.sampling import class_balanced
 from longtail.errors import InputError
 from longtail.frozen import FrozenOutputs
 from longtail.losses import CrossEntropyLoss, DistilledLoss, distillation
 from longtail.models.experts import create_model, create_router
 from longtail.run import Run
 from longtail.runtime import Runtime
-from longtail.seeds import generator
 from longtail.settings import recipe
 from longtail.tasks import DistilExperts, TrainRouter, teaching
 
@@ -141,27 +139,6 @@ def test_other_teachers_are_refused(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-# ---- class-balanced draws ----
-
-
-def test_class_balanced_draws():
-    labels = torch.tensor([0] * 50 + [1] * 5 + [3] * 1)
-    drawn = class_balanced(labels, 9000, generator(1))
-    assert drawn.shape == (9000,)
-    by_class = torch.bincount(labels[drawn], minlength=4).double()
-    assert by_class[2] == 0
-    present = by_class[[0, 1, 3]]
-    # Chi-square with 2 degrees of freedom: 13.8 at a chance of 0.001.
-    assert ((present - 3000) ** 2 / 3000).sum() < 13.8
-    # Images of a class take turns: their counts differ by one at most.
-    times = torch.bincount(drawn, minlength=len(labels))
-    for label in (0, 1):
-        own = times[labels == label]
-        assert own.max() - own.min() <= 1
-    assert torch.equal(drawn, class_balanced(labels, 9000, generator(1)))
-    assert not torch.equal(drawn, class_balanced(labels, 9000, generator(2)))
-
-
 # ---- the router's stage ----
 
 
@@ -177,12 +154,12 @@ class Counting(torch.nn.Module):
         return self.trunk(images)
 
 
-def frozen(cache_gib: float, batch_size: int = 6):
+def frozen(cache_gib: float, batch_size: int = 6, views: int = 1):
     torch.manual_seed(0)
     model = create_model("resnet20", 4, 3).eval()
     model.trunk = Counting(model.trunk)
     source = loader(small_split(40), 8, shuffle=True, padding=1, flip=True)
-    return model, source, FrozenOutputs(model, source, batch_size=batch_size, cache_gib=cache_gib, seed=1)
+    return model, source, FrozenOutputs(model, source, batch_size=batch_size, cache_gib=cache_gib, seed=1, views=views)
 
 
 @pytest.mark.parametrize("cache_gib", [1.0, 0.0])
@@ -211,6 +188,23 @@ def test_draws_of_what_experts_say(cache_gib):
         assert torch.equal(outputs.labels(epoch), torch.cat([labels for _, labels, _ in batches]))
     counts = torch.bincount(torch.tensor([label for _, _, label in drawn]), minlength=4)
     assert counts.min() > 8  # of 80; the rarest class has 6 of 40 images
+
+
+@pytest.mark.parametrize("cache_gib", [1.0, 0.0])
+def test_epochs_take_turns_with_the_views(cache_gib):
+    """Three views: the second and the fifth epoch are of the loader's second one, the third of another."""
+    model, source, outputs = frozen(cache_gib, views=3)
+    with torch.no_grad():
+        logits = {view: torch.cat([model(images).logits for images, _ in source.epoch(view)]) for view in (1, 2, 3)}
+    model.trunk.images = 0
+    for number, epoch in enumerate((2, 5, 3), start=1):
+        drawn = list(outputs.epoch(epoch))
+        assert torch.equal(outputs.labels(epoch), torch.cat([labels for _, labels, _ in drawn]))
+        rows = torch.cat([part for part, _, _ in drawn])
+        for view, own in logits.items():  # an image may be changed in the same way in two views
+            found = (own[None] - rows[:, None]).abs().amax(dim=(2, 3)).amin(dim=1) < 1e-4
+            assert found.all() == (view == (3 if epoch == 3 else 2))
+        assert model.trunk.images == 40 * (number if cache_gib == 0 else (1, 1, 2)[number - 1])
 
 
 def test_a_cache_gives_the_same_router_as_computing_anew():
@@ -294,7 +288,7 @@ def test_an_interrupted_router_stage_is_picked_up(tmp_path, monkeypatch):
 def test_an_interrupted_attempt_is_kept_until_something_takes_its_place(tmp_path, monkeypatch):
     config = digits(**{"training.epochs": 4})
     whole = longtail.train(config, tmp_path / "whole")
-    real = stages.fit
+    real = stages.experts.fit
 
     def stopped(after):
         def fit(*arguments, **options):
@@ -307,11 +301,11 @@ def test_an_interrupted_attempt_is_kept_until_something_takes_its_place(tmp_path
 
     run = Run(tmp_path / "run")
     for after, done in ((2, 2), (0, 2)):  # the second attempt does not complete an epoch
-        monkeypatch.setattr(stages, "fit", stopped(after))
+        monkeypatch.setattr(stages.experts, "fit", stopped(after))
         with pytest.raises(KeyboardInterrupt):
             pipeline.resume(run) if run.config_path.exists() else longtail.train(config, run.folder)
         assert (run.epochs_done, len(run.history())) == (done, done)
-    monkeypatch.setattr(stages, "fit", real)
+    monkeypatch.setattr(stages.experts, "fit", real)
     pipeline.resume(run)
     assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(run).items())
     assert len(run.history()) == 4

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from longtail.metrics import Evaluation
     from longtail.models.experts import ExpertOutput, MultiExpert, create_model
     from longtail.models.routing import RoutedOutput
-    from longtail.pipeline import add_router, evaluate, resume, train
+    from longtail.pipeline import add_router, change_classifier, evaluate, resume, train
     from longtail.prediction import predict
     from longtail.run import Run
     from longtail.settings import recipe
@@ -27,6 +27,7 @@ _HOMES = {
     "RoutedOutput": "longtail.models.routing",
     "Run": "longtail.run",
     "add_router": "longtail.pipeline",
+    "change_classifier": "longtail.pipeline",
     "create_model": "longtail.models.experts",
     "evaluate": "longtail.pipeline",
     "load_model": "longtail.checkpoint",
@@ -45,6 +46,7 @@ __all__ = [
     "RoutedOutput",
     "Run",
     "add_router",
+    "change_classifier",
     "create_model",
     "evaluate",
     "load_model",

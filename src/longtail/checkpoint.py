@@ -60,6 +60,9 @@ class ModelCard:
     epoch: int = 0
     """Epochs trained"""
 
+    classifier: str = ""
+    """Method by which the heads were made after the experts' training; empty where they are the experts' own"""
+
     threshold_for: str = ""
     """What the router's threshold was chosen for on the validation images; empty where it was given"""
 
@@ -124,6 +127,7 @@ def _check_card(card: ModelCard) -> None:
         "interpolation": card.interpolation in get_args(Interpolation),
         "training_images": isinstance(card.training_images, str),
         "epoch": _is_whole(card.epoch, 0),
+        "classifier": isinstance(card.classifier, str),
         "threshold_for": isinstance(card.threshold_for, str),
     }
     for name, is_right in right.items():

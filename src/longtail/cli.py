@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         known, settings = _parser().parse_known_args(arguments)
-        if settings and known.run not in (train, evaluate, router, flops):
+        if settings and known.run not in (train, evaluate, classifier, router, flops):
             raise InputError(f"unknown argument '{settings[0]}'; see 'longtail {known.command} --help'")
         known.run(known, settings)
     except InputError as error:
@@ -104,6 +104,19 @@ def train(known: argparse.Namespace, settings: list[str]) -> None:
     pipeline.train(config, known.output, Console())
 
 
+def classifier(known: argparse.Namespace, settings: list[str]) -> None:
+    """`longtail classifier`."""
+    from rich.console import Console
+
+    from longtail import pipeline
+    from longtail.run import Run
+    from longtail.settings import resolve
+
+    _only(settings, ("classifier", "data", "evaluation", "device"), "the classifiers of a run")
+    run = Run.open(known.folder)
+    pipeline.change_classifier(run, config=resolve(str(run.config_path), {}, settings), console=Console())
+
+
 def router(known: argparse.Namespace, settings: list[str]) -> None:
     """`longtail router`."""
     from rich.console import Console
@@ -135,7 +148,8 @@ def evaluate(known: argparse.Namespace, settings: list[str]) -> None:
     run = Run.open(known.folder)
     config = resolve(str(run.config_path), {}, settings)
     choice = {"compute_budget": known.compute_budget, "max_accuracy_drop": known.max_accuracy_drop}
-    pipeline.evaluate(run, known.split, config=config, device=config.device, console=Console(), **choice)
+    also = {"prior": known.prior, "label_shift": known.label_shift}
+    pipeline.evaluate(run, known.split, config=config, device=config.device, console=Console(), **choice, **also)
 
 
 def predict(known: argparse.Namespace, settings: list[str]) -> None:
@@ -272,6 +286,17 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=train, parser=command)
 
     command = commands.add_parser(
+        "classifier",
+        help="give the experts of a run other classifiers",
+        description="Makes other classifiers from those that the experts of a finished run or a converted checkpoint "
+        "were trained with, and tests them; a router is trained anew. --classifier.method says which: retrain (cRT), "
+        "scale (LWS), tau, nearest-mean (NCM), or none for the experts' own.",
+        usage="longtail classifier RUN --classifier.method METHOD [--classifier.field value ...]",
+    )
+    command.add_argument("folder", metavar="RUN", help="run folder")
+    command.set_defaults(run=classifier)
+
+    command = commands.add_parser(
         "router",
         help="train a router for a run",
         description="Trains a router for a finished run or a converted checkpoint, or replaces the one it has, and "
@@ -288,11 +313,21 @@ def _parser() -> argparse.ArgumentParser:
         description="Tests a run and writes its results and report anew. Settings may say where the data are now "
         "(--data.root FOLDER) or how to count (--evaluation.many_above 99).",
         usage="longtail evaluate RUN [--split test|val] [--compute_budget COST | --max_accuracy_drop POINTS] "
-        "[--section.field value ...]",
+        "[--prior FILE|uniform] [--label_shift] [--section.field value ...]",
     )
     command.add_argument("folder", metavar="RUN", help="run folder")
     command.add_argument("--split", choices=("test", "val"), default="test", help="the part to print")
     _add_choice(command)
+    command.add_argument(
+        "--prior",
+        metavar="FILE",
+        help="also adjust answers to how common each class is: JSON or text with one number per class, or 'uniform'",
+    )
+    command.add_argument(
+        "--label_shift",
+        action="store_true",
+        help="also test on parts in which classes are as common as in training, all alike, and the other way round",
+    )
     command.set_defaults(run=evaluate)
 
     command = commands.add_parser(

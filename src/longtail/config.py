@@ -293,6 +293,11 @@ class TrainingConfig:
     batch_size: int = 128
     """Images in a step of the optimiser, of all processes together."""
 
+    sampling: Literal["shuffled", "instance", "square-root", "class-balanced", "progressive"] = "shuffled"
+    """shuffled: every image once an epoch. Others draw as many images, classes being as likely as their numbers of
+    images (instance), the roots of these (square-root), or all alike (class-balanced); progressive goes from the first
+    to the last in the course of training. Decoupling (Kang et al., 2020), section 3."""
+
     accumulation: int = 1
     """Parts that each process computes its share of a batch in, one after the other, to need less memory. The gradient
     is that of the whole batch, but for batch norms, which average over a part."""
@@ -411,11 +416,60 @@ class DistillationConfig:
 
 
 @dataclass(frozen=True)
+class ClassifierConfig:
+    """After the experts: other classifiers on their features, while all else stays.
+
+    Decoupling (Kang et al., 2020), section 4. Published values are those of the original code for ImageNet-LT.
+    """
+
+    method: Literal["none", "retrain", "scale", "tau", "nearest-mean"] = "none"
+    """retrain: drawn anew and trained on class-balanced draws (cRT); scale: the experts' own, with a factor for each
+    class that is trained so (LWS); tau: their weights divided by their lengths to the power of tau; nearest-mean: the
+    class whose mean feature is nearest (NCM). scale and tau are for linear heads."""
+
+    epochs: int = 50
+    """Of retrain and scale, of as many draws as there are training images. Published: 10 and 5, of as many draws as the
+    commonest class has images, for every class: 11 times as many for ImageNet-LT, 4.6 times for CIFAR-100-LT."""
+
+    views: int = 10
+    """Passes over the training images for them, each with random changes of its own, that the epochs take turns with;
+    published: one for each epoch."""
+
+    batch_size: int = 512
+    """Draws in a step of sgd, with momentum 0.9."""
+
+    learning_rate: float = 0.2
+    """At the start; cosine to 0."""
+
+    weight_decay: float = 5e-4
+    """Weight decay."""
+
+    cache_gib: float = 4.0
+    """What the experts say in these passes is kept if it takes at most this much memory; otherwise there is a pass in
+    every epoch."""
+
+    tau: float | None = None
+    """Exponent of tau; unset: the best of 0, 0.1, ..., 2 on the validation images, by balanced accuracy."""
+
+    distance: Literal["cosine", "centred cosine", "euclidean"] = "cosine"
+    """What is nearest to nearest-mean: the smallest angle, the smallest angle as seen from the mean of all images, or
+    the smallest distance."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "views", "batch_size"):
+            _require(getattr(self, name) >= 1, f"classifier.{name}", getattr(self, name), "at least 1")
+        _require(self.learning_rate > 0, "classifier.learning_rate", self.learning_rate, "above 0")
+        for name in ("weight_decay", "cache_gib"):
+            _require(getattr(self, name) >= 0, f"classifier.{name}", getattr(self, name), "0 or more")
+        _require(self.tau is None or self.tau >= 0, "classifier.tau", self.tau, "0 or more, or unset")
+
+
+@dataclass(frozen=True)
 class RouterConfig:
-    """Stage 2: the router, which shows an image to as few experts as it needs."""
+    """The last stage: the router, which shows an image to as few experts as it needs."""
 
     train: bool = False
-    """Train a router after the experts."""
+    """Train a router after the experts and their classifiers."""
 
     top_choices: int = 30
     """How many of the largest mean logits it sees (RIDE: 30 for CIFAR, 50 for a thousand classes and more)."""
@@ -521,6 +575,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -539,4 +594,7 @@ class Config:
                 exponents = getattr(self.loss, name)
                 right = f"one number, or one for each expert: {experts}"
                 _require(len(exponents) in (1, experts), f"loss.{name}", exponents, right)
+        method, head = self.classifier.method, self.model.head
+        right = "none, retrain or nearest-mean where model.head is 'cosine', whose class weights have no length"
+        _require(head == "linear" or method not in ("scale", "tau"), "classifier.method", method, right)
         _require(not router or experts > 1, "router.train", router, "false where there is one expert")

@@ -1,6 +1,6 @@
 """Predict once, derive everything from the logits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from longtail.config import Config
 from longtail.data.loading import Loader
 from longtail.distribution import ALONE, Group
 from longtail.metrics import Evaluation, evaluate_logits
-from longtail.models.experts import MultiExpert
+from longtail.models.experts import ExpertOutput, MultiExpert
 
 
 class Answers(NamedTuple):
@@ -26,34 +26,68 @@ class Answers(NamedTuple):
     """(N, E - 1); None where the model has no router"""
 
 
-@torch.inference_mode()
-def answers(model: MultiExpert, loader: Loader, group: Group = ALONE) -> Answers:
+class Features(NamedTuple):
+    """What the heads of a model see of N images: E experts, D features. On the CPU and in the loader's order."""
+
+    features: Tensor
+    """(N, E, D), float32"""
+
+    labels: Tensor
+    """(N,)"""
+
+
+def answers(model: MultiExpert, loader: Loader, group: Group = ALONE, epoch: int = 0) -> Answers:
     """What every expert, and the router, says of every image.
 
     Args:
         model: on the device of the loader's images.
         loader: all images, in their own order; this process's share of them, in whole batches.
         group: the processes among which they are shared; each gets all answers.
+        epoch: of the loader, where its images change from one to the next.
     """
+    router, size = model.router, (model.num_experts, model.num_classes)
+    if router is None:
+        labels, logits = _gathered(model, loader, group, epoch, lambda output: (output.logits,), [size])
+        return Answers(logits, labels, None)
+    sizes = [size, (model.num_experts - 1,)]
+    labels, logits, steps = _gathered(
+        model, loader, group, epoch, lambda output: (output.logits, router(*output)), sizes
+    )
+    return Answers(logits, labels, steps)
+
+
+def features(model: MultiExpert, loader: Loader, group: Group = ALONE) -> Features:
+    """What the heads see of every image; arguments as of `answers`."""
+    sizes = [(model.num_experts, model.num_features)]
+    labels, found = _gathered(model, loader, group, 0, lambda output: (output.features,), sizes)
+    return Features(found, labels)
+
+
+@torch.inference_mode()
+def _gathered(
+    model: MultiExpert,
+    loader: Loader,
+    group: Group,
+    epoch: int,
+    say: Callable[[ExpertOutput], tuple[Tensor, ...]],
+    sizes: Sequence[tuple[int, ...]],
+) -> list[Tensor]:
+    """Labels (N,), and what is said of each image, of the given sizes; on the CPU and by all processes together."""
     was_training = model.training
     model.eval()
-    size, num_experts = loader.num_images, model.num_experts
     # Whole arrays from the start: joining batches would need twice the memory.
-    logits = torch.zeros(size, num_experts, model.num_classes)
-    labels = torch.zeros(size, dtype=torch.int64)
-    router_logits = None if model.router is None else torch.zeros(size, num_experts - 1)
-    parts = loader.share.batches(size, loader.batch_size)
-    for part, (images, targets, *_) in zip(parts, loader.epoch(0), strict=True):
-        output = model(images)
-        logits[part], labels[part] = output.logits, targets
-        if model.router is not None and router_logits is not None:
-            router_logits[part] = model.router(*output)
+    labels = torch.zeros(loader.num_images, dtype=torch.int64)
+    found = [torch.zeros(loader.num_images, *size) for size in sizes]
+    parts = loader.share.batches(loader.num_images, loader.batch_size)
+    for part, (images, targets, *_) in zip(parts, loader.epoch(epoch), strict=True):
+        labels[part] = targets
+        for whole, said in zip(found, say(model(images)), strict=True):
+            whole[part] = said
     # Each image has one process that does not say 0 of it.
-    for tensor in (logits, labels, router_logits):
-        if tensor is not None:
-            group.sum(tensor)
+    for tensor in (labels, *found):
+        group.sum(tensor)
     model.train(was_training)
-    return Answers(logits, labels, router_logits)
+    return [labels, *found]
 
 
 def evaluate_answers(given: Answers, class_counts: Sequence[int], config: Config) -> Evaluation:

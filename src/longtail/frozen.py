@@ -19,9 +19,10 @@ FLOAT_BYTES = 4
 class FrozenOutputs:
     """A `Loader` of class-balanced draws: what all experts say of an image instead of the image.
 
-    Images are those of ``loader``'s first epoch, with its random changes. One pass over them is enough if what the
-    experts say fits into ``cache_gib``; otherwise there is a pass in every epoch. Both give the same batches, bit for
-    bit: an image that is drawn several times stands as often in its place in the loader's order, which is random.
+    Images are those of ``loader``'s first epochs, with their random changes. One pass over each of these is enough if
+    what the experts say fits into ``cache_gib``; otherwise there is a pass in every epoch. Both give the same batches,
+    bit for bit: an image that is drawn several times stands as often in its place in the loader's order, which is
+    random.
 
     Args:
         model: in eval mode.
@@ -29,6 +30,7 @@ class FrozenOutputs:
         batch_size: draws in a batch.
         cache_gib: memory that may be used to keep what the experts say, GiB.
         seed: of the draws.
+        views: epochs of the loader, which take turns: in each an image is changed otherwise.
         group: processes that share the work, batch by batch; each gets what all of them computed, and its part of every
             batch of draws.
     """
@@ -41,16 +43,17 @@ class FrozenOutputs:
         batch_size: int,
         cache_gib: float,
         seed: int,
+        views: int = 1,
         group: Group = ALONE,
     ):
         self._num_draws = loader.num_images
         self.num_images = images_per_epoch(self._num_draws, batch_size, least=group.size)
         self.batch_size, self.share = batch_size, group.share
         self._model, self._loader, self._group = model, loader, group
-        self._seed = seed
+        self._seed, self._views = seed, views
         numbers = model.num_experts * (model.num_classes + model.num_features)
-        self.is_cached = self._num_draws * numbers * FLOAT_BYTES <= cache_gib * 2**30
-        self._cache: list[Batch] = []
+        self.is_cached = views * self._num_draws * numbers * FLOAT_BYTES <= cache_gib * 2**30
+        self._cache: dict[int, list[Batch]] = {}
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -58,31 +61,37 @@ class FrozenOutputs:
 
     def labels(self, epoch: int) -> Tensor:
         """Labels of an epoch's draws, in their order: (num_images,)."""
-        own = self._loader.labels(1)
+        own = self._loader.labels(self._view(epoch))
         return own.repeat_interleave(self._times(own, epoch))[: self.num_images]
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Logits (B, E, C), labels (B,) and features (B, E, D), on the device."""
-        if self.is_cached and not self._cache:
-            self._cache = list(self._computed())
-        times = self._times(self._loader.labels(1), epoch)
-        batches = _rebatched(_repeated(self._cache or self._computed(), times), self.batch_size)
+        view = self._view(epoch)
+        if self.is_cached and view not in self._cache:
+            self._cache[view] = list(self._computed(view))
+        times = self._times(self._loader.labels(view), epoch)
+        said = self._cache[view] if self.is_cached else self._computed(view)
+        batches = _rebatched(_repeated(said, times), self.batch_size)
         for batch in islice(batches, first, len(self)):
             part = self.share.part(0, len(batch[0]))
             yield tuple(tensor[part] for tensor in batch)
+
+    def _view(self, epoch: int) -> int:
+        """The loader's epoch that an epoch is made of, both counted from 1."""
+        return 1 + (epoch - 1) % self._views
 
     def _times(self, labels: Tensor, epoch: int) -> Tensor:
         """How often each image is drawn: (N,)."""
         drawn = class_balanced(labels, self._num_draws, generator(self._seed, epoch))
         return drawn.bincount(minlength=len(labels))
 
-    def _computed(self) -> Iterator[Batch]:
+    def _computed(self, view: int) -> Iterator[Batch]:
         """What is said of all images, whoever computes it."""
-        own = iter(self._own())
+        own = iter(self._own(view))
         if self._group.size == 1:
             yield from own
             return
-        labels, size = self._loader.labels(1).to(next(self._model.parameters()).device), self._loader.batch_size
+        labels, size = self._loader.labels(view).to(next(self._model.parameters()).device), self._loader.batch_size
         for number, start in enumerate(range(0, self._num_draws, size)):
             theirs = labels[start : start + size]
             source = number % self._group.size
@@ -95,8 +104,8 @@ class FrozenOutputs:
             self._group.align((logits, features), source)
             yield logits, theirs, features
 
-    def _own(self) -> Iterator[Batch]:
-        for images, labels, *_ in self._loader.epoch(1):
+    def _own(self, view: int) -> Iterator[Batch]:
+        for images, labels, *_ in self._loader.epoch(view):
             with torch.no_grad():
                 logits, features = self._model(images)
             yield logits, labels, features

@@ -27,8 +27,9 @@ from longtail.report import counted
 from longtail.run import Run, new_run
 from longtail.runtime import Runtime, environment, pick_device
 from longtail.settings import what_counts
+from longtail.shifted import LabelShiftTest, PriorTest
 from longtail.signals import Signals, Stopped
-from longtail.stages import Experts, Workplace, set_threshold, train_router
+from longtail.stages import Experts, Workplace, set_threshold, train_classifier, train_router
 from longtail.teachers import check_planned, find_teacher, load_teacher
 from longtail.testing import Part, eval_loaders, print_results, tested
 from longtail.tradeoff import macs, parse_budget
@@ -125,9 +126,11 @@ class _Plan:
         self.stage = "experts"
         begun = place.run.config_path.is_file()
         self.has_experts = begun and place.run.has_experts
-        self.is_routed = self.has_experts and place.run.is_routed
+        self.has_classifier = self.has_experts and place.run.has_classifier
+        self.is_routed = self.has_classifier and place.run.is_routed
         self.experts = None if self.has_experts else Experts(place)
         self.loaders = eval_loaders(place)
+        _check_classifier(config, self.loaders)
         if config.router.train:
             _check_choice(config.router.compute_budget, config.router.max_accuracy_drop, self.loaders)
         if self.experts is not None:
@@ -149,6 +152,9 @@ class _Plan:
             _announce(place, self.experts.model)
             card, model = self.experts.train(val_loader, self.teacher), self.experts.model
             self.experts = self.teacher = None  # and their images
+        self.stage = "classifier"
+        if place.config.classifier.method != "none" and not self.has_classifier:
+            card = train_classifier(place, model, card, val_loader)
         self.stage = "router"
         if place.config.router.train and not self.is_routed:
             card = train_router(place, model, card, val_loader)
@@ -161,6 +167,8 @@ class _Plan:
         resumed = f"go on with: longtail train --resume {run.folder}"
         if self.stage == "test":
             holds = "the trained model"
+        elif self.stage == "classifier":
+            holds = "the experts with their own classifiers"
         elif self.stage == "router":
             holds = "the experts without a router"
         elif run.model_path.exists():
@@ -231,6 +239,8 @@ def evaluate(
     device: str = "auto",
     compute_budget: float | str | None = None,
     max_accuracy_drop: float | None = None,
+    prior: str | Path | None = None,
+    label_shift: bool = False,
     console: Console | None = None,
 ) -> Evaluation:
     """Tests a run, and writes its results.json, report.md and plots anew.
@@ -243,6 +253,10 @@ def evaluate(
         compute_budget: choose the router's threshold anew on the validation images, and keep it with the model: the
             best for this mean cost, 1.2 times that of one expert, or "70M" multiply-accumulates.
         max_accuracy_drop: likewise: the cheapest that loses at most so many percentage points of balanced accuracy.
+        prior: also tell how accurate the experts are if they know how common each class is among the images: a file,
+            see `longtail.data.priors.read_prior`, or "uniform". Written to prior.json.
+        label_shift: also tell how accurate they are where classes are as common as in training, less so, or the other
+            way round, see `longtail.label_shift_report`. Written to label_shift.json and label_shift.md.
         console: where to print the results; nowhere by default.
 
     Raises:
@@ -254,6 +268,8 @@ def evaluate(
     with _at(run, config, console) as (place, model, card, loaders):
         if split not in loaders:
             raise InputError(f"data set '{config.data.name}' has no part '{split}'; there is {' and '.join(loaders)}")
+        with_prior = None if prior is None else PriorTest(place, card, split, prior)
+        shifted = LabelShiftTest(place, card, split) if label_shift else None
         if compute_budget is not None or max_accuracy_drop is not None:
             if model.router is None:
                 raise InputError(
@@ -265,6 +281,10 @@ def evaluate(
             place.run.save_model(model, card)
         results = tested(place, model, card, loaders)
         print_results(place.console, place.run, results, split, config)
+        if with_prior is not None:
+            with_prior.tell(results.given[split])
+        if shifted is not None:
+            shifted.tell(model, results.given[split])
     return results.evaluations[split]
 
 
@@ -295,6 +315,47 @@ def add_router(run: Run | str | Path, *, config: Config | None = None, console: 
             raise Stopped from error
         # The rest is how its experts were trained.
         place.run.write_config(replace(run.config, router=config.router))
+        print_results(place.console, run, tested(place, model, card, loaders), "test", config)
+    return run
+
+
+def change_classifier(run: Run | str | Path, *, config: Config | None = None, console: Console | None = None) -> Run:
+    """Gives the experts of a finished run or a converted checkpoint other classifiers, and tests it.
+
+    They are made from the experts' own, which the run keeps, whatever it has now; with method none it gets them back. A
+    router was trained on the answers of other classifiers: where the run has one, it is trained anew.
+
+    Args:
+        run: a run or its folder.
+        config: the run's own by default; another one may have other settings in its section classifier.
+        console: where to tell how it goes; nowhere by default.
+
+    Raises:
+        InputError: as `evaluate`; or there are no validation images to choose tau on, or nothing would change.
+        Stopped: a signal asked for it; the same again goes on from there.
+    """
+    run = _opened(run)
+    config = config or run.config
+    with _at(run, config, console) as (place, model, card, loaders):
+        if config.classifier.method == "none" and not card.classifier:
+            raise InputError(
+                f"{run.folder} has the experts' own classifiers, which is what classifier.method 'none' asks for; "
+                "retrain, scale, tau and nearest-mean make others"
+            )
+        _check_classifier(config, loaders)
+        routed = model.router is not None
+        holds = "is as it was; the same command goes on where this one stopped"
+        if routed:
+            _check_choice(config.router.compute_budget, config.router.max_accuracy_drop, loaders)
+        try:
+            card = train_classifier(place, model, card, loaders.get("val"))
+            place.run.write_config(replace(run.config, classifier=config.classifier))
+            holds = f"has its new classifiers, but no router; go on with: longtail router {run.folder}"
+            if routed:
+                card = train_router(place, model, card, loaders.get("val"))
+        except KeyboardInterrupt as error:
+            place.say(f"Stopped. {run.folder} {holds}")
+            raise Stopped from error
         print_results(place.console, run, tested(place, model, card, loaders), "test", config)
     return run
 
@@ -338,6 +399,16 @@ def _check_choice(
         )
 
 
+def _check_classifier(config: Config, loaders: Mapping[Part, Loader]) -> None:
+    """Tau is chosen on validation images or given."""
+    if config.classifier.method == "tau" and config.classifier.tau is None and "val" not in loaders:
+        raise InputError(
+            "there are no validation images to choose tau on. Training with data.val_fraction holds some out; where a "
+            "long tail is made of a larger set, data.val_spare takes some of what it leaves out. Or give it: "
+            "classifier.tau 1"
+        )
+
+
 def _check_budget(compute_budget: float | str | None, model: MultiExpert, card: ModelCard) -> None:
     if compute_budget is None:
         return
@@ -362,11 +433,13 @@ def _checked(trained: ModelCard, place: Workplace) -> ModelCard:
         )
     was, fields = asdict(trained), asdict(now)
     # Not a router, which is added later; and nothing that files of earlier versions do not speak of.
-    common = [name for name in was["architecture"] if name in fields["architecture"]]
+    common = {name for name in was["architecture"] if name in fields["architecture"]}
+    if trained.classifier:
+        common -= {"head", "scale"}
     for side in (was, fields):
         side["architecture"] = {name: side["architecture"][name] for name in common}
     for name, value in fields.items():
-        if name not in ("epoch", "training_images", "threshold_for") and value != was[name]:
+        if name not in ("epoch", "training_images", "classifier", "threshold_for") and value != was[name]:
             raise InputError(
                 f"{run.folder}: config.yaml makes {name} {value}, but the model was trained with {was[name]}"
             )

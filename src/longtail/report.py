@@ -13,6 +13,7 @@ from rich.text import Text
 
 from longtail import plots
 from longtail.data.longtail import SHOTS
+from longtail.label_shift_report import LabelShiftReport
 from longtail.metrics import Evaluation, Scores
 from longtail.routing_report import RoutingReport
 from longtail.tradeoff import RoutingResult, macs
@@ -118,6 +119,67 @@ def write_report(
     (folder / "report.md").write_text(text + "\n", encoding="utf-8", errors="replace")
 
 
+def label_shift_summary(report: LabelShiftReport, title: str) -> Table:
+    """A model under label shift, for the terminal."""
+    header, rows = _label_shift_rows(report)
+    table = Table(
+        title=Text(title),
+        caption="\n".join(_label_shift_notes(report)),
+        box=box.SIMPLE_HEAD,
+        caption_justify="left",
+        title_justify="left",
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    for position, column in enumerate(header):
+        table.add_column(column, justify="right" if position else "left", no_wrap=position == 0)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def write_label_shift(folder: Path, report: LabelShiftReport, title: str) -> None:
+    """Writes ``label_shift.md`` into a run's folder, with the experts' weights, for which a terminal has no room."""
+    header, rows = _label_shift_rows(report)
+    if report.rows[0].weights is not None:
+        header.append("weights")
+        for line, row in zip(rows, report.rows, strict=True):
+            line.append(" ".join(f"{weight:.2f}" for weight in row.weights or ()))
+    lines = [f"# {_escape(title)}", "", *_table(header, rows), ""]
+    (folder / "label_shift.md").write_text(
+        "\n".join([*lines, *_label_shift_notes(report)]) + "\n", encoding="utf-8", errors="replace"
+    )
+
+
+def _label_shift_rows(report: LabelShiftReport) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table. One expert is the whole model, and cannot be weighted."""
+    several = report.rows[0].weights is not None
+    header = ["distribution", "images", "mean", "adjusted"]
+    if several:
+        header += ["aggregated", *(f"expert {e}" for e, _ in enumerate(report.rows[0].experts, start=1))]
+    rows = []
+    for row in report.rows:
+        numbers = [row.mean, row.known_prior, *([row.aggregated, *row.experts] if several else [])]
+        rows.append([row.distribution, f"{row.num_images:,}", *map(_percent, numbers)])
+    return header, rows
+
+
+def _label_shift_notes(report: LabelShiftReport) -> list[str]:
+    notes = [
+        "Accuracy in %, every image counts once. Mean: of the experts' logits.",
+        "Forward: classes are common that are in training; backward: the others.",
+        "The number: images of the commonest class for one of the rarest.",
+        "Adjusted: to how common each class is there, as if that were known.",
+    ]
+    if report.rows[0].weights is not None:
+        notes.append("Aggregated: experts weighted by how stable they are, without labels (SADE).")
+    if report.approximation:
+        notes.append(f"The adjustment is approximate: {report.approximation}.")
+    if report.left_out:
+        notes.append(f"Without ratios {', '.join(map(str, report.left_out))}, for which a class has too few images.")
+    return notes
+
+
 def _in_words(
     config: dict[str, Any],
     part: str,
@@ -131,7 +193,7 @@ def _in_words(
     seconds = sum(entry.get("seconds") or 0 for entry in history)
     how = (
         f"was trained for {counted(len(history), 'epoch', 'epochs')} in {_duration(seconds)} with the "
-        f"`{config['loss']['name']}` loss"
+        f"`{config['loss']['name']}` loss{_other_classifiers(config)}"
         if history
         else "was not trained in this run (there is no history of its training)"
     )
@@ -144,6 +206,11 @@ def _in_words(
         f"every class counts the same. These are the numbers of one run with seed {config['seed']}; another seed "
         f"gives somewhat different ones."
     )
+
+
+def _other_classifiers(config: dict[str, Any]) -> str:
+    method = config.get("classifier", {}).get("method", "none")
+    return "" if method == "none" else f"; its classifiers were then replaced (`classifier.method` {method})"
 
 
 def _results(evaluations: dict[str, Evaluation]) -> list[str]:

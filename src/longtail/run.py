@@ -59,8 +59,13 @@ class Run:
         """The weights with their description."""
         return self.folder / MODEL_FILE
 
+    @property
+    def heads_path(self) -> Path:
+        """The experts' own heads, where the model has others."""
+        return self.folder / "heads.safetensors"
+
     def checkpoint_path(self, stage: str) -> Path:
-        """What a stage, experts or router, goes on from while it is unfinished."""
+        """What a stage, experts, classifier or router, goes on from while it is unfinished."""
         return self.folder / f"checkpoint-{stage}.safetensors"
 
     @property
@@ -164,6 +169,16 @@ class Run:
         return self.model_path.is_file() and "router" in load_card(self.model_path).architecture
 
     @property
+    def classifier(self) -> str:
+        """Method by which its model's heads were made after the experts' training; empty: they are the experts' own."""
+        return load_card(self.model_path).classifier if self.model_path.is_file() else ""
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether its model has the heads that the settings ask for."""
+        return self.config.classifier.method in ("none", self.classifier)
+
+    @property
     def epochs_done(self) -> int:
         """Complete epochs of the experts' training that the model stands for; 0 where there is none."""
         return load_card(self.model_path).epoch if self.model_path.is_file() else 0
@@ -179,7 +194,7 @@ class Run:
         """Whether all stages are done and tested."""
         if not (self.folder / "results.json").is_file() or not self.model_path.is_file():
             return False
-        return self.has_experts and (self.is_routed or not self.config.router.train)
+        return self.has_experts and self.has_classifier and (self.is_routed or not self.config.router.train)
 
     def discard(self) -> None:
         """Takes back what `start` wrote, where nothing came of the run."""
@@ -200,6 +215,11 @@ class Run:
     def write_json(self, name: str, content: Any) -> None:
         """Writes a JSON file into the folder."""
         self._write(self.folder / name, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+    def remove(self, name: str) -> None:
+        """Removes a file that says nothing of the run any more."""
+        if self.writes:
+            (self.folder / name).unlink(missing_ok=True)
 
     def _write(self, path: Path, content: bytes) -> None:
         if self.writes:

@@ -1,13 +1,14 @@
 """What a batch is turned into: a task is the only thing the training loop knows of a method."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from longtail.losses import Criterion, DistilledLoss, router_loss, router_targets
+from longtail.losses import Criterion, DistilledLoss, cross_entropy, router_loss, router_targets
 from longtail.models.experts import MultiExpert
+from longtail.models.heads import classify
 from longtail.models.router import Router
 
 
@@ -73,8 +74,29 @@ class DistilExperts(TrainExperts):
         return {"teacher_logits": self.teach(images)}
 
 
+class TrainHeads(nn.Module):
+    """Classifiers alone, each on the features of its frozen expert: Decoupling (Kang et al., 2020), section 4.
+
+    Args:
+        heads: features (B, D) to logits (B, C), one for each expert.
+    """
+
+    def __init__(self, heads: Sequence[nn.Module]):
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+
+    def forward(
+        self, logits: Tensor, labels: Tensor, epoch: int, features: Tensor, *, batch_labels: Tensor | None = None
+    ) -> Step:
+        """What the experts' own heads say (B, E, C) is passed over; labels (B,), epoch from 1, features (B, E, D)."""
+        pairs = zip(self.heads, features.unbind(dim=1), strict=True)
+        own = torch.stack([classify(head, part)[0] for head, part in pairs], dim=1)
+        correct = (own.detach().mean(dim=1).argmax(dim=1) == labels).sum()
+        return Step(cross_entropy(own, labels), correct)
+
+
 class TrainRouter(nn.Module):
-    """Stage 2: the router alone, on what the frozen experts say.
+    """The last stage: the router alone, on what the frozen experts say.
 
     Args:
         router: of the model.

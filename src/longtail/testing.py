@@ -36,6 +36,8 @@ class Tested(NamedTuple):
     routings: dict[Part, RoutingReport]
     """Empty for a model without a router"""
 
+    given: dict[Part, Answers]
+
 
 def eval_loaders(place: Workplace) -> dict[Part, Loader]:
     """Of the parts that there are."""
@@ -73,7 +75,7 @@ def tested(place: Workplace, model: MultiExpert, card: ModelCard, loaders: Mappi
     for part, routing in routings.items():
         results[part]["routing"] = routing.as_dict()
     if not run.writes:
-        return Tested(evaluations, routings)
+        return Tested(evaluations, routings, given)
     write_report(
         run.folder,
         config=asdict(config),
@@ -86,7 +88,7 @@ def tested(place: Workplace, model: MultiExpert, card: ModelCard, loaders: Mappi
         **shots,
     )
     run.write_json("results.json", {"epoch": card.epoch, **results, **names})  # last: it says that the test is complete
-    return Tested(evaluations, routings)
+    return Tested(evaluations, routings, given)
 
 
 def _routing(

@@ -19,6 +19,8 @@ from longtail.data.file_loader import FileLoader
 from longtail.data.files import folder, list_files, published
 from longtail.data.loading import Loader, MemoryLoader, Normalise
 from longtail.data.mixing import MixedLoader
+from longtail.data.sampling import Sampler, sampler
+from longtail.data.sharing import Share
 from longtail.data.soundness import BadImage
 from longtail.data.splits import Dataset, Split
 from longtail.data.transforms import Interpolation, default_resize, eval_transform, train_transform
@@ -122,7 +124,7 @@ def preprocessing(config: Config, dataset: Dataset) -> Preprocessing:
 
 
 def train_loader(config: Config, dataset: Dataset, runtime: Runtime) -> Loader:
-    """Shuffled, augmented training images: this process's share of every batch.
+    """Augmented training images as ``training.sampling`` has them: this process's share of every batch.
 
     Raises:
         InputError: a batch cannot be shared among so many processes; or a setting does not fit the images.
@@ -134,7 +136,9 @@ def train_loader(config: Config, dataset: Dataset, runtime: Runtime) -> Loader:
             f"training.batch_size is {given} for {len(dataset.train)} images; {runtime.group.size} processes share "
             f"every batch, and need at least {least}"
         )
-    loader = shuffled_loader(config, dataset, runtime)
+    training, labels = config.training, torch.from_numpy(dataset.train.labels)
+    drawing = None if training.sampling == "shuffled" else sampler(training.sampling, labels, training.epochs)
+    loader = _augmented_loader(config, dataset, dataset.train, runtime.group.share, runtime, sampler=drawing)
     mixing = {"mixup": augmentation.mixup, "cutmix": augmentation.cutmix, "label_smoothing": smoothing}
     if not any(mixing.values()) and not augmentation.random_erasing:
         return loader
@@ -144,15 +148,30 @@ def train_loader(config: Config, dataset: Dataset, runtime: Runtime) -> Loader:
     )
 
 
-def shuffled_loader(config: Config, dataset: Dataset, runtime: Runtime, whole_batches: bool = False) -> Loader:
-    """Augmented training images by themselves: what `train_loader` mixes.
+def shuffled_loader(config: Config, dataset: Dataset, runtime: Runtime) -> Loader:
+    """All training images, augmented and not mixed, in another order in each epoch; processes have whole batches."""
+    return _augmented_loader(config, dataset, dataset.train, runtime.group.whole_share, runtime)
 
-    ``whole_batches`` gives each process batches in turn instead of a share of every one.
-    """
+
+def views_loader(config: Config, dataset: Dataset, split: Split, runtime: Runtime) -> Loader:
+    """Images in their own order, augmented as for training, anew in each epoch; processes have whole batches."""
+    return _augmented_loader(config, dataset, split, runtime.group.whole_share, runtime, shuffle=False)
+
+
+def _augmented_loader(
+    config: Config,
+    dataset: Dataset,
+    split: Split,
+    share: Share,
+    runtime: Runtime,
+    *,
+    shuffle: bool = True,
+    sampler: Sampler | None = None,
+) -> Loader:
     augmentation = config.augmentation
-    split = _in_memory(config, dataset, dataset.train)
-    options: dict[str, Any] = {"seed": config.seed, "shuffle": True, **_loader_options(config, dataset, runtime)}
-    options["share"] = runtime.group.whole_share if whole_batches else runtime.group.share
+    split = _in_memory(config, dataset, split)
+    options: dict[str, Any] = {"seed": config.seed, "shuffle": shuffle, "sampler": sampler, "share": share}
+    options |= _loader_options(config, dataset, runtime)
     if split.pixels is not None:
         for name, value, others in (("crop", "resized", "'padded' or 'none'"), ("rand_augment", None, "none")):
             given = getattr(augmentation, name)

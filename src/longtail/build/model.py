@@ -1,5 +1,6 @@
 """`Config` -> what the network is, and what it is trained for."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,15 +8,26 @@ from timm.layers import convert_sync_batchnorm
 
 from longtail.build.data import preprocessing
 from longtail.config import Config
+from longtail.data.sampling import POWERS, class_probabilities
 from longtail.data.splits import Dataset
 from longtail.errors import InputError
-from longtail.losses import CrossEntropyLoss, DistilledLoss, FocalLoss, LDAMLoss, LogitAdjustedLoss, RIDELoss
+from longtail.label_shift_report import Learned
+from longtail.losses import (
+    CrossEntropyLoss,
+    DistilledLoss,
+    FocalLoss,
+    LDAMLoss,
+    LogitAdjustedLoss,
+    RIDELoss,
+    log_prior,
+)
 from longtail.models.backbones import input_format
 from longtail.models.compiled import compiled
 from longtail.models.experts import MultiExpert
 from longtail.runtime import Runtime
 from longtail.schedules import epoch_of
 from longtail.tasks import DistilExperts, TrainExperts, teaching
+from longtail.test_time import learned_log_prior
 
 _NUM_CLASSES = {
     "digits": 10,
@@ -34,7 +46,7 @@ def architecture(config: Config, dataset: Dataset) -> dict[str, Any]:
 
 
 def planned_architecture(config: Config, num_classes: int | None = None) -> dict[str, Any]:
-    """What `architecture` will be, from the data set's name alone, and the router that is to be trained.
+    """What `architecture` will be in the end, from the data set's name alone: with the last classifiers and the router.
 
     ``num_classes`` is for a data set whose name says nothing.
 
@@ -46,7 +58,7 @@ def planned_architecture(config: Config, num_classes: int | None = None) -> dict
     if classes is None:
         raise InputError(f"how many classes data set '{name}' has is not known without its data; give --num_classes")
     router = {"router": router_options(config)} if config.router.train else {}
-    return _architecture(config, classes, _planned_image_size(config)) | router
+    return _architecture(config, classes, _planned_image_size(config)) | classifier_options(config) | router
 
 
 def _planned_image_size(config: Config) -> int:
@@ -70,6 +82,14 @@ def _architecture(config: Config, num_classes: int, image_size: int) -> dict[str
         "image_size": image_size,
         **drops,
     }
+
+
+def classifier_options(config: Config) -> dict[str, Any]:
+    """What the classifiers that are made after the experts change in the `architecture`."""
+    how = config.classifier
+    if how.method != "nearest-mean":
+        return {}
+    return {"head": "cosine", "scale": config.model.scale} if how.distance == "cosine" else {"head": "linear"}
 
 
 def router_options(config: Config) -> dict[str, Any]:
@@ -133,3 +153,46 @@ def criterion(config: Config, class_counts: list[int]) -> CrossEntropyLoss:
         temperature_spread=loss.temperature_spread,
         **options,
     )
+
+
+def learned_prior(config: Config, class_counts: Sequence[int], classifier: str, epoch: int) -> Learned:
+    """How common a model that was trained with these settings takes each class to be.
+
+    Args:
+        config: of the run.
+        class_counts: training images of each class, C numbers.
+        classifier: method by which its heads were made afterwards, if any; all of them make classes equally common.
+        epoch: up to which its experts were trained.
+
+    Raises:
+        InputError: a class has no training images.
+    """
+    if min(class_counts) < 1:
+        raise InputError(
+            f"class {list(class_counts).index(min(class_counts))} has no training images: how common the experts take "
+            "it to be is not known"
+        )
+    if classifier:
+        doubt = (
+            "" if classifier in ("retrain", "scale") else f"classifiers of method {classifier} yield no probabilities"
+        )
+        return Learned(torch.zeros(1, len(class_counts)), doubt)
+    loss, training, augmentation = config.loss, config.training, config.augmentation
+    used = criterion(config, list(class_counts))
+    exponents = ("prior_exponents", "inverse_exponents") if isinstance(used, LogitAdjustedLoss) else ()
+    weights = used.weights if used.is_reweighted(epoch) else None
+    learned = learned_log_prior(
+        class_counts, class_weights=weights, **{name: getattr(loss, name) for name in exponents}
+    )
+    if training.sampling != "shuffled":
+        power = POWERS.get(training.sampling, 0.0)  # progressive ends class-balanced
+        learned = learned + class_probabilities(class_counts, power).log().float() - log_prior(class_counts)
+    doubts = {
+        f"the {loss.name} loss does not make the answers probabilities": loss.name in ("ldam", "ride", "focal"),
+        "class weights came late in training": weights is not None and used.reweight_after != 0,
+        "draws became class-balanced late in training": training.sampling == "progressive",
+        "targets were mixed or smoothed": bool(augmentation.mixup or augmentation.cutmix or loss.label_smoothing),
+        "experts were trained together, not each by itself": loss.collaborative,
+        "a teacher was followed": config.teacher is not None,
+    }
+    return Learned(learned, "; ".join(doubt for doubt, applies in doubts.items() if applies))

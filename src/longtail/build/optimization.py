@@ -7,7 +7,7 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
-from longtail.config import Config
+from longtail.config import ClassifierConfig, Config, RouterConfig
 from longtail.schedules import cosine_rate, epoch_of, step_multiplier
 from longtail.tasks import TrainExperts
 
@@ -76,20 +76,36 @@ def learning_rate(config: Config) -> Callable[[float], float]:
     return lambda epoch: rate * step_multiplier(int(epoch), milestones, training.decay, warmup)
 
 
+def classifier_optimizer(config: Config, heads: nn.Module) -> torch.optim.Optimizer:
+    """Over what the heads have to train."""
+    return _sgd(config.classifier, heads, nesterov=False)
+
+
 def router_optimizer(config: Config, router: nn.Module) -> torch.optim.Optimizer:
     """Over every parameter of the router."""
-    settings = config.router
+    return _sgd(config.router, router, nesterov=True)
+
+
+def _sgd(settings: ClassifierConfig | RouterConfig, module: nn.Module, nesterov: bool) -> torch.optim.Optimizer:
     return torch.optim.SGD(
-        router.parameters(),
+        [parameter for parameter in module.parameters() if parameter.requires_grad],
         settings.learning_rate,
         momentum=0.9,
-        nesterov=True,
+        nesterov=nesterov,
         weight_decay=settings.weight_decay,
-        fused=_can_fuse(router),
+        fused=_can_fuse(module),
     )
+
+
+def classifier_learning_rate(config: Config) -> Callable[[float], float]:
+    """As `router_learning_rate`."""
+    return _cosine_by_epoch(config.classifier)
 
 
 def router_learning_rate(config: Config) -> Callable[[float], float]:
     """The rate in each epoch, counted from 0: the same in all of it, as in the original."""
-    settings = config.router
+    return _cosine_by_epoch(config.router)
+
+
+def _cosine_by_epoch(settings: ClassifierConfig | RouterConfig) -> Callable[[float], float]:
     return lambda epoch: cosine_rate(int(epoch), settings.epochs, settings.learning_rate)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from longtail.data.loading import Normalise, least_images
+from longtail.data.loading import Drawn, Normalise, drawn, least_images
 from longtail.data.pictures import decode
+from longtail.data.sampling import Sampler as DrawImages
 from longtail.data.sharing import ALL, Share, images_per_epoch
 from longtail.data.splits import Split
 from longtail.data.transforms import Transform
@@ -19,8 +20,8 @@ from longtail.errors import InputError
 from longtail.seeds import generator, seeded
 from longtail.signals import STOPPING
 
-Key = tuple[int, int]
-"""(epoch, position in the split)"""
+Key = tuple[int, int, int]
+"""(epoch, position in the split, number of the random change)"""
 Sample = tuple[Tensor, int] | InputError
 Batch = tuple[Tensor, Tensor] | InputError
 
@@ -28,8 +29,9 @@ Batch = tuple[Tensor, Tensor] | InputError
 class FileLoader:
     """A `Loader` over picture files.
 
-    The order depends on the seed and the epoch alone, random changes to an image on those and its position. So an
-    epoch can be repeated without those before it, with any number of workers, and leaves torch's generators alone.
+    The order depends on the seed and the epoch alone, random changes to an image on those and its position (or its
+    place in the epoch, see `longtail.data.loading.drawn`). So an epoch can be repeated without those before it, with
+    any number of workers, and leaves torch's generators alone.
 
     Args:
         split: images with paths.
@@ -39,6 +41,7 @@ class FileLoader:
         normalise: pixels to the network's input.
         seed: of order and random changes.
         shuffle: whether each epoch has another order; otherwise the split's own.
+        sampler: draws the images of each epoch, as many as there are, instead of their all being in it once.
         workers: processes that decode; 0 decodes in this one. They live as long as the loader.
         share: of this process, where several train or test together.
     """
@@ -53,6 +56,7 @@ class FileLoader:
         normalise: Normalise,
         seed: int = 0,
         shuffle: bool = False,
+        sampler: DrawImages | None = None,
         workers: int = 0,
         share: Share = ALL,
     ) -> None:
@@ -62,7 +66,7 @@ class FileLoader:
         self._device = device
         self._normalise = normalise
         self._labels = split.labels
-        self._order = _Order(len(split), self.num_images, batch_size, seed, shuffle, share)
+        self._order = _Order(len(split), self.num_images, batch_size, seed, shuffle, sampler, share)
         self._batches: DataLoader[Sample] = DataLoader(
             _Pictures(split, transform, seed),
             batch_sampler=self._order,  # type: ignore[arg-type]  # typed as positions; any key will do
@@ -96,7 +100,7 @@ class FileLoader:
 
     def labels(self, epoch: int) -> Tensor:
         """Those of an epoch, in its order: (num_images,)."""
-        return torch.from_numpy(self._labels)[self._order.positions(epoch)]
+        return torch.from_numpy(self._labels)[self._order.drawn(epoch).positions]
 
 
 class _Pictures(Dataset[Sample]):
@@ -111,41 +115,48 @@ class _Pictures(Dataset[Sample]):
         self._seed = seed
 
     def __getitem__(self, key: Key) -> Sample:
-        epoch, position = key
+        epoch, position, change = key
         try:
             image = decode(Path(os.fsdecode(self._paths[position])))
         except InputError as error:
             # Returned, because a DataLoader would raise it with the worker's traceback for a message.
             return error
-        # 1 + position, because to the seeding a last 0 is nothing: it would be the generator of the order.
-        with seeded(self._seed, epoch, 1 + position):
+        # 1 + change, because to the seeding a last 0 is nothing: it would be the generator of the order.
+        with seeded(self._seed, epoch, 1 + change):
             return self._transform(image), int(self._labels[position])
 
 
 class _Order(Sampler[list[Key]]):
     """The keys of the images of each batch, in the order of an epoch."""
 
-    def __init__(self, every: int, num_images: int, batch_size: int, seed: int, shuffle: bool, share: Share) -> None:
+    def __init__(
+        self,
+        every: int,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        sampler: DrawImages | None,
+        share: Share,
+    ) -> None:
         self.epoch = self.first = 0
         self._every = every
         self._num_images, self._batch_size = num_images, batch_size
         self._seed = seed
-        self._shuffle = shuffle
+        self._shuffle, self._sampler = shuffle, sampler
         self._share = share
 
     def __len__(self) -> int:
         return len(self._share.batches(self._num_images, self._batch_size))
 
-    def positions(self, epoch: int) -> Tensor:
-        positions = torch.arange(self._every)
-        if self._shuffle:
-            positions = torch.randperm(self._every, generator=generator(self._seed, epoch))
-        return positions[: self._num_images]
+    def drawn(self, epoch: int) -> Drawn:
+        whole = drawn(self._every, epoch, generator(self._seed, epoch), self._shuffle, self._sampler)
+        return Drawn(*(part[: self._num_images] for part in whole))
 
     def __iter__(self) -> Iterator[list[Key]]:
-        epoch, positions = self.epoch, self.positions(self.epoch).tolist()
+        epoch, (positions, changes) = self.epoch, (part.tolist() for part in self.drawn(self.epoch))
         for part in self._share.batches(self._num_images, self._batch_size, self.first):
-            yield [(epoch, position) for position in positions[part]]
+            yield [(epoch, *key) for key in zip(positions[part], changes[part], strict=True)]
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

@@ -1,12 +1,13 @@
 """Batches of small images that lie decoded on the device."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from longtail.data.augment import draw_moves, move
+from longtail.data.sampling import Sampler
 from longtail.data.sharing import ALL, Share, images_per_epoch
 from longtail.data.splits import Split
 from longtail.seeds import generator
@@ -60,6 +61,35 @@ def least_images(shuffle: bool, share: Share) -> int:
     return 2 * sharing if shuffle else 1
 
 
+class Drawn(NamedTuple):
+    """Which images an epoch is made of, in which order, and by which of the epoch's random changes."""
+
+    positions: Tensor
+    """(M,), in the split"""
+
+    changes: Tensor
+    """(M,), numbers below that of the split's images"""
+
+
+def drawn(every: int, epoch: int, draw: torch.Generator, shuffle: bool, sampler: Sampler | None) -> Drawn:
+    """The images of an epoch, from a generator that depends on the seed and the epoch alone.
+
+    Changes go by the image, so that they are its own whatever the order; where an image may come up several times in an
+    epoch they go by its place, so that each time it looks different.
+
+    Args:
+        every: images in the split.
+        epoch: from 1; 0 for tests.
+        draw: is drawn from.
+        shuffle: in a new order; otherwise in their own.
+        sampler: draws them instead.
+    """
+    if sampler is not None:
+        return Drawn(sampler(epoch, draw), torch.arange(every))
+    positions = torch.randperm(every, generator=draw) if shuffle else torch.arange(every)
+    return Drawn(positions, positions)
+
+
 class MemoryLoader:
     """A `Loader` over decoded pixels. No copy to the device and no random draw happens inside an epoch.
 
@@ -70,6 +100,7 @@ class MemoryLoader:
         normalise: pixels to the network's input.
         seed: of order and augmentation.
         shuffle: draw a new order for each epoch.
+        sampler: draws the images of each epoch, as many as there are, instead of their all being in it once.
         padding: of the random crop, in pixels.
         flip: mirror half of the images.
         rotation: largest angle, degrees.
@@ -85,6 +116,7 @@ class MemoryLoader:
         normalise: Normalise,
         seed: int = 0,
         shuffle: bool = False,
+        sampler: Sampler | None = None,
         padding: int = 0,
         flip: bool = False,
         rotation: float = 0.0,
@@ -99,7 +131,7 @@ class MemoryLoader:
         self.device = device
         self.normalise = normalise
         self.seed = seed
-        self.shuffle = shuffle
+        self.shuffle, self.sampler = shuffle, sampler
         self.padding, self.flip, self.rotation = padding, flip, rotation
         self.augments = padding > 0 or flip or rotation > 0
 
@@ -109,23 +141,22 @@ class MemoryLoader:
     def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, H, W), in channels-last memory, and labels (B,)."""
         draw = generator(self.seed, epoch)
-        order = self._order(draw)
+        positions, changes = self._drawn(epoch, draw)
         moves = draw_moves(len(self._labels), self.padding, self.flip, self.rotation, draw)
         moves = type(moves)(*(part.to(self.device) for part in moves))
-        order = order.to(self.device)
+        order, changes = positions.to(self.device), changes.to(self.device)
         for part in self.share.batches(self.num_images, self.batch_size, first):
             positions = order[part]
             if self.augments:
-                images = move(self._images, positions, moves.take(positions), self.padding)
+                images = move(self._images, positions, moves.take(changes[part]), self.padding)
             else:
                 images = self._images[positions]
             yield self.normalise(images.permute(0, 3, 1, 2)), self._labels[positions]
 
     def labels(self, epoch: int) -> Tensor:
         """Those of an epoch, in its order: (num_images,), on the CPU."""
-        return self._labels.cpu()[self._order(generator(self.seed, epoch))]
+        return self._labels.cpu()[self._drawn(epoch, generator(self.seed, epoch)).positions]
 
-    def _order(self, draw: torch.Generator) -> Tensor:
-        every = len(self._labels)
-        order = torch.randperm(every, generator=draw) if self.shuffle else torch.arange(every)
-        return order[: self.num_images]
+    def _drawn(self, epoch: int, draw: torch.Generator) -> Drawn:
+        whole = drawn(len(self._labels), epoch, draw, self.shuffle, self.sampler)
+        return Drawn(*(part[: self.num_images] for part in whole))

@@ -3,12 +3,21 @@
 A class is drawn first, then one of its images; samplers differ in how likely each class is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from longtail.errors import InputError
+
+Sampling = Literal["instance", "square-root", "class-balanced", "progressive"]
+
+Sampler = Callable[[int, torch.Generator], Tensor]
+"""Epoch, from 1, and a generator on the CPU -> positions of the epoch's draws (M,), int64, on the CPU"""
+
+POWERS = {"instance": 1.0, "square-root": 0.5, "class-balanced": 0.0}
+"""Of the classes' numbers of images, see `class_probabilities`."""
 
 
 def class_probabilities(class_counts: Sequence[int] | Tensor, power: float) -> Tensor:
@@ -95,6 +104,28 @@ def class_balanced(labels: Tensor, num_draws: int, generator: torch.Generator) -
     """
     labels = labels.cpu()
     return class_draws(labels, class_probabilities(labels.bincount(), 0), num_draws, generator)
+
+
+def sampler(sampling: Sampling, labels: Tensor, epochs: int) -> Sampler:
+    """Draws as many images an epoch as there are; some come up several times, others not at all.
+
+    Args:
+        sampling: instance, square-root or class-balanced, see `class_probabilities`; progressive goes from the first to
+            the last of them, see `progressively_balanced`.
+        labels: (N,).
+        epochs: of the training: the progress is 0 in the first and 1 in the last.
+    """
+    labels = labels.cpu()
+    counts = labels.bincount()
+
+    def draws(epoch: int, generator: torch.Generator) -> Tensor:
+        if sampling == "progressive":
+            chances = progressively_balanced(counts, min(1.0, (epoch - 1) / max(1, epochs - 1)))
+        else:
+            chances = class_probabilities(counts, POWERS[sampling])
+        return class_draws(labels, chances, len(labels), generator)
+
+    return draws
 
 
 def _by_class(labels: Tensor, num_classes: int) -> tuple[Tensor, ...]:

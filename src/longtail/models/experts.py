@@ -11,7 +11,7 @@ from longtail.errors import InputError
 from longtail.models.backbones import Width, backbone
 from longtail.models.cifar import CifarResNet
 from longtail.models.cut import Pass, cut
-from longtail.models.heads import CosineClassifier, classify, initialise_like
+from longtail.models.heads import classify, create_heads, initialise_like
 from longtail.models.router import Router
 from longtail.models.routing import RoutedOutput, goes_on, thresholds
 
@@ -178,10 +178,7 @@ def create_model(
         raise InputError(f"head '{head}': 'cosine' or 'linear'")
     build = backbone(name, width, pretrained, image_size, **options)
     trunk, branches, neck, num_features = cut(build, num_experts, expert_stages, image_size)
-    heads: list[nn.Module] = [
-        CosineClassifier(num_features, num_classes, scale) if head == "cosine" else nn.Linear(num_features, num_classes)
-        for _ in branches
-    ]
+    heads = create_heads(num_experts, num_features, num_classes, head, scale)
     for classifier in heads:
         initialise_like(classifier, trunk)
     model = MultiExpert(trunk, branches, heads, neck)

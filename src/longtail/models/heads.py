@@ -1,6 +1,7 @@
 """Classifiers on top of an expert's features."""
 
 from contextlib import nullcontext
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,20 @@ class CosineClassifier(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, D) -> logits (B, C)."""
         return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
+
+
+def create_heads(
+    num_experts: int,
+    num_features: int,
+    num_classes: int,
+    head: Literal["cosine", "linear"] = "cosine",
+    scale: float = 30.0,
+) -> list[nn.Module]:
+    """Freshly drawn classifiers of features (B, D), one for each expert; ``scale`` is for cosine ones."""
+    return [
+        CosineClassifier(num_features, num_classes, scale) if head == "cosine" else nn.Linear(num_features, num_classes)
+        for _ in range(num_experts)
+    ]
 
 
 def initialise_like(head: nn.Module, trunk: nn.Module) -> None:

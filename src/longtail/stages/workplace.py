@@ -1,0 +1,77 @@
+"""What every stage works with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from longtail import build
+from longtail.checkpoint import Checkpoint, ModelCard
+from longtail.config import Config
+from longtail.data.soundness import BadImage
+from longtail.data.splits import Dataset
+from longtail.models.experts import MultiExpert
+from longtail.progress import say
+from longtail.run import Run
+from longtail.runtime import Runtime
+from longtail.settings import what_counts
+from longtail.signals import Signals
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What every stage works with."""
+
+    run: Run
+    config: Config
+    dataset: Dataset
+    runtime: Runtime
+    console: Console
+    signals: Signals = field(default_factory=Signals)
+    skipped: list[BadImage] | None = None
+    """Images that were left out because they do not decode; None where nobody looked"""
+
+    def keep_skipped(self) -> None:
+        """Lists them in the run's folder, so that everything later leaves out the same."""
+        if self.skipped is not None:
+            self.run.write_skipped(self.skipped)
+
+    def card(self) -> ModelCard:
+        """The description of the model, before it has learnt anything."""
+        return ModelCard(
+            architecture=build.architecture(self.config, self.dataset),
+            class_names=self.dataset.class_names,
+            class_counts=tuple(self.dataset.class_counts),
+            training_images=self.dataset.train.fingerprint(Path(self.config.data.root)),
+            **build.preprocessing(self.config, self.dataset)._asdict(),
+        )
+
+    def on_device(self, model: MultiExpert) -> MultiExpert:
+        """The same model on the device, in the layout that convolutions run fastest in; the loaders deliver it."""
+        moved: MultiExpert = model.to(self.runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return moved
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Within it, first weights are drawn by the seed; the caller's random numbers are not ours to set."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.config.seed)  # not a GPU's, which would stay set
+            yield
+
+    def checkpoint(self, stage: str, refuses: bool = True) -> Checkpoint:
+        """Where a stage goes on from; see `Checkpoint`."""
+        return Checkpoint(
+            self.run.checkpoint_path(stage),
+            what_counts(self.config),
+            refuses=refuses,
+            every=60 * self.config.training.checkpoint_every,
+            group=self.runtime.group,
+            signals=self.signals,
+        )
+
+    def say(self, text: str) -> None:
+        """A line for the user."""
+        say(self.console, text)
