@@ -22,11 +22,13 @@ SOURCE = Path(longtail.__file__).parent.parent
 
 # Point, file, and the number of its writing in the process; in the order in which they lie in a run.
 DEATHS = [
+    ("before", "config", 1),
     ("in the middle", "checkpoint-experts", 3),
     ("between", "checkpoint-experts", 4),
     ("before", "model", 1),
     ("after", "model", 1),
     ("before", "metrics", 2),
+    ("after", "metrics", 2),
     ("between", "checkpoint-router", 2),
     ("in the middle", "checkpoint-router", 2),
     ("before", "model", 1),
@@ -56,10 +58,12 @@ def test_killed_again_and_again(whole, tmp_path):
         # Whatever is there can be read.
         if (folder / "model.safetensors").exists():
             longtail.load_model(folder)
-        again = ["train", "--resume", str(folder)]
+        if file != "config":  # then there is a run
+            again = ["train", "--resume", str(folder)]
     done = python("-m", "longtail", *again)
     assert done.returncode == 0, done.stderr
     same(whole, folder)
+    assert longtail.Run(folder).environment()["packages"]
 
 
 def stopped_by_a_scheduler(command: list[str], folder: Path, signalled: signal.Signals) -> None:

@@ -1,5 +1,6 @@
 """A training that is stopped anywhere and gone on with is the training that was never stopped, bit for bit."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -264,6 +265,15 @@ def test_the_same_command_goes_on(tmp_path, monkeypatch, caplog):
 def same(first: Path, second: Path) -> None:
     """Two runs ended alike: files of weights byte for byte, records but for their times."""
     a, b = longtail.Run(first), longtail.Run(second)
+    results = [json.loads((folder / "results.json").read_text()) for folder in (first, second)]
+    for part in ("val", "test"):
+        for values in results:
+            values.get(part, {}).get("routing", {}).pop("images_per_second", None)
+    assert results[0] == results[1]
+    routers = [json.loads((folder / "router.json").read_text())["epochs"] for folder in (first, second)]
+    assert [[{k: v for k, v in r.items() if k not in TIMED} for r in records] for records in routers[:1]] == [
+        [{k: v for k, v in r.items() if k not in TIMED} for r in records] for records in routers[1:]
+    ]
     assert a.model_path.read_bytes() == b.model_path.read_bytes()
     plain = [[{k: v for k, v in record.items() if k not in TIMED} for record in run.history()] for run in (a, b)]
     assert plain[0] == plain[1]
@@ -291,9 +301,15 @@ def test_signals(monkeypatch):
         with signals.postponed():
             os.kill(os.getpid(), signal.SIGTERM)
             assert signals.asked_to_stop
-            with pytest.raises(KeyboardInterrupt):  # the second time at once
-                os.kill(os.getpid(), signal.SIGUSR1)
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):  # passed on by others, or a key that bounced
+                os.kill(os.getpid(), number)
+            monkeypatch.setattr("longtail.signals.TWICE", -1.0)
+            with pytest.raises(KeyboardInterrupt):  # meant
+                os.kill(os.getpid(), signal.SIGINT)
+            signals.asked_to_stop = False
         with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped), signals.postponed():  # nobody looked
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -304,3 +320,31 @@ def test_damage_is_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert not Checkpoint(path).is_there
     assert "not used" in caplog.text
+
+
+def test_other_images_are_refused(tmp_path, monkeypatch):
+    """What was held out for the test would be drawn anew, and hold images that were trained on."""
+    photos = layouts.write_folder(tmp_path / "photos", counts=(20, 14, 9))
+    settings = {"data.root": str(photos), "data.image_size": 16, "device": "cpu", "training.epochs": 3}
+    config = longtail.recipe("folder", {**settings, "model.backbone": "resnet20", "training.batch_size": 8})
+    for stage in ("experts", "router"):
+        folder, real = tmp_path / stage, Checkpoint.after_step
+
+        def stopping(self, state, stage=stage, real=real):
+            self.signals.asked_to_stop = stage in self.path.name
+            real(self, state)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoint, "after_step", stopping)
+            with pytest.raises(Stopped):
+                longtail.train(config, folder)
+        gone = photos / "class 0" / "0.jpg"
+        content = gone.read_bytes()
+        gone.unlink()
+        with pytest.raises(InputError, match="other training images|training images of data set"):
+            longtail.resume(folder)
+        gone.write_bytes(content)
+    assert longtail.resume(folder).is_finished
+    elsewhere = longtail.recipe(folder / "config.yaml", {"data.root": str(photos) + "/."})
+    with pytest.raises(InputError, match="is finished, with data.root"):
+        longtail.train(elsewhere, folder)

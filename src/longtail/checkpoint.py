@@ -211,6 +211,7 @@ class Checkpoint:
         self.path, self.settings, self.refuses, self.every = path, settings, refuses, every
         self.group, self.signals = group, signals or Signals()
         self._last = time.perf_counter()
+        self._is_damaged = False
         self._saved = self._read()
 
     @property
@@ -253,6 +254,7 @@ class Checkpoint:
         if wish:
             self.save(state)
         if wish == 2:
+            self.group.wait()  # a process that ends early has the others ended too, in the middle of writing
             raise Stopped
 
     def save(self, state: TrainingState) -> None:
@@ -263,7 +265,9 @@ class Checkpoint:
         """
         tensors, values = state.captured()
         if self.group.is_main:
-            write_tensors(self.path, tensors, values | {"settings": self.settings}, keep=self.before)
+            keep = None if self._is_damaged else self.before
+            write_tensors(self.path, tensors, values | {"settings": self.settings}, keep=keep)
+        self._is_damaged = False
         self._last = time.perf_counter()
 
     def remove(self) -> None:
@@ -280,14 +284,15 @@ class Checkpoint:
                 tensors, values = read_tensors(path)
                 saved, _ = values["settings"], values["position"]["records"]
             except (InputError, KeyError, TypeError) as error:
+                self._is_damaged |= path == self.path
                 logger.warning("%s; not used", error if isinstance(error, InputError) else f"{path}: no checkpoint")
                 continue
             if saved != self.settings and not self.refuses:
                 continue
             if saved != self.settings:
                 raise InputError(
-                    f"{path}: was saved with other settings than those of config.yaml, and cannot go on with these; "
-                    "take back what was changed, or remove the file to begin anew"
+                    f"{path}: was saved with other settings or other training images, and cannot go on with these; "
+                    f"take back what was changed, or remove {self.path.name} and {self.before.name} to begin anew"
                 )
             return tensors, values
         return None

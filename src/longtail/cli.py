@@ -271,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         help="train and test a model",
         description="Trains and tests a model, and writes a run folder.",
-        usage="longtail train [--config NAME-or-FILE] [--output FOLDER] [--section.field value ...]",
+        usage="longtail train [--config NAME-or-FILE] [--output FOLDER] [--section.field value ...] | --resume RUN",
         add_help=False,
     )
     command.add_argument(

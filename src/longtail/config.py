@@ -315,8 +315,8 @@ class TrainingConfig:
     """Batch norms average over all processes, as one process with the whole batch would. On GPUs."""
 
     checkpoint_every: float = 5.0
-    """Minutes between two checkpoints, from which an interrupted run goes on exactly. One is also saved when a signal
-    asks to stop."""
+    """Minutes between two checkpoints, from which an interrupted run goes on exactly; 0: after every step. One is also
+    saved when a signal asks to stop."""
 
     checkpoint_activations: bool = False
     """Compute activations again for the gradient instead of keeping them: less memory, about a third more time."""

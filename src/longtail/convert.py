@@ -81,7 +81,7 @@ def convert(file: str | Path, output: str | Path) -> Run:
         raise InputError(f"{beside}: {error}") from error
     source = {"converted_from": str(file), "converted_class": official.arch}
     with run.held():
-        run.start(config, environment(torch.device("cpu")) | source)
+        run.start(config, environment(torch.device("cpu"), 1) | source)
         run.save_model(model, _card(config, architecture, official.epoch))
     return run
 

@@ -1,5 +1,6 @@
 """Several processes that train or test one model together: the only file that knows torch.distributed."""
 
+import atexit
 import inspect
 import logging
 import os
@@ -16,8 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from longtail.data.sharing import Share
 from longtail.errors import InputError
 
-PATIENCE = timedelta(minutes=15)
-"""How long a process waits for the others, which may be reading data or writing a report."""
+PATIENCE = timedelta(hours=2)
+"""How long a process waits for the others, which may be checking a million pictures; a death is noticed at once."""
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""By which torchrun tells a process who it is."""
 
 FAILED = "longtail/failed"
 """Key of the job's store that counts the processes that have failed."""
@@ -119,7 +123,7 @@ ALONE = Group()
 
 @contextmanager
 def processes(device: str) -> Iterator[Group]:
-    """The group that torchrun started this process in; processes join when first asked, and part at the end.
+    """The group that torchrun started this process in; processes join when first asked, and part when they end.
 
     Whatever fails in one of them ends them all, and is told once: by the process in which it happened, or by the first
     one where it happens in all.
@@ -131,16 +135,12 @@ def processes(device: str) -> Iterator[Group]:
         InputError: what was started cannot work together.
         OtherProcessError: in all processes but the one that tells why.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or dist.is_initialized():
-        yield Group(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ALONE
-        return
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    _check(device, on_gpu, local)
-    if on_gpu:
-        torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    if not dist.is_initialized():
+        # Some clusters set one or the other for their own purposes.
+        if not all(os.environ.get(name) for name in VARIABLES) or os.environ["WORLD_SIZE"] == "1":
+            yield ALONE
+            return
+        _join(device)
     group = Group(dist.get_rank(), dist.get_world_size())
     if not group.is_main:
         logging.getLogger("longtail").setLevel(logging.ERROR)
@@ -161,7 +161,22 @@ def processes(device: str) -> Iterator[Group]:
             "out of memory); the same command goes on from the last checkpoint"
         ) from error
     group.wait()
-    dist.destroy_process_group()
+
+
+def _join(device: str) -> None:
+    local = int(os.environ["LOCAL_RANK"])
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    _check(device, on_gpu, local)
+    if on_gpu:
+        torch.cuda.set_device(local)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    # Not at the end of each command: the same processes cannot join twice.
+    atexit.register(_part)
+
+
+def _part() -> None:
+    with suppress(Exception):
+        dist.destroy_process_group()
 
 
 def _check(device: str, on_gpu: bool, local: int) -> None:

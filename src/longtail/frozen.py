@@ -12,6 +12,7 @@ from longtail.data.sharing import images_per_epoch
 from longtail.distribution import ALONE, Group
 from longtail.models.experts import MultiExpert
 from longtail.seeds import generator
+from longtail.signals import Signals, Stopped
 
 FLOAT_BYTES = 4
 
@@ -31,6 +32,7 @@ class FrozenOutputs:
         cache_gib: memory that may be used to keep what the experts say, GiB.
         seed: of the draws.
         views: epochs of the loader, which take turns: in each an image is changed otherwise.
+        signals: what may ask to stop during a pass.
         group: processes that share the work, batch by batch; each gets what all of them computed, and its part of every
             batch of draws.
     """
@@ -44,13 +46,14 @@ class FrozenOutputs:
         cache_gib: float,
         seed: int,
         views: int = 1,
+        signals: Signals | None = None,
         group: Group = ALONE,
     ):
         self._num_draws = loader.num_images
         self.num_images = images_per_epoch(self._num_draws, batch_size, least=group.size)
         self.batch_size, self.share = batch_size, group.share
         self._model, self._loader, self._group = model, loader, group
-        self._seed, self._views = seed, views
+        self._seed, self._views, self._signals = seed, views, signals
         numbers = model.num_experts * (model.num_classes + model.num_features)
         self.is_cached = views * self._num_draws * numbers * FLOAT_BYTES <= cache_gib * 2**30
         self._cache: dict[int, list[Batch]] = {}
@@ -106,6 +109,8 @@ class FrozenOutputs:
 
     def _own(self, view: int) -> Iterator[Batch]:
         for images, labels, *_ in self._loader.epoch(view):
+            if self._signals is not None and self._signals.asked_to_stop:
+                raise Stopped  # nothing has been learnt since the last step
             with torch.no_grad():
                 logits, features = self._model(images)
             yield logits, labels, features

@@ -59,6 +59,10 @@ def train(config: Config, output: str | Path | None = None, console: Console | N
             known = Run(output, group.is_main)
             if not known.is_finished:
                 return _train(known, config, console, group)
+            if known.config.data.root != config.data.root:
+                raise InputError(
+                    f"'{output}' is finished, with data.root '{known.config.data.root}'; choose another --output"
+                )
             if console is not None and group.is_main:
                 say(console, f"{output} is finished, with these settings; longtail evaluate {output} tests it again")
             return known
@@ -89,25 +93,35 @@ def _is_same(run: Run, config: Config) -> bool:
     return run.config_path.is_file() and not run.is_converted and what_counts(run.config) == what_counts(config)
 
 
-def _train(run: Run, config: Config, console: Console | None, group: Group, skipped: Skipped = None) -> Run:
-    begun, signals = run.config_path.is_file(), Signals()
+def _train(
+    run: Run,
+    config: Config,
+    console: Console | None,
+    group: Group,
+    signals: Signals | None = None,
+    skipped: Skipped = None,
+) -> Run:
+    begun, signals = run.config_path.is_file(), signals or Signals()
     group.wait()  # before anything is written that the others look for
     with signals.caught(), ExitStack() as stack:
         if begun:
+            stack.enter_context(_resumable(run))
             stack.enter_context(run.held())
         place = _workplace(run, config, console, group, signals, skipped)
+        stack.enter_context(place.runtime.tf32(config.training.tf32))
         plan = _Plan(place)
         if not begun:
             stack.enter_context(run.held())
-            run.start(config, environment(place.runtime.device))
+            run.start(config, environment(place.runtime.device, group.size))
+            stack.enter_context(_resumable(run))
         place.keep_skipped()
         try:
             with _timed(run):
                 model, card = plan.carry_out()
             results = tested(place, model, card, plan.loaders)
-        except KeyboardInterrupt as error:
+        except KeyboardInterrupt:
             plan.tell_interrupted()
-            raise Stopped(f"go on with: longtail train --resume {run.folder}") from error
+            raise
         except BaseException:
             # Not where hours may have gone into something that can be gone on with.
             kept = run.model_path, run.checkpoint_path("experts"), run.teacher_folder
@@ -116,6 +130,15 @@ def _train(run: Run, config: Config, console: Console | None, group: Group, skip
             raise
     print_results(place.console, run, results, "test", config)
     return run
+
+
+@contextmanager
+def _resumable(run: Run) -> Iterator[None]:
+    """Whatever interrupts what is within, the run can be gone on with."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Stopped(f"go on with: longtail train --resume {run.folder}") from error
 
 
 class _Plan:
@@ -145,6 +168,7 @@ class _Plan:
         place, val_loader = self.place, self.loaders.get("val")
         if self.experts is None:
             model, card = place.run.load_model()
+            card = _checked(card, place)
             place.on_device(model)
         else:
             if isinstance(self.source, Config):
@@ -159,6 +183,7 @@ class _Plan:
         if place.config.router.train and not self.is_routed:
             card = train_router(place, model, card, val_loader)
         self.stage = "test"
+        place.run.remove_checkpoints()  # somebody may have been killed before doing so
         return model, card
 
     def tell_interrupted(self) -> None:
@@ -226,7 +251,7 @@ def _trained_teacher(place: Workplace, config: Config) -> Run:
     """The teacher's own run within the student's, trained as far as it is not yet."""
     teacher = Run(place.run.teacher_folder, place.run.writes)
     if not teacher.is_finished:
-        _train(teacher, config, place.console, place.runtime.group, place.skipped)
+        _train(teacher, config, place.console, place.runtime.group, place.signals, place.skipped)
     place.runtime.group.wait()  # until it is written
     return teacher
 
@@ -374,6 +399,7 @@ def _at(
         run.writes = group.is_main
         stack.enter_context(run.held())
         place = _workplace(run, config, console, group, signals)
+        stack.enter_context(place.runtime.tf32(config.training.tf32))
         model, card = run.load_model()
         card = _checked(card, place)
         place.keep_skipped()

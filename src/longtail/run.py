@@ -17,6 +17,8 @@ from longtail.models.experts import MultiExpert
 from longtail.settings import recipe, to_yaml
 from longtail.tensor_file import UNFINISHED, write_atomically
 
+LOCK_FILE = ".lock"
+
 
 class Run:
     """A run folder.
@@ -116,7 +118,7 @@ class Run:
         if not self.writes:
             yield
             return
-        lock = FileLock(self.folder / ".lock")
+        lock = FileLock(self.folder / LOCK_FILE)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
@@ -131,11 +133,11 @@ class Run:
                 left.unlink(missing_ok=True)
             yield
         finally:
-            lock.release()
-            if not self.config_path.exists():  # nothing came of it
+            if not self.config_path.exists() and not self.model_path.exists():  # nothing came of it
                 with suppress(OSError):
-                    (self.folder / ".lock").unlink()
+                    (self.folder / LOCK_FILE).unlink()
                     self.folder.rmdir()
+            lock.release()
 
     def start(self, config: Config, environment: dict[str, Any]) -> None:
         """Writes what is known before training.
@@ -146,9 +148,9 @@ class Run:
         if self.writes and self.config_path.exists():
             raise InputError(f"another run has taken '{self.folder}' meanwhile; start again")
         try:
-            self.write_config(config)
             self.write_json("environment.json", environment)
             self.write_history([])
+            self.write_config(config)  # last: a folder with settings is a run
         except InputError:  # the disk is full
             self.discard()
             raise
@@ -203,6 +205,11 @@ class Run:
         with suppress(OSError):  # it may hold something else
             self.folder.rmdir()
 
+    def remove_checkpoints(self) -> None:
+        """When all stages are complete."""
+        for path in self.folder.glob("checkpoint-*.safetensors") if self.writes else ():
+            path.unlink(missing_ok=True)
+
     def save_model(self, model: MultiExpert, card: ModelCard) -> None:
         """Replaces the model."""
         if self.writes:
@@ -226,6 +233,11 @@ class Run:
             write_atomically(path, content)
 
 
+def _is_leftover(path: Path) -> bool:
+    """Of somebody who was killed before anything was there."""
+    return path.name == LOCK_FILE or path.name.endswith(UNFINISHED)
+
+
 def _parse(text: bytes, where: str) -> dict[str, Any]:
     try:
         parsed = json.loads(text)
@@ -244,7 +256,7 @@ def new_run(name: str, output: str | Path | None = None) -> Run:
     """
     if output is not None:
         folder = Path(output)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(not _is_leftover(path) for path in folder.iterdir())):
             raise InputError(f"'{output}' exists already; choose another --output, or remove it first")
         return Run(folder)
     if not name or Path(name).is_absolute() or ".." in Path(name).parts:

@@ -1,9 +1,9 @@
 """The machine: which device to use, in what precision, with which other processes, and what to record of it."""
 
-import os
 import platform
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
@@ -27,6 +27,22 @@ class Runtime:
     """Of matrix products and convolutions in training; weights, losses and their gradients' sums stay float32."""
 
     group: Group = ALONE
+
+    @contextmanager
+    def tf32(self, allowed: bool) -> Iterator[None]:
+        """Within it, float32 products on an NVIDIA GPU may keep 10 bits of each factor, or not."""
+        if self.device.type != "cuda":
+            yield
+            return
+        cudnn = torch.backends.cudnn
+        before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+        cudnn.allow_tf32 = allowed
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before[0])
+            cudnn.allow_tf32 = before[1]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Within it, what gains by lower precision is computed in it."""
@@ -57,7 +73,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device, num_processes: int) -> dict[str, Any]:
     """Versions and hardware, JSON-ready."""
     packages = ("longtail", "torchvision", "numpy", "scikit-learn", "pillow", "safetensors")
     return {
@@ -67,7 +83,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "processor": _processor(),
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": num_processes,
         "threads": torch.get_num_threads(),
         "packages": {name: version(name) for name in packages} | {"torch": torch.__version__},
     }

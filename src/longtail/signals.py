@@ -1,14 +1,20 @@
 """Signals that ask a training to stop: it finishes its step, saves, and says how to go on."""
 
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Ctrl-C; what schedulers send before they kill; and what Slurm can be told to send earlier (--signal=USR1@120)."""
+
+
+TWICE = 1.0
+"""Seconds after which a second Ctrl-C is meant as one"""
 
 
 class Stopped(KeyboardInterrupt):  # no error: it was asked for
@@ -21,6 +27,7 @@ class Signals:
     def __init__(self) -> None:
         self.asked_to_stop = False
         self._postponing = False
+        self._first = 0.0
 
     @contextmanager
     def caught(self) -> Iterator["Signals"]:
@@ -37,16 +44,28 @@ class Signals:
 
     @contextmanager
     def postponed(self) -> Iterator[None]:
-        """Within it, the first signal sets ``asked_to_stop``; the second interrupts at once all the same."""
+        """Within it, a signal sets ``asked_to_stop``, and stops at the end at the latest; a second Ctrl-C, at once.
+
+        Raises:
+            Stopped: at the end, where nobody has looked at ``asked_to_stop`` since.
+        """
         self._postponing = True
         try:
             yield
         finally:
             self._postponing = False
+        if self.asked_to_stop:
+            raise Stopped
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
-        if not self._postponing or self.asked_to_stop:
+        if not self._postponing:
             raise KeyboardInterrupt
-        self.asked_to_stop = True
+        now = time.monotonic()
+        if self.asked_to_stop:
+            # Schedulers and torchrun pass the same signal on, several times and at once: that asks for nothing new.
+            if number == signal.SIGINT and now - self._first > TWICE:
+                raise KeyboardInterrupt
+            return
+        self.asked_to_stop, self._first = True, now
         if number == signal.SIGINT and sys.stderr.isatty():
-            print("\nStopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
+            os.write(2, b"\nStopping after this step; Ctrl-C again stops at once.\n")  # print is not for handlers

@@ -125,9 +125,9 @@ def _backward(
 
     The gradients, averaged over the processes, are those of the whole batch, whose labels are ``whole``.
     """
-    # Of two images at least, which batch norm needs.
-    parts = max(1, min(parts, len(batch[0]) // 2))
     size = len(batch[1]) if whole is None else len(whole)
+    # Of two images at least, which batch norm needs; in every process as many.
+    parts = max(1, min(parts, size // runtime.group.size // 2))
     known = {} if whole is None else {"batch_labels": whole}
     steps = []
     divided = list(zip(*(tensor.tensor_split(parts) for tensor in batch), strict=True))

@@ -105,13 +105,10 @@ def for_training(config: Config, model: MultiExpert, runtime: Runtime) -> MultiE
         InputError: the settings ask for what the machine cannot do.
     """
     training, cuda = config.training, runtime.device.type == "cuda"
-    if cuda:
-        torch.set_float32_matmul_precision("high" if training.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = training.tf32
     if training.sync_batch_norm and runtime.group.size > 1:
         if not cuda:
             raise InputError("training.sync_batch_norm is true, which needs GPUs; on the CPU it must be false")
-        convert_sync_batchnorm(model)
+        convert_sync_batchnorm(model)  # in place, as the model itself is no batch norm
     return compiled(model) if training.compile else model
 
 

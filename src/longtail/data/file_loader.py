@@ -1,8 +1,11 @@
 """Batches from picture files, decoded in worker processes, the same whatever their number."""
 
+import atexit
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +63,8 @@ class FileLoader:
         workers: int = 0,
         share: Share = ALL,
     ) -> None:
+        if workers:
+            _end_workers_at_exit()
         self.num_images = images_per_epoch(len(split), batch_size, least_images(shuffle, share))
         self.batch_size = batch_size
         self.share = share
@@ -157,6 +162,18 @@ class _Order(Sampler[list[Key]]):
         epoch, (positions, changes) = self.epoch, (part.tolist() for part in self.drawn(self.epoch))
         for part in self._share.batches(self._num_images, self._batch_size, self.first):
             yield [(epoch, *key) for key in zip(positions[part], changes[part], strict=True)]
+
+
+@cache
+def _end_workers_at_exit() -> None:
+    """Those that are left then would be sent SIGTERM, which they ignore, and waited for."""
+
+    def end() -> None:
+        for process in multiprocessing.active_children():
+            if process.daemon:
+                process.kill()
+
+    atexit.register(end)
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

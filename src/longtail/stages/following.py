@@ -46,6 +46,7 @@ def train_on_frozen(
         batch_size=settings.batch_size,
         cache_gib=settings.cache_gib,
         seed=place.config.seed,
+        signals=place.signals,
         group=place.runtime.group,
         views=getattr(settings, "views", 1),
     )

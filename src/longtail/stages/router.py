@@ -41,6 +41,7 @@ def train_router(place: Workplace, model: MultiExpert, card: ModelCard, val_load
         assert val_loader is not None
         card = set_threshold(model, card, answers(model, val_loader, place.runtime.group), budget, drop)
     place.run.write_json("router.json", {"seconds": time.perf_counter() - start, "epochs": records})
+    place.run.remove("results.json")  # which are of another model
     place.run.save_model(model, card)  # last: a model with a router is what says that this stage is done
     checkpoint.remove()
     return card

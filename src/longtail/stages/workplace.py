@@ -65,7 +65,7 @@ class Workplace:
         """Where a stage goes on from; see `Checkpoint`."""
         return Checkpoint(
             self.run.checkpoint_path(stage),
-            what_counts(self.config),
+            f"{what_counts(self.config)}\n{self.card().training_images}",
             refuses=refuses,
             every=60 * self.config.training.checkpoint_every,
             group=self.runtime.group,
