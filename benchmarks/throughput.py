@@ -27,7 +27,7 @@ from longtail.runtime import Runtime, pick_device
 from longtail.settings import recipe
 from longtail.training import fit
 
-RECIPES = {"cifar100-lt-ride": 128, "imagenet-lt-resnet50-ride": 8}
+RECIPES = {"cifar100-lt-ride": 128, "imagenet-lt-resnet50-ride": 4}
 """And the batch that each is measured with on a CPU."""
 
 

@@ -105,7 +105,11 @@ def attempt(case, where, stop_after=None):
     except Stopped:
         return None
     weights = {name: value.clone() for name, value in task.state_dict().items()}
-    return weights, [{name: value for name, value in record.items() if name not in TIMED} for record in records]
+    return weights, untimed(records)
+
+
+def untimed(records):
+    return [{name: value for name, value in record.items() if name not in TIMED} for record in records]
 
 
 def trained(case, where, stops=()):
@@ -270,13 +274,11 @@ def same(first: Path, second: Path) -> None:
         for values in results:
             values.get(part, {}).get("routing", {}).pop("images_per_second", None)
     assert results[0] == results[1]
-    routers = [json.loads((folder / "router.json").read_text())["epochs"] for folder in (first, second)]
-    assert [[{k: v for k, v in r.items() if k not in TIMED} for r in records] for records in routers[:1]] == [
-        [{k: v for k, v in r.items() if k not in TIMED} for r in records] for records in routers[1:]
-    ]
+    if (first / "router.json").exists():
+        routers = [json.loads((folder / "router.json").read_text())["epochs"] for folder in (first, second)]
+        assert untimed(routers[0]) == untimed(routers[1])
     assert a.model_path.read_bytes() == b.model_path.read_bytes()
-    plain = [[{k: v for k, v in record.items() if k not in TIMED} for record in run.history()] for run in (a, b)]
-    assert plain[0] == plain[1]
+    assert untimed(a.history()) == untimed(b.history())
     assert {path.name for path in first.iterdir()} == {path.name for path in second.iterdir()}
 
 
@@ -326,7 +328,8 @@ def test_other_images_are_refused(tmp_path, monkeypatch):
     """What was held out for the test would be drawn anew, and hold images that were trained on."""
     photos = layouts.write_folder(tmp_path / "photos", counts=(20, 14, 9))
     settings = {"data.root": str(photos), "data.image_size": 16, "device": "cpu", "training.epochs": 3}
-    config = longtail.recipe("folder", {**settings, "model.backbone": "resnet20", "training.batch_size": 8})
+    settings |= {"model.backbone": "resnet20", "training.batch_size": 8, "router.train": True, "router.epochs": 2}
+    config = longtail.recipe("folder", settings)
     for stage in ("experts", "router"):
         folder, real = tmp_path / stage, Checkpoint.after_step
 
@@ -341,10 +344,10 @@ def test_other_images_are_refused(tmp_path, monkeypatch):
         gone = photos / "class 0" / "0.jpg"
         content = gone.read_bytes()
         gone.unlink()
-        with pytest.raises(InputError, match="other training images|training images of data set"):
+        with pytest.raises(InputError, match=r"other training images|training images of data set"):
             longtail.resume(folder)
         gone.write_bytes(content)
     assert longtail.resume(folder).is_finished
     elsewhere = longtail.recipe(folder / "config.yaml", {"data.root": str(photos) + "/."})
-    with pytest.raises(InputError, match="is finished, with data.root"):
+    with pytest.raises(InputError, match=r"is finished, with data\.root"):
         longtail.train(elsewhere, folder)

@@ -234,8 +234,8 @@ class Run:
 
 
 def _is_leftover(path: Path) -> bool:
-    """Of somebody who was killed before anything was there."""
-    return path.name == LOCK_FILE or path.name.endswith(UNFINISHED)
+    """Of somebody who was killed before the folder was a run, see `Run.start`."""
+    return path.name in (LOCK_FILE, "environment.json", "metrics.jsonl") or path.name.endswith(UNFINISHED)
 
 
 def _parse(text: bytes, where: str) -> dict[str, Any]:

@@ -71,8 +71,8 @@ class TrainingState:
         losses = tensors.get("losses")
         if losses is not None and losses.shape != self.losses.shape:
             raise InputError(
-                f"an epoch had {losses.numel()} steps and now has {len(self.losses)}: it was saved by another number of "
-                "processes, which leave out other images of a short last batch; go on with as many as before"
+                f"an epoch had {losses.numel()} steps and now has {len(self.losses)}: it was saved by another number "
+                "of processes, which leave out other images of a short last batch; go on with as many as before"
             )
         try:
             own = {name.removeprefix("task."): value for name, value in tensors.items() if name.startswith("task.")}
