@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 import longtail
-from longtail.checkpoint import MODEL_FILE
+from longtail.model_file import MODEL_FILE
 from longtail.run import Run
 from longtail.settings import about, recipe_names, resolve
 

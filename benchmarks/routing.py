@@ -18,11 +18,11 @@ import torch
 from result import report
 
 from longtail import build
-from longtail.checkpoint import MODEL_FILE
 from longtail.config import Config
 from longtail.data.splits import Dataset
 from longtail.flops import cost
 from longtail.frozen import FrozenOutputs
+from longtail.model_file import MODEL_FILE
 from longtail.models.experts import MultiExpert
 from longtail.run import Run
 from longtail.runtime import Runtime, pick_device

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 import longtail
 from longtail import build, pipeline, stages
-from longtail.checkpoint import ModelCard, load_card, save_model
 from longtail.config import Config
 from longtail.errors import InputError
 from longtail.evaluation import answers, evaluate_answers
+from longtail.model_file import ModelCard, load_card, save_model
 from longtail.models.experts import create_model
 from longtail.run import Run
 from longtail.runtime import Runtime
@@ -303,7 +303,7 @@ def test_model_files_of_earlier_versions_have_the_experts_own(tmp_path, monkeypa
     card = ModelCard(
         {"name": "resnet20", "num_classes": 2, "num_experts": 1}, ("a", "b"), (2, 1), 8, 8, (0.5,) * 3, (1.0,) * 3
     )
-    monkeypatch.setattr("longtail.checkpoint.asdict", lambda c: {k: v for k, v in vars(c).items() if k != "classifier"})
+    monkeypatch.setattr("longtail.model_file.asdict", lambda c: {k: v for k, v in vars(c).items() if k != "classifier"})
     save_model(tmp_path / "old.safetensors", create_model("resnet20", 2, 1), card)
     assert load_card(tmp_path / "old.safetensors").classifier == ""
 

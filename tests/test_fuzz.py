@@ -18,12 +18,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_official_file import Call
 
-from longtail.checkpoint import ModelCard, load_model_file, save_model
 from longtail.convert import _config, convert
 from longtail.data.files import list_files
 from longtail.data.pictures import decode, problem
 from longtail.data.soundness import from_text, to_text
 from longtail.errors import InputError
+from longtail.model_file import ModelCard, load_model_file, save_model
 from longtail.models.experts import create_model
 from longtail.settings import checked_types, recipe, to_yaml
 

@@ -21,7 +21,7 @@ FLOORS = [
     ["build", "prediction", "report", "flops_table", "plots", "run"],
     ["label_shift_report"],
     ["evaluation", "training", "progress", "frozen", "test_time"],
-    ["tasks", "checkpoint", "flops", "tradeoff", "speed", "routing_report"],
+    ["tasks", "checkpoint", "model_file", "flops", "tradeoff", "speed", "routing_report"],
     ["training_state", "runtime"],
     ["data", "distribution", "models"],
     ["losses", "metrics", "settings", "seeds"],

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import longtail
-from longtail.checkpoint import load_model_file
+from longtail.model_file import load_model_file
 from longtail.run import new_run
 
 SHORT = {"training.epochs": 3, "model.backbone": "resnet20", "model.num_experts": 2}

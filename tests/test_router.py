@@ -10,10 +10,10 @@ import torch
 from golden.networks import ROUTED_CASES, Case, distance, load
 from golden.routers import TAGS, Routed, measure_routed
 
-from longtail.checkpoint import ModelCard, load_model_file, save_model
 from longtail.ensembles import partial_ensembles
 from longtail.errors import InputError
 from longtail.losses import router_loss, router_targets
+from longtail.model_file import ModelCard, load_model_file, save_model
 from longtail.models.experts import create_model, create_router
 from longtail.models.router import Router
 

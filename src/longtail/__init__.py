@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longtail.checkpoint import load_model
     from longtail.config import Config
     from longtail.errors import InputError
     from longtail.metrics import Evaluation
+    from longtail.model_file import load_model
     from longtail.models.experts import ExpertOutput, MultiExpert, create_model
     from longtail.models.routing import RoutedOutput
     from longtail.pipeline import add_router, change_classifier, evaluate, resume, train
@@ -30,7 +30,7 @@ _HOMES = {
     "change_classifier": "longtail.pipeline",
     "create_model": "longtail.models.experts",
     "evaluate": "longtail.pipeline",
-    "load_model": "longtail.checkpoint",
+    "load_model": "longtail.model_file",
     "predict": "longtail.prediction",
     "recipe": "longtail.settings",
     "resume": "longtail.pipeline",

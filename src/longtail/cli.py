@@ -192,8 +192,8 @@ def flops(known: argparse.Namespace, settings: list[str]) -> None:
     from rich.console import Console
 
     from longtail import build
-    from longtail.checkpoint import load_model_file
     from longtail.flops_table import Subject, cost_table
+    from longtail.model_file import load_model_file
     from longtail.run import Run
     from longtail.settings import recipe_names, resolve
 

@@ -99,7 +99,8 @@ class DataConfig:
     cache_gib: float = 2.0
     """Image files are decoded once and kept when all of them fit into this much memory, and neither crop 'resized' nor
     rand_augment needs them anew.
-    They are then augmented in batches: the same distribution, other random numbers."""
+    They are then augmented in batches: the same distribution, other random numbers. Each of several processes keeps its
+    own."""
 
     workers: int = 2
     """Processes that decode image files, at most one for each processor; 0 decodes in the main process."""

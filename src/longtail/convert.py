@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from longtail.checkpoint import ModelCard
 from longtail.config import Config, DataConfig, EvaluationConfig, LossConfig, ModelConfig, TrainingConfig
 from longtail.data.cifar_names import CIFAR_NAMES
 from longtail.data.longtail import imbalanced_counts
 from longtail.data.transforms import default_resize
 from longtail.errors import InputError
+from longtail.model_file import ModelCard
 from longtail.models.cifar import BLOCKS_PER_STAGE
 from longtail.models.official_architecture import load_official
 from longtail.models.official_file import read_official

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import track
 
 from longtail import build
-from longtail.checkpoint import ModelCard
 from longtail.config import Config
 from longtail.data.loading import Loader
 from longtail.data.soundness import SKIPPED_FILE, BadImage, from_text, to_text
@@ -21,6 +20,7 @@ from longtail.errors import InputError
 from longtail.evaluation import answers
 from longtail.flops import cost
 from longtail.metrics import Evaluation
+from longtail.model_file import ModelCard
 from longtail.models.experts import MultiExpert
 from longtail.progress import say
 from longtail.report import counted
@@ -101,7 +101,8 @@ def _train(
     signals: Signals | None = None,
     skipped: Skipped = None,
 ) -> Run:
-    begun, signals = run.config_path.is_file(), signals or Signals()
+    begun, is_teacher = run.config_path.is_file(), signals is not None
+    signals = signals or Signals()
     group.wait()  # before anything is written that the others look for
     with signals.caught(), ExitStack() as stack:
         if begun:
@@ -120,7 +121,8 @@ def _train(
                 model, card = plan.carry_out()
             results = tested(place, model, card, plan.loaders)
         except KeyboardInterrupt:
-            plan.tell_interrupted()
+            if not is_teacher:  # its student's run is what to go on with
+                plan.tell_interrupted()
             raise
         except BaseException:
             # Not where hours may have gone into something that can be gone on with.
@@ -250,6 +252,11 @@ def _timed(run: Run) -> Iterator[None]:
 def _trained_teacher(place: Workplace, config: Config) -> Run:
     """The teacher's own run within the student's, trained as far as it is not yet."""
     teacher = Run(place.run.teacher_folder, place.run.writes)
+    if teacher.is_finished and what_counts(teacher.config) != what_counts(config):
+        raise InputError(
+            f"{teacher.folder} was trained with other settings than teacher '{place.config.teacher}' now has; "
+            "take back what was changed there, or remove that folder to train it again"
+        )
     if not teacher.is_finished:
         _train(teacher, config, place.console, place.runtime.group, place.signals, place.skipped)
     place.runtime.group.wait()  # until it is written

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from longtail.checkpoint import load_model_file, model_file
 from longtail.data.file_loader import FileLoader
 from longtail.data.files import pictures_below
 from longtail.data.loading import Normalise
 from longtail.data.splits import Split, as_paths
 from longtail.data.transforms import eval_transform
 from longtail.errors import InputError
+from longtail.model_file import load_model_file, model_file
 from longtail.runtime import pick_device
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from longtail.checkpoint import MODEL_FILE, ModelCard, load_card, load_model_file, save_model
 from longtail.config import Config
 from longtail.data.soundness import SKIPPED_FILE, BadImage, from_text, to_text
 from longtail.errors import InputError
+from longtail.model_file import MODEL_FILE, ModelCard, load_card, load_model_file, save_model
 from longtail.models.experts import MultiExpert
 from longtail.settings import recipe, to_yaml
 from longtail.tensor_file import UNFINISHED, write_atomically

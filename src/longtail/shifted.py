@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from longtail import build
-from longtail.checkpoint import ModelCard
 from longtail.data.priors import UNIFORM, read_prior
 from longtail.evaluation import Answers, answers, evaluate_answers
 from longtail.label_shift_report import LabelShiftReport, fitting_ratios
+from longtail.model_file import ModelCard
 from longtail.models.experts import MultiExpert
 from longtail.report import label_shift_summary, summary, write_label_shift
 from longtail.stages import Workplace

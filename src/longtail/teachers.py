@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from longtail import build
-from longtail.checkpoint import ModelCard, load_model_file, model_file
 from longtail.config import Config
 from longtail.errors import InputError
+from longtail.model_file import ModelCard, load_model_file, model_file
 from longtail.models.experts import MultiExpert
 from longtail.models.official import listed
 from longtail.models.official_architecture import load_official

@@ -9,12 +9,12 @@ from rich.console import Console
 from torch import Tensor
 
 from longtail import build, tradeoff
-from longtail.checkpoint import ModelCard
 from longtail.config import Config
 from longtail.data.loading import Loader
 from longtail.evaluation import Answers, answers, evaluate_answers
 from longtail.flops import cost
 from longtail.metrics import Evaluation
+from longtail.model_file import ModelCard
 from longtail.models.experts import MultiExpert
 from longtail.progress import say
 from longtail.report import routing_summary, summary, write_report

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from longtail import build
-from longtail.checkpoint import Checkpoint, ModelCard
+from longtail.checkpoint import Checkpoint
 from longtail.data.loading import Loader
 from longtail.errors import InputError
 from longtail.evaluation import Features, features
 from longtail.metrics import score
+from longtail.model_file import ModelCard
 from longtail.models.classifiers import ScaledClassifier, nearest_mean_heads, tau_normalised
 from longtail.models.experts import MultiExpert
 from longtail.models.heads import create_heads, initialise_like

@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 from longtail import build
-from longtail.checkpoint import ModelCard
 from longtail.data.loading import Loader
 from longtail.evaluation import answers, evaluate_answers
+from longtail.model_file import ModelCard
 from longtail.models.checkpointing import checkpoint_activations
 from longtail.models.experts import MultiExpert, create_model
 from longtail.progress import TrainingProgress

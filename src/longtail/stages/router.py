@@ -4,10 +4,10 @@ import time
 from dataclasses import replace
 
 from longtail import build
-from longtail.checkpoint import ModelCard
 from longtail.data.loading import Loader
 from longtail.evaluation import Answers, answers
 from longtail.flops import cost
+from longtail.model_file import ModelCard
 from longtail.models.experts import MultiExpert, create_router
 from longtail.stages.following import train_on_frozen
 from longtail.stages.workplace import Workplace

@@ -9,10 +9,11 @@ import torch
 from rich.console import Console
 
 from longtail import build
-from longtail.checkpoint import Checkpoint, ModelCard
+from longtail.checkpoint import Checkpoint
 from longtail.config import Config
 from longtail.data.soundness import BadImage
 from longtail.data.splits import Dataset
+from longtail.model_file import ModelCard
 from longtail.models.experts import MultiExpert
 from longtail.progress import say
 from longtail.run import Run
