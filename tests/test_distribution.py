@@ -15,7 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 import longtail
+from longtail.distribution import Group
+from longtail.runtime import Runtime
 from longtail.settings import recipe
+from longtail.training import fit
 
 SCRIPT = Path(together.__file__)
 SOURCE = Path(longtail.__file__).parent.parent
@@ -208,3 +211,22 @@ def test_pictures_are_shared_and_bad_ones_skipped_alike(tmp_path):
     assert (folder / "skipped_images.txt").read_text().startswith("class 1/3.jpg\t")
     assert sum(json.loads((folder / "results.json").read_text())["class_counts"]) in (23, 24)
     longtail.evaluate(folder, device="cpu")  # one process takes the same images for its own
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_gradients_are_sent_once_a_step(parts):
+    """Those of the parts but the last only add up: nothing is sent for them."""
+    kept = []
+
+    class Recording(Group):
+        def without_sending(self, task):
+            kept.append(task)
+            return super().without_sending(task)
+
+    runtime = Runtime(together.CPU, group=Recording())
+    task = together.TrainExperts(together.network("resnet20"), together.RIDELoss(together.COUNTS))
+    images = together.loader(runtime.group, shuffle=True)
+    steps = len(images)
+    optimizer = torch.optim.SGD(task.parameters(), 0.1)
+    list(fit(task, images, optimizer, lambda epoch: 1e-3, 1, accumulation=parts, runtime=runtime))
+    assert len(kept) == (parts - 1) * steps
