@@ -72,14 +72,20 @@ class CrossEntropyLoss(nn.Module):
         batch_labels: Tensor | None = None,
     ) -> Tensor:
         """(B, E, C), (B,), perhaps (B, C) and (N,), see `Criterion` -> scalar."""
+        judged = expert_logits
         if self.collaborative:
-            expert_logits = expert_logits.mean(dim=1, keepdim=True).expand_as(expert_logits)
+            judged = expert_logits.mean(dim=1, keepdim=True).expand_as(expert_logits)
         weight = self.weights if self.is_reweighted(epoch) else None
-        loss = self.classify(expert_logits, labels, weight, soft_targets)
+        loss = self.classify(judged, labels, weight, soft_targets)
         if weight is not None and batch_labels is not None and soft_targets is None:
             # The loss was divided by the mean weight of these images; that of the batch is meant.
             loss = loss * (weight[labels].mean() / weight[batch_labels].mean())
-        return loss
+        beyond = self.beyond(expert_logits, epoch)
+        return loss if beyond is None else loss + beyond
+
+    def beyond(self, expert_logits: Tensor, epoch: int) -> Tensor | None:
+        """What is asked of the experts besides being accurate, a mean over images; None: nothing."""
+        return None
 
     def classify(
         self, expert_logits: Tensor, labels: Tensor, weight: Tensor | None, soft_targets: Tensor | None
@@ -207,18 +213,10 @@ class RIDELoss(LDAMLoss):
         temperatures = diversity_temperature * class_temperatures(class_counts, temperature_spread)
         self.register_buffer("temperatures", temperatures, persistent=False)
 
-    def forward(
-        self,
-        expert_logits: Tensor,
-        labels: Tensor,
-        epoch: int,
-        soft_targets: Tensor | None = None,
-        batch_labels: Tensor | None = None,
-    ) -> Tensor:
-        """(B, E, C), (B,), perhaps (B, C) and (N,), see `Criterion` -> scalar."""
-        loss = super().forward(expert_logits, labels, epoch, soft_targets, batch_labels)
+    def beyond(self, expert_logits: Tensor, epoch: int) -> Tensor | None:
+        """The reward for diversity."""
         if self.diversity_factor == 0:
-            return loss
+            return None
         factor = self.diversity_factor / expert_logits.shape[1] if self.diversity_mean else self.diversity_factor
         temperature = self.temperatures if self.is_reweighted(epoch) else self.diversity_temperature
-        return loss + factor * divergence(expert_logits, temperature)
+        return factor * divergence(expert_logits, temperature)
