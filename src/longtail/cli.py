@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         known, settings = _parser().parse_known_args(arguments)
-        if settings and known.run not in (train, evaluate, classifier, router, flops):
+        if settings and known.run not in (train, experiment, evaluate, classifier, router, flops):
             raise InputError(f"unknown argument '{settings[0]}'; see 'longtail {known.command} --help'")
         known.run(known, settings)
     except InputError as error:
@@ -102,6 +102,27 @@ def train(known: argparse.Namespace, settings: list[str]) -> None:
     from longtail import pipeline
 
     pipeline.train(config, known.output, Console())
+
+
+def experiment(known: argparse.Namespace, settings: list[str]) -> None:
+    """`longtail experiment`."""
+    import shlex
+
+    from rich.console import Console
+
+    from longtail.experiments.conduct import conduct
+
+    conduct(
+        known.file,
+        known.output,
+        table=known.table,
+        rows=known.rows.split(",") if known.rows else None,
+        seeds=None if known.seeds is None else _whole_numbers("--seeds", known.seeds),
+        jobs=known.jobs,
+        arguments=settings,
+        command=shlex.join(["longtail", *sys.argv[1:]]),
+        console=Console(),
+    )
 
 
 def classifier(known: argparse.Namespace, settings: list[str]) -> None:
@@ -171,7 +192,7 @@ def predict(known: argparse.Namespace, settings: list[str]) -> None:
 def convert(known: argparse.Namespace, settings: list[str]) -> None:
     """`longtail convert`."""
     from longtail.convert import convert as convert_file
-    from longtail.report import counted
+    from longtail.wording import counted
 
     run = convert_file(known.file, known.output)
     model, card = run.load_model()
@@ -223,6 +244,12 @@ def _numbers(option: str, text: str) -> list[float]:
         return [float(number) for number in text.split(",")]
     except ValueError:
         raise InputError(f"{option} '{text}': numbers with commas between them, such as 41,10,49") from None
+
+
+def _whole_numbers(option: str, text: str) -> list[int]:
+    if not all(number.isascii() and number.isdigit() for number in text.split(",")):
+        raise InputError(f"{option} '{text}': whole numbers with commas between them, such as 0,1,2")
+    return [int(number) for number in text.split(",")]
 
 
 def recipes(known: argparse.Namespace, settings: list[str]) -> None:
@@ -284,6 +311,25 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--print_config", action="store_true", help="print every setting as YAML and stop")
     command.add_argument("-h", "--help", action="store_true", help="show this and every setting")
     command.set_defaults(run=train, parser=command)
+
+    command = commands.add_parser(
+        "experiment",
+        help="train several recipes with several seeds, and make one table",
+        description="Trains every row of an experiment with every seed, but for what is finished already, and writes "
+        "a table: mean ± standard deviation over seeds, beside published values, as Markdown and JSON. Settings are "
+        "for all rows.",
+        usage="longtail experiment FILE [--output FOLDER] [--table PATH] [--rows NAMES] [--seeds SEEDS] [--jobs N] "
+        "[--section.field value ...]",
+    )
+    command.add_argument("file", metavar="FILE", help="YAML file: title, seeds, settings of all rows, rows")
+    command.add_argument("--output", metavar="FOLDER", help="of the runs; default: runs/FILE")
+    command.add_argument("--table", metavar="PATH", help="of the table, without .md; default: table in the folder")
+    command.add_argument("--rows", metavar="NAMES", help="only these, with commas between them, and their teachers")
+    command.add_argument("--seeds", metavar="SEEDS", help="other ones than the file's: 0,1,2")
+    command.add_argument(
+        "--jobs", metavar="N", type=int, default=1, help="trainings at once; they share cores and GPUs (default: 1)"
+    )
+    command.set_defaults(run=experiment)
 
     command = commands.add_parser(
         "classifier",

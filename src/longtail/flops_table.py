@@ -13,7 +13,7 @@ from longtail.errors import InputError
 from longtail.flops import FLOPS_PER_MAC, Cost, cost
 from longtail.models.experts import MultiExpert, create_model
 from longtail.models.uninitialised import Uninitialised
-from longtail.report import counted
+from longtail.wording import counted, short
 
 CAPTION = """For one image. MACs: multiply-accumulates of convolutions,
 linear layers and attention; FLOPs: 2 MACs.
@@ -82,7 +82,7 @@ def cost_table(subject: Subject, shares: Sequence[float] | None = None) -> Table
 
     def add(label: str, parameters: int | None, macs: float, style: str = "") -> None:
         size = "" if parameters is None else f"{parameters:,}"
-        numbers = [_short(macs), _short(FLOPS_PER_MAC * macs), f"{macs / whole.prefix(1):.3f}"]
+        numbers = [short(macs), short(FLOPS_PER_MAC * macs), f"{macs / whole.prefix(1):.3f}"]
         table.add_row(label, size, *numbers, style=style)
 
     for label, parameters, macs in _parts(model, whole):
@@ -121,10 +121,3 @@ def _build(architecture: Mapping[str, Any]) -> MultiExpert:
 def _size(*modules: nn.Module) -> int:
     """Parameters."""
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
-
-
-def _short(number: float) -> str:
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.2f} {unit}"
-    return f"{number:.0f}"

@@ -23,7 +23,6 @@ from longtail.metrics import Evaluation
 from longtail.model_file import ModelCard
 from longtail.models.experts import MultiExpert
 from longtail.progress import say
-from longtail.report import counted
 from longtail.run import Run, new_run
 from longtail.runtime import Runtime, environment, pick_device
 from longtail.settings import what_counts
@@ -33,6 +32,7 @@ from longtail.stages import Experts, Workplace, set_threshold, train_classifier,
 from longtail.teachers import check_planned, find_teacher, load_teacher
 from longtail.testing import Part, eval_loaders, print_results, tested
 from longtail.tradeoff import macs, parse_budget
+from longtail.wording import counted
 
 Skipped = list[BadImage] | None
 """Images that were left out because they do not decode; None where nobody looked"""

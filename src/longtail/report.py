@@ -1,6 +1,5 @@
 """What people read after a run: the table in the terminal, and the run's page with its pictures."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from longtail.label_shift_report import LabelShiftReport
 from longtail.metrics import Evaluation, Scores
 from longtail.routing_report import RoutingReport
 from longtail.tradeoff import RoutingResult, macs
+from longtail.wording import counted, duration, escape, markdown_table, percent
 
 
 def summary(evaluation: Evaluation, title: str, *, many_above: int = 100, few_below: int = 20) -> Table:
@@ -33,11 +33,11 @@ def summary(evaluation: Evaluation, title: str, *, many_above: int = 100, few_be
         classes = counted(evaluation.shots.count(shot), "class", "classes")
         lines.append(f"{shot}: {classes} of {_range(shot, many_above, few_below)} training images")
     if evaluation.top5 is not None:
-        lines.append(f"True class among the five most likely: {_percent(evaluation.top5)} %")
+        lines.append(f"True class among the five most likely: {percent(evaluation.top5)} %")
     if evaluation.ece is not None:
-        lines.append(f"Calibration error (ECE): {_percent(evaluation.ece)} %")
+        lines.append(f"Calibration error (ECE): {percent(evaluation.ece)} %")
     if evaluation.disagreement is not None:
-        lines.append(f"Two experts disagree on {_percent(evaluation.disagreement)} % of images")
+        lines.append(f"Two experts disagree on {percent(evaluation.disagreement)} % of images")
     table = Table(
         title=Text(title), caption="\n".join(lines), box=box.SIMPLE_HEAD, caption_justify="left", title_justify="left"
     )
@@ -104,7 +104,7 @@ def write_report(
     """
     part, evaluation = next(iter(evaluations.items()))
     pages = [
-        [f"# {_escape(config['name'])}", "", _in_words(config, part, evaluation, class_counts, history)],
+        [f"# {escape(config['name'])}", "", _in_words(config, part, evaluation, class_counts, history)],
         ["## Result", "", *_results(evaluations)],
         ["## Common and rare classes", "", *_groups(evaluation, class_counts, many_above, few_below)],
         *([_experts(evaluation)] if evaluation.experts[1:] else []),
@@ -112,7 +112,11 @@ def write_report(
         _pictures(folder, evaluation, class_names, class_counts, history),
         ["## Where it errs", "", *_errors(evaluation, class_names, class_counts)],
         ["## Settings", "", "```yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip(), "```"],
-        ["## Environment", "", *_table(["", ""], [[_escape(k), _escape(v)] for k, v in environment.items()], texts=2)],
+        [
+            "## Environment",
+            "",
+            *markdown_table(["", ""], [[escape(k), escape(v)] for k, v in environment.items()], texts=2),
+        ],
     ]
     text = "\n\n".join("\n".join(page) for page in pages)
     # Names of folders may hold bytes that are no text.
@@ -145,7 +149,7 @@ def write_label_shift(folder: Path, report: LabelShiftReport, title: str) -> Non
         header.append("weights")
         for line, row in zip(rows, report.rows, strict=True):
             line.append(" ".join(f"{weight:.2f}" for weight in row.weights or ()))
-    lines = [f"# {_escape(title)}", "", *_table(header, rows), ""]
+    lines = [f"# {escape(title)}", "", *markdown_table(header, rows), ""]
     (folder / "label_shift.md").write_text(
         "\n".join([*lines, *_label_shift_notes(report)]) + "\n", encoding="utf-8", errors="replace"
     )
@@ -160,7 +164,7 @@ def _label_shift_rows(report: LabelShiftReport) -> tuple[list[str], list[list[st
     rows = []
     for row in report.rows:
         numbers = [row.mean, row.known_prior, *([row.aggregated, *row.experts] if several else [])]
-        rows.append([row.distribution, f"{row.num_images:,}", *map(_percent, numbers)])
+        rows.append([row.distribution, f"{row.num_images:,}", *map(percent, numbers)])
     return header, rows
 
 
@@ -192,7 +196,7 @@ def _in_words(
     experts = "one expert" if model["num_experts"] == 1 else f"{model['num_experts']} experts"
     seconds = sum(entry.get("seconds") or 0 for entry in history)
     how = (
-        f"was trained for {counted(len(history), 'epoch', 'epochs')} in {_duration(seconds)} with the "
+        f"was trained for {counted(len(history), 'epoch', 'epochs')} in {duration(seconds)} with the "
         f"`{config['loss']['name']}` loss{_other_classifiers(config)}"
         if history
         else "was not trained in this run (there is no history of its training)"
@@ -202,7 +206,7 @@ def _in_words(
         f"A `{model['backbone']}` with {experts} {how}. The data set is `{config['data']['name']}`: "
         f"{sum(class_counts):,} training images of {len(class_counts):,} classes. The most common class has "
         f"{largest:,} images and the rarest {rarest}. On {evaluation.num_images:,} {part} images the "
-        f"model is right in **{_percent(evaluation.accuracy)} %**, and in **{_percent(evaluation.balanced)} %** where "
+        f"model is right in **{percent(evaluation.accuracy)} %**, and in **{percent(evaluation.balanced)} %** where "
         f"every class counts the same. These are the numbers of one run with seed {config['seed']}; another seed "
         f"gives somewhat different ones."
     )
@@ -220,14 +224,14 @@ def _results(evaluations: dict[str, Evaluation]) -> list[str]:
             part,
             f"{e.num_images:,}",
             *_numbers(e),
-            _percent(e.top5),
-            _percent(e.ece),
+            percent(e.top5),
+            percent(e.ece),
             "n/a" if e.nll is None else f"{e.nll:.3f}",
         ]
         for part, e in evaluations.items()
     ]
     return [
-        *_table(header, rows),
+        *markdown_table(header, rows),
         "",
         "Overall counts every image once, balanced every class once; many, medium and few are balanced over the "
         "classes of a group. The calibration error (ECE) is the gap between confidence and accuracy in percentage "
@@ -244,11 +248,11 @@ def _groups(evaluation: Evaluation, class_counts: Sequence[int], many_above: int
         images = evaluation.confusion[shots == shot].sum(axis=0)
         taken = [images[shots == other].sum() / images.sum() if images.sum() else None for other in SHOTS]
         sizes = [(shots == shot).sum(), counts[shots == shot].sum(), images.sum()]
-        accuracy = _percent(getattr(evaluation, shot))
+        accuracy = percent(getattr(evaluation, shot))
         row = [shot, _range(shot, many_above, few_below), *(f"{size:,}" for size in sizes), accuracy]
-        rows.append([*row, *map(_percent, taken)])
+        rows.append([*row, *map(percent, taken)])
     note = "The last columns: of the images of a group, the share (%) that is taken for a class of each group."
-    return [*_table([*header, *(f"taken for {shot}" for shot in SHOTS)], rows, texts=2), "", note]
+    return [*markdown_table([*header, *(f"taken for {shot}" for shot in SHOTS)], rows, texts=2), "", note]
 
 
 def _experts(evaluation: Evaluation) -> list[str]:
@@ -256,9 +260,9 @@ def _experts(evaluation: Evaluation) -> list[str]:
     return [
         "## Experts",
         "",
-        *_table(["accuracy in %", "overall", "balanced", *SHOTS], rows),
+        *markdown_table(["accuracy in %", "overall", "balanced", *SHOTS], rows),
         "",
-        f"Two experts disagree on {_percent(evaluation.disagreement)} % of the images (mean over pairs).",
+        f"Two experts disagree on {percent(evaluation.disagreement)} % of the images (mean over pairs).",
     ]
 
 
@@ -286,7 +290,7 @@ def _routing(folder: Path, part: str, report: RoutingReport) -> list[str]:
         f"An image goes on to the next expert where the router's probability is above {result.threshold:.4g}. This "
         f"threshold {chosen}. {' '.join(_experts_used(result))}",
         "",
-        *_table(header, rows),
+        *markdown_table(header, rows),
         "",
         " ".join(notes),
         "",
@@ -318,7 +322,7 @@ def _routing_rows(report: RoutingReport) -> tuple[list[str], list[list[str]]]:
 
 def _experts_used(result: RoutingResult) -> list[str]:
     """How many experts the routed images used, in two sentences."""
-    shares = [f"{counted(k, 'expert', 'experts')} {_percent(share)} %" for k, share in enumerate(result.shares, 1)]
+    shares = [f"{counted(k, 'expert', 'experts')} {percent(share)} %" for k, share in enumerate(result.shares, 1)]
     means = [f"{shot} {'n/a' if mean is None else f'{mean:.2f}'}" for shot, mean in result.mean_experts_by_shot.items()]
     return [f"Images by experts used: {', '.join(shares)}.", f"Mean experts used by shot group: {', '.join(means)}."]
 
@@ -369,10 +373,10 @@ def _pictures(
 
 def _errors(evaluation: Evaluation, class_names: Sequence[str], class_counts: Sequence[int]) -> list[str]:
     """The least accurate classes and the most frequent mistakes."""
-    names = [_escape(name) for name in class_names]
+    names = [escape(name) for name in class_names]
     tested = [(accuracy, label) for label, accuracy in enumerate(evaluation.per_class) if accuracy is not None]
     worst = [
-        [names[label], f"{class_counts[label]:,}", f"{evaluation.test_counts[label]:,}", _percent(accuracy)]
+        [names[label], f"{class_counts[label]:,}", f"{evaluation.test_counts[label]:,}", percent(accuracy)]
         for accuracy, label in sorted(tested)[:10]
     ]
     mistakes = [
@@ -380,7 +384,7 @@ def _errors(evaluation: Evaluation, class_names: Sequence[str], class_counts: Se
             names[wrong["true"]],
             names[wrong["predicted"]],
             f"{wrong['count']:,}",
-            _percent(wrong["count"] / evaluation.test_counts[wrong["true"]]),
+            percent(wrong["count"] / evaluation.test_counts[wrong["true"]]),
         ]
         for wrong in evaluation.frequent_confusions(10)
     ]
@@ -389,11 +393,11 @@ def _errors(evaluation: Evaluation, class_names: Sequence[str], class_counts: Se
     return [
         "The least accurate classes:",
         "",
-        *_table(["class", "training images", "test images", "accuracy (%)"], worst),
+        *markdown_table(["class", "training images", "test images", "accuracy (%)"], worst),
         "",
         "The most frequent mistakes:",
         "",
-        *_table(["true class", "taken for", "images", "of the class (%)"], mistakes, texts=2),
+        *markdown_table(["true class", "taken for", "images", "of the class (%)"], mistakes, texts=2),
     ]
 
 
@@ -405,38 +409,10 @@ def _classifiers(evaluation: Evaluation) -> dict[str, Scores]:
 
 
 def _numbers(scores: Scores) -> list[str]:
-    return [_percent(value) for value in (scores.accuracy, scores.balanced, scores.many, scores.medium, scores.few)]
-
-
-def _percent(fraction: float | None) -> str:
-    return "n/a" if fraction is None else f"{100 * fraction:.1f}"
-
-
-def counted(number: int, one: str, several: str) -> str:
-    """A number with its noun."""
-    return f"{number:,} {one if number == 1 else several}"
+    return [percent(value) for value in (scores.accuracy, scores.balanced, scores.many, scores.medium, scores.few)]
 
 
 def _range(shot: str, many_above: int, few_below: int) -> str:
     """Training images of the classes in a group, in words."""
     between = f"{few_below} to {many_above}" if few_below <= many_above else "none"
     return {"many": f"over {many_above}", "medium": between, "few": f"under {few_below}"}[shot]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _escape(text: object, longest: int = 60) -> str:
-    """A text that Markdown shows as it is, on one line and not too long."""
-    line = " ".join(str(text).split())
-    line = line if len(line) <= longest else line[: longest - 1] + "…"
-    return re.sub(r"([\\`*_\[\]<>|#~$&])", r"\\\1", line)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> list[str]:
-    """A Markdown table; its first columns are texts and stand on the left, numbers on the right."""
-    lines = [header, ["---"] * texts + ["---:"] * (len(header) - texts), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]

@@ -90,6 +90,19 @@ class Run:
         lines = path.read_bytes().splitlines() if path.is_file() else []
         return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
 
+    def results(self) -> dict[str, Any]:
+        """What it reached, by part: test, and val where there is one.
+
+        Raises:
+            InputError: they are damaged.
+        """
+        return _parse(self.results_path.read_bytes(), str(self.results_path))
+
+    @property
+    def results_path(self) -> Path:
+        """The results for programs."""
+        return self.folder / "results.json"
+
     def environment(self) -> dict[str, Any]:
         """Versions and hardware it was trained with."""
         path = self.folder / "environment.json"
@@ -194,7 +207,7 @@ class Run:
     @property
     def is_finished(self) -> bool:
         """Whether all stages are done and tested."""
-        if not (self.folder / "results.json").is_file() or not self.model_path.is_file():
+        if not self.results_path.is_file() or not self.model_path.is_file():
             return False
         return self.has_experts and self.has_classifier and (self.is_routed or not self.config.router.train)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from longtail.config import Config
 from longtail.errors import InputError, did_you_mean
+from longtail.yaml_file import parse_yaml, read_text
 
 DEFAULT_RECIPE = "digits-lt-ride"
 
@@ -65,12 +66,12 @@ def resolve(name: str, overrides: Settings, arguments: Sequence[str] = ()) -> Co
     settings, _ = _load(name)
     parser = settings_parser()
     for where, given in ((f"recipe '{name}'", settings), ("overrides", overrides)):
-        for key in _keys(given):
+        for key in flat(given):
             _check_known(key, f" in {where}")
     for option in (argument.partition("=")[0] for argument in arguments if argument.startswith("--")):
         _check_known(option.removeprefix("--"), "")
     try:
-        values = parser.parse_object(_merge(settings, overrides), defaults=True)
+        values = parser.parse_object(merged(settings, overrides), defaults=True)
         values = parser.parse_args(list(arguments), namespace=values)
     except Exception as error:  # jsonargparse raises errors of several kinds, all of them about the input
         raise InputError(_one_line(error)) from error
@@ -120,6 +121,12 @@ def what_counts(config: Config) -> str:
     return yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True)
 
 
+def differences(one: Config, other: Config) -> list[tuple[str, Any, Any]]:
+    """The settings that `what_counts` and that differ: name, value in the one, value in the other."""
+    given, wanted = (flat(yaml.safe_load(what_counts(config))) for config in (one, other))
+    return [(key, given[key], wanted[key]) for key in given if given[key] != wanted[key]]
+
+
 def settings_parser(**options: Any) -> ArgumentParser:
     """A parser with one option for each field of `Config`, documented by the fields' own words."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -141,21 +148,8 @@ def _load(name: str, heirs: tuple[str, ...] = ()) -> tuple[Settings, dict[str, s
         if not path.is_file():
             near = did_you_mean(path.name, recipe_names())
             raise InputError(f"no recipe or file '{name}'{near}; 'longtail recipes' lists them")
-        try:
-            text, stem = path.read_text(encoding="utf-8"), path.stem
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{name}: {error}") from error
-    try:
-        settings = yaml.load(text, _Loader) or {}
-    except RecursionError as error:
-        raise InputError(f"{name}: not valid YAML: too deep") from error
-    except Exception as error:  # PyYAML's own, and what its constructors raise about tags such as !!set
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        reason = " ".join(str(getattr(error, "problem", error)).split())
-        raise InputError(f"{name}{where}: not valid YAML: {reason}") from error
-    if not isinstance(settings, dict):
-        raise InputError(f"{name}: must hold settings, 'section: {{field: value}}', not a {type(settings).__name__}")
+        text, stem = read_text(path), path.stem
+    settings = parse_yaml(text, name)
     described = settings.pop("about", {})
     words = [field.name for field in dataclasses.fields(About)]
     if not isinstance(described, dict) or not set(described) <= set(words):
@@ -166,43 +160,13 @@ def _load(name: str, heirs: tuple[str, ...] = ()) -> tuple[Settings, dict[str, s
     if base in (name, *heirs):
         raise InputError(f"{name}: its base '{base}' is based on it")
     inherited = _load(base, (*heirs, name))[0] if base else {}
-    return _merge({**inherited, "name": stem}, settings), described
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain data only; a key that stands twice is an error, where PyYAML would drop the first silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a name must be a single word", key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
-        except (yaml.YAMLError, RecursionError):
-            raise
-        except Exception as error:  # a date in month 13, a number of 5000 digits
-            kind, value = node.tag.rpartition(":")[2], str(node.value)[:40]
-            problem = f"'{value}' cannot be read as {kind}"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not taken", event.start_mark)
-        return super().compose_node(parent, index)
+    return merged({**inherited, "name": stem}, settings), described
 
 
 @cache
 def _known() -> list[str]:
     """Every setting there is, ``section.field``."""
-    return list(_keys(dataclasses.asdict(Config())))
+    return list(flat(dataclasses.asdict(Config())))
 
 
 def _check_known(key: str, where: str) -> None:
@@ -213,20 +177,21 @@ def _check_known(key: str, where: str) -> None:
         raise InputError(f"unknown setting '{key}'{where}{did_you_mean(key, known)}")
 
 
-def _keys(settings: Settings, prefix: str = "") -> Iterator[str]:
+def flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as ``section.field`` and value."""
+    found: dict[str, Any] = {}
     for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
-def _merge(base: Settings, changes: Settings) -> Settings:
-    merged = dict(base)
+def merged(base: Settings, changes: Settings) -> Settings:
+    """Settings with some changed; sections are gone into."""
+    result = dict(base)
     for key, value in changes.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
 
 
 def _nest(dotted: Mapping[str, Any]) -> Settings:
@@ -236,7 +201,7 @@ def _nest(dotted: Mapping[str, Any]) -> Settings:
         branch: Settings = {last: value}
         for section in reversed(sections):
             branch = {section: branch}
-        nested = _merge(nested, branch)
+        nested = merged(nested, branch)
     return nested
 
 

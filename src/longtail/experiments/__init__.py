@@ -1,0 +1,1 @@
+"""Experiments: several recipes with several seeds, and one table of what they reach."""

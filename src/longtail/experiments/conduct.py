@@ -1,0 +1,79 @@
+"""The whole way: from an experiment's file to its table."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from longtail.errors import InputError
+from longtail.experiments.definition import chosen, plan, read_experiment
+from longtail.experiments.table import collect, write_table
+from longtail.experiments.trainings import Trainings
+from longtail.progress import say
+
+ENVIRONMENT = ("python", "device", "device_name", "threads", "packages")
+"""What is told of the machine"""
+
+
+def conduct(
+    file: str | Path,
+    output: str | Path | None = None,
+    *,
+    table: str | Path | None = None,
+    rows: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    jobs: int = 1,
+    arguments: Sequence[str] = (),
+    command: str = "",
+    console: Console | None = None,
+) -> Path:
+    """Trains every row with every seed, but for what is finished, and writes the table; returns its Markdown file.
+
+    Args:
+        file: see `longtail.experiments.definition.read_experiment`.
+        output: folder of the runs; runs/FILE by default.
+        table: where the table goes, without suffix; ``table`` in ``output`` by default. It is written anew after each
+            training.
+        rows: only these, and their teachers; all by default.
+        seeds: other ones than the file's.
+        jobs: trainings at once.
+        arguments: settings of all rows, ``--section.field value``.
+        command: what to say in the table that it was made by.
+        console: where to tell how it goes; nowhere by default.
+
+    Raises:
+        InputError: the file, a row or a setting is wrong; a run is in the way; or some rows could not be trained, after
+            the others were.
+        Stopped: a signal asked for it; the same again goes on.
+    """
+    file, console = Path(file), console or Console(quiet=True)
+    experiment = read_experiment(file)
+    experiment = replace(experiment, seeds=tuple(seeds or experiment.seeds))
+    folder = Path("runs") / file.stem if output is None else Path(output)
+    where = folder / "table" if table is None else Path(table)
+    planned = plan(experiment, folder, arguments)
+    planned = planned if rows is None else chosen(planned, rows)
+    if jobs < 1:
+        raise InputError(f"--jobs is {jobs}; it must be at least 1")
+
+    def tell() -> None:
+        finished = [one.run for one in planned if one.run.is_finished]
+        if finished:
+            known = finished[-1].environment()
+            table = {
+                "title": experiment.title,
+                "command": command,
+                "environment": {name: known[name] for name in ENVIRONMENT if name in known},
+                "seeds": experiment.seeds,
+                "rows": collect(planned),
+            }
+            write_table(where, table)
+
+    trainings = Trainings(planned, jobs, console, tell)
+    trainings.carry_out()
+    tell()
+    if trainings.failed:
+        raise InputError(f"not trained: {', '.join(trainings.failed)}; all others are, see {where}.md")
+    say(console, f"The table: {where}.md")
+    return where.with_name(f"{where.name}.md")

@@ -1,0 +1,56 @@
+"""Rows that differ in what follows the experts' training only share that training."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from longtail.config import ClassifierConfig, Config, EvaluationConfig, RouterConfig
+from longtail.experiments.definition import Planned
+from longtail.model_file import ModelCard
+from longtail.models.experts import MultiExpert
+from longtail.run import Run
+from longtail.settings import what_counts
+
+
+def experts_settings(config: Config) -> str:
+    """All that the experts depend on: with the same, the same experts come out."""
+    return what_counts(
+        replace(config, name="", classifier=ClassifierConfig(), router=RouterConfig(), evaluation=EvaluationConfig())
+    )
+
+
+def find_donors(planned: Sequence[Planned]) -> dict[str, Planned]:
+    """For each training, by name, the first one before it that trains the same experts; those without have no entry.
+
+    Of one whose classifiers are replaced nothing is taken: its model is not what its experts were trained to be.
+    """
+    first: dict[str, Planned] = {}
+    donors = {}
+    for one in planned:
+        wanted = experts_settings(one.config)
+        if wanted in first:
+            donors[one.name] = first[wanted]
+        elif one.config.classifier.method == "none":
+            first[wanted] = one
+    return donors
+
+
+def give_experts(donor: Run, run: Run, config: Config) -> None:
+    """Makes a run that is finished but for what follows its experts, with those of a finished run.
+
+    Raises:
+        InputError: the donor is damaged, or the folder cannot be written to.
+    """
+    model, card = donor.load_model()
+    with run.held():
+        run.start(config, donor.environment() | {"experts_of": donor.folder.name})
+        if (skipped := donor.skipped()) is not None:
+            run.write_skipped(skipped)
+        run.write_history(donor.history())
+        run.save_model(*_plain(model, card))
+
+
+def _plain(model: MultiExpert, card: ModelCard) -> tuple[MultiExpert, ModelCard]:
+    """As it was before a router came to it."""
+    model.router = None
+    architecture = {name: value for name, value in card.architecture.items() if name != "router"}
+    return model, replace(card, architecture=architecture, threshold_for="")

@@ -1,0 +1,150 @@
+"""The table of an experiment: mean ± standard deviation over seeds, beside what others published."""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from longtail.experiments.definition import Planned, Published
+from longtail.flops import cost
+from longtail.run import Run
+from longtail.settings import flat
+from longtail.tensor_file import write_atomically
+from longtail.tradeoff import macs
+from longtail.wording import counted, duration, markdown_table, percent
+
+ACCURACIES = ("overall", "balanced", "many", "medium", "few")
+COLUMNS = ("row", *ACCURACIES, "ECE", "MACs", "routed", "MACs", "time", "published")
+Numbers = dict[str, float | None]
+
+
+def numbers(run: Run) -> Numbers:
+    """What a finished run reached on its test images: fractions, multiply-accumulates for one image, seconds."""
+    test = run.results()["test"]
+    routing = test.get("routing") or {}
+    model, card = run.load_model()
+    return {
+        "overall": test["accuracy"],
+        **{name: test[name] for name in (*ACCURACIES[1:], "ece", "nll")},
+        "macs": cost(model, card.image_size).total,
+        "routed": routing.get("accuracy"),
+        **{f"routed_{name}": routing.get(name) for name in ACCURACIES[1:]},
+        "routed_macs": routing.get("cost"),
+        "seconds": run.environment().get("training_seconds"),
+    }
+
+
+def collect(planned: Sequence[Planned]) -> list[dict[str, Any]]:
+    """One entry for each row: what it is, the numbers of each finished seed, and their mean and standard deviation."""
+    entries: dict[str, dict[str, Any]] = {}
+    for one in planned:
+        entry = entries.setdefault(one.row.name, {**asdict(one.row), "seeds": []})
+        if one.run.is_finished:
+            entry["seeds"].append({"seed": one.seed, **numbers(one.run)})
+    for entry in entries.values():
+        entry["mean"], entry["std"] = _summary(entry["seeds"])
+    return list(entries.values())
+
+
+def _summary(seeds: Sequence[Numbers]) -> tuple[Numbers, Numbers]:
+    """Mean, and sample standard deviation where there are several."""
+    mean: Numbers = {}
+    std: Numbers = {}
+    for name in [name for name in seeds[0] if name != "seed"] if seeds else []:
+        known = [value for value in (seed[name] for seed in seeds) if value is not None]
+        mean[name] = statistics.mean(known) if known else None
+        std[name] = statistics.stdev(known) if len(known) > 1 else None
+    return mean, std
+
+
+def agreement(entries: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
+    """How many pairs of rows come in the order of their published accuracies, of how many whose published ones differ.
+
+    Routed accuracies are compared where only those were published.
+    """
+    known = []
+    for entry in entries:
+        published = Published(**(entry["published"] or {}))
+        here = entry["mean"].get("routed" if published.overall is None else "overall")
+        if published.accuracy is not None and here is not None:
+            known.append((published.accuracy, here))
+    pairs = [(one, other) for one, other in combinations(known, 2) if one[0] != other[0]]
+    return sum((one[0] - other[0]) * (one[1] - other[1]) > 0 for one, other in pairs), len(pairs)
+
+
+def write_table(where: Path, table: Mapping[str, Any]) -> None:
+    """Replaces ``where.json`` and ``where.md``.
+
+    Args:
+        where: without a suffix.
+        table: title, command, environment (of a run), seeds, and rows as `collect` has them.
+    """
+    where.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(where.with_name(f"{where.name}.json"), (json.dumps(table, indent=1) + "\n").encode())
+    write_atomically(where.with_name(f"{where.name}.md"), markdown(table).encode())
+
+
+def markdown(table: Mapping[str, Any]) -> str:
+    """The table to read; arguments as of `write_table`."""
+    environment, seeds, entries = table["environment"], table["seeds"], table["rows"]
+    several = f"mean ± standard deviation over seeds {', '.join(map(str, seeds))}"
+    agreeing, compared = agreement(entries)
+    versions = f"longtail {environment['packages']['longtail']}, torch {environment['packages']['torch']}"
+    threads = f", {counted(environment['threads'], 'thread', 'threads')}" if environment["device"] == "cpu" else ""
+    lines = [
+        f"# {table['title']}",
+        "",
+        f"Test accuracy in %, {several if len(seeds) > 1 else f'one run, seed {seeds[0]}'}. `{table['command']}`",
+        "",
+        f"{environment['device_name']}{threads}, {versions}. MACs: multiply-accumulates for one image, with all "
+        "experts and routed. Published: overall (many/medium/few).",
+        "",
+        *markdown_table(COLUMNS, [_cells(entry, len(seeds)) for entry in entries]),
+        "",
+    ]
+    if compared:
+        lines += [
+            f"Of {compared} pairs of rows with different published accuracies, {agreeing} come in their order.",
+            "",
+        ]
+    return "\n".join([*lines, *map(_described, entries), ""])
+
+
+def _cells(entry: Mapping[str, Any], wanted: int) -> list[str]:
+    done, mean, std = len(entry["seeds"]), entry["mean"], entry["std"]
+    if not done:
+        return [entry["name"], "not trained yet", *[""] * (len(COLUMNS) - 3), _published(entry)]
+
+    def spread(name: str) -> str:
+        if mean[name] is None:
+            return ""
+        return percent(mean[name]) + ("" if std[name] is None else f" ± {percent(std[name])}")
+
+    return [
+        entry["name"] if done == wanted else f"{entry['name']} ({done} of {wanted} seeds)",
+        *map(spread, (*ACCURACIES, "ece")),
+        macs(mean["macs"]),
+        spread("routed"),
+        "" if mean["routed_macs"] is None else macs(mean["routed_macs"]),
+        "" if mean["seconds"] is None else duration(mean["seconds"]),
+        _published(entry),
+    ]
+
+
+def _published(entry: Mapping[str, Any]) -> str:
+    published = Published(**(entry["published"] or {}))
+    if published.accuracy is None:
+        return ""
+    groups = [published.many, published.medium, published.few]
+    shown = "" if None in groups else f" ({'/'.join(f'{group:.1f}' for group in groups)})"
+    routed = ", routed" if published.overall is None else ""
+    return f"{published.accuracy:.1f}{shown}{routed}" + (f", {published.source}" if published.source else "")
+
+
+def _described(entry: Mapping[str, Any]) -> str:
+    changed = ", ".join(f"`{name}: {value}`" for name, value in flat(entry["settings"]).items())
+    note = f"; {entry['note']}" if entry["note"] else ""
+    return f"- {entry['name']}: `{entry['recipe']}`{f' with {changed}' if changed else ''}{note}"

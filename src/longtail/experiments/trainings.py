@@ -1,0 +1,175 @@
+"""Carries out an experiment: one process for each training, several at once if wanted, and nothing twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from rich.console import Console
+
+from longtail.errors import InputError
+from longtail.experiments.definition import Planned
+from longtail.experiments.sharing import find_donors, give_experts
+from longtail.progress import say
+from longtail.settings import differences, to_yaml, what_counts
+from longtail.signals import Signals, Stopped
+from longtail.wording import counted, duration
+
+PAUSE = 0.1
+"""Seconds between two looks at the processes"""
+
+
+class Trainings:
+    """Trains what is planned and not finished yet.
+
+    Each training is a process of its own, ``longtail train``: a failure ends one row and not the others, and a GPU's
+    memory is free again afterwards.
+
+    Args:
+        planned: made by `longtail.experiments.definition.plan`.
+        jobs: how many at once. They share the CPU's cores; GPUs they take in turn, and one GPU may serve several.
+        console: where to tell how it goes.
+        on_finished: called after each training.
+    """
+
+    def __init__(
+        self, planned: Sequence[Planned], jobs: int, console: Console, on_finished: Callable[[], None] = lambda: None
+    ):
+        self.planned = {one.name: one for one in planned}
+        self.donors = find_donors(planned)
+        self.jobs = jobs
+        self.console = console
+        self.on_finished = on_finished
+        self.failed: list[str] = []
+        """Names of those that could not be trained"""
+        self._running: dict[int, _Training] = {}  # by their place among the jobs
+
+    def check(self) -> None:
+        """Finds runs that are in the way.
+
+        Raises:
+            InputError: a run of the same name has other settings.
+        """
+        for one in self.planned.values():
+            if one.run.config_path.is_file() and what_counts(one.run.config) != what_counts(one.config):
+                name, there, wanted = differences(one.run.config, one.config)[0]
+                raise InputError(
+                    f"{one.run.folder} was trained with {name} {there}, and not {wanted}; "
+                    "give another --output, or remove it to train it again"
+                )
+
+    def carry_out(self) -> None:
+        """Trains; afterwards ``failed`` names what could not be.
+
+        Raises:
+            InputError: as `check`.
+            Stopped: a signal asked for it, and all trainings have saved where they are; the same again goes on.
+        """
+        self.check()
+        waiting = [one for one in self.planned.values() if not one.run.is_finished]
+        done = len(self.planned) - len(waiting)
+        before = f", {done} of them finished before" if done else ""
+        say(self.console, f"{counted(len(self.planned), 'training', 'trainings')}{before}")
+        with TemporaryDirectory() as folder, Signals().caught():
+            try:
+                while waiting or self._running:
+                    waiting = [one for one in waiting if not self._taken_up(one, Path(folder))]
+                    time.sleep(PAUSE)
+                    for place in [place for place, training in self._running.items() if training.has_ended]:
+                        self._finish(self._running.pop(place))
+            except KeyboardInterrupt as error:
+                self._stop()
+                raise Stopped from error
+
+    def _taken_up(self, one: Planned, folder: Path) -> bool:
+        """Starts a training if there is room and it waits for no other; true also where it never can be."""
+        donor = None if one.run.config_path.exists() else self.donors.get(one.name)
+        needed = [] if donor is None else [donor]
+        needed += [] if one.teacher is None else [self.planned[f"{one.teacher}-seed{one.seed}"]]
+        if lost := [other.name for other in needed if other.name in self.failed]:
+            say(self.console, f"{one.name}: not trained, because {lost[0]} could not be")
+            self.failed.append(one.name)
+            return True
+        free = next((place for place in range(self.jobs) if place not in self._running), None)
+        if free is None or not all(other.run.is_finished for other in needed):
+            return False
+        goes_on = " goes on" if one.run.epochs_done else ""
+        if donor is not None:
+            give_experts(donor.run, one.run, one.config)
+            goes_on = f" with the experts of {donor.name}"
+        say(self.console, f"{one.name}:{goes_on or ' begins'}")
+        self._running[free] = _Training(one, folder, free, self.jobs)
+        return True
+
+    def _finish(self, training: "_Training") -> None:
+        one = training.one
+        if training.process.returncode in (-signal.SIGINT, 75) and not one.run.is_finished:
+            raise KeyboardInterrupt  # somebody stopped that one: a scheduler that signals to every process, say
+        if training.process.returncode or not one.run.is_finished:
+            self.failed.append(one.name)
+            say(self.console, f"{one.name}: failed{training.last_words()}")
+        else:
+            accuracy, seconds = one.run.results()["test"]["accuracy"], time.monotonic() - training.start
+            say(self.console, f"{one.name}: finished after {duration(seconds)}, {accuracy:.1%} overall")
+        self.on_finished()
+
+    def _stop(self) -> None:
+        """Asks all to stop, and waits until they have saved where they are."""
+        for training in self._running.values():
+            training.process.send_signal(signal.SIGTERM)
+        for training in self._running.values():
+            training.process.wait()
+        say(self.console, "Stopped; the same command goes on")
+
+
+class _Training:
+    """A process that trains."""
+
+    def __init__(self, one: Planned, folder: Path, place: int, jobs: int):
+        self.one = one
+        settings = folder / f"{one.name}.yaml"
+        settings.write_text(to_yaml(one.config), encoding="utf-8")
+        command = [sys.executable, "-m", "longtail", "train", "--config", settings, "--output", one.run.folder]
+        self.log = None if jobs == 1 else one.run.folder.with_name(f"{one.name}.log")
+        one.run.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.start = time.monotonic()
+        # Of a session of its own: of Ctrl-C it hears from here, once.
+        options = {"env": _environment(one, place, jobs), "stdin": subprocess.DEVNULL, "start_new_session": True}
+        if self.log is None:
+            self.process = subprocess.Popen(command, **options)  # type: ignore[call-overload]
+        else:
+            with self.log.open("ab") as log:
+                self.process = subprocess.Popen(command, stdout=log, stderr=log, **options)  # type: ignore[call-overload]
+
+    @property
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def last_words(self) -> str:
+        """Where its output went to a file: the last line, which is its error."""
+        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log else []
+        return f" ({lines[-1].removeprefix('longtail: ')})" if lines else ""
+
+
+def _environment(one: Planned, place: int, jobs: int) -> dict[str, str]:
+    """Of a process that shares the machine."""
+    environment = dict(os.environ)
+    if jobs > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // jobs)))
+        if one.config.device in ("auto", "cuda") and (devices := _devices(environment)):
+            environment["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
+    return environment
+
+
+def _devices(environment: dict[str, str]) -> list[str]:
+    given = environment.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
