@@ -52,6 +52,7 @@ def conduct(
     experiment = replace(experiment, seeds=tuple(seeds or experiment.seeds))
     folder = Path("runs") / file.stem if output is None else Path(output)
     where = folder / "table" if table is None else Path(table)
+    where = where.with_suffix("") if where.suffix in (".md", ".json") else where
     planned = plan(experiment, folder, arguments)
     planned = planned if rows is None else chosen(planned, rows)
     if jobs < 1:

@@ -154,7 +154,7 @@ def _mapping(content: Any, where: str) -> Settings:
 def _check_names(content: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     for name in content:
         if name not in known:
-            raise InputError(f"{where}: unknown '{name}'{did_you_mean(str(name), known)}; there is {', '.join(known)}")
+            raise InputError(f"{where}: unknown '{name}'; there is {', '.join(known)}{did_you_mean(str(name), known)}")
 
 
 def plan(experiment: Experiment, folder: Path, arguments: Sequence[str] = ()) -> list[Planned]:
@@ -195,7 +195,7 @@ def chosen(planned: Sequence[Planned], rows: Sequence[str]) -> list[Planned]:
     known = list(dict.fromkeys(one.row.name for one in planned))
     for name in rows:
         if name not in known:
-            raise InputError(f"no row '{name}'{did_you_mean(name, known)}; there is {', '.join(known)}")
+            raise InputError(f"no row '{name}'; there is {', '.join(known)}{did_you_mean(name, known)}")
     wanted = set(rows)
     for one in reversed(planned):  # students come after their teachers
         if one.row.name in wanted and one.teacher is not None:

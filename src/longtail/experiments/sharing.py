@@ -19,19 +19,16 @@ def experts_settings(config: Config) -> str:
 
 
 def find_donors(planned: Sequence[Planned]) -> dict[str, Planned]:
-    """For each training, by name, the first one before it that trains the same experts; those without have no entry.
+    """For each training, by name, the first of those that train the same experts; for that one itself, nobody.
 
-    Of one whose classifiers are replaced nothing is taken: its model is not what its experts were trained to be.
+    One whose classifiers are replaced gives nothing: its model is not what its experts were trained to be.
     """
     first: dict[str, Planned] = {}
-    donors = {}
     for one in planned:
-        wanted = experts_settings(one.config)
-        if wanted in first:
-            donors[one.name] = first[wanted]
-        elif one.config.classifier.method == "none":
-            first[wanted] = one
-    return donors
+        if one.config.classifier.method == "none":
+            first.setdefault(experts_settings(one.config), one)
+    found = {one.name: first.get(experts_settings(one.config), one) for one in planned}
+    return {name: donor for name, donor in found.items() if donor.name != name}
 
 
 def give_experts(donor: Run, run: Run, config: Config) -> None:
