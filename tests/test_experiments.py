@@ -171,7 +171,7 @@ def test_stopped_and_gone_on_with(tmp_path):
         ({"settings": [1]}, "settings: is [1]; it must hold 'name: value'"),
         (
             {"rows": {"ce": {"recipy": "x"}}},
-            "row 'ce': unknown 'recipy'; there is recipe, settings, published, note; did",
+            "row 'ce': unknown 'recipy'; there is recipe, settings, published, note",
         ),
         ({"rows": {"a/b": None}}, "row 'a/b': the name of a row becomes that of a folder"),
         ({"rows": {"ce": {"published": 39.1}}}, "row 'ce': published: is 39.1; it must hold"),
