@@ -95,7 +95,7 @@ def test_reduced_the_part_shows_the_same(tmp_path, orientation, factor):
         small = Image.fromarray(cropped(path, box)).resize(part.shape[1::-1], Image.Resampling.BOX)
         return np.abs(np.array(small, dtype=float) - part).mean()
 
-    assert difference(BOX) < 3 * factor  # edges are moved by up to half a pixel
+    assert difference(BOX) < 5 * factor  # edges are moved by up to half a pixel
     for across, down in ((2 * factor, 0), (-2 * factor, 0), (0, 2 * factor), (0, -2 * factor)):
         moved = Box(BOX.left + across, BOX.top + down, BOX.right + across, BOX.bottom + down)
         assert difference(moved) > 1.5 * difference(BOX)

@@ -1,7 +1,7 @@
 """Random resized crops straight from picture files, at a part of the price of torchvision's steps on PIL pictures.
 
 The part is drawn before the file is decoded, so that a large JPEG need not be decoded in full; torch resizes bytes
-several times as fast as Pillow, to within one of 255 levels; and colours are changed later, on the device, see
+several times as fast as Pillow, to within one or two of 255 levels; and colours are changed later, on the device, see
 `longtail.data.colours`.
 Every random number is drawn by torchvision's own transforms, in their order: the same seed gives the same crop, mirror
 image and changes as `longtail.data.transforms.train_transform` with resized crops does.
