@@ -4,9 +4,9 @@
 
 Both draw a random resized crop of 224 pixels, mirror every other one, and change brightness, contrast and saturation by
 up to 0.4. torchvision's way: PIL decodes the full picture, then RandomResizedCrop, RandomHorizontalFlip, ColorJitter,
-ToTensor, Normalize. Ours is what `FileLoader` does in its workers, and then on the device: shown with a device that
-costs the processor nothing, as a GPU would, and with the same core as the device. All on one core, in batches, each
-variant taking its turn in each round.
+ToTensor, Normalize. Ours is what `FileLoader` does in its workers, and then on the device: shown without the latter,
+as a core is used beside a GPU, and with the same core as the device. All on one core, in batches, each variant taking
+its turn in each round.
 
 The pictures are made here, because no data set comes with the package: parts of three photographs that come with
 scikit-learn and matplotlib, at their own size for the set like ImageNet, and for the large set mosaics of such parts,
@@ -50,7 +50,7 @@ from result import report
 SIZE, BATCH_SIZE = 224, 16
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALE, JITTER, NO_JITTER = (0.08, 1.0), (0.4, 0.4, 0.4, 0.0), (0.0,) * 4
-CPU, FREE = torch.device("cpu"), torch.device("meta")  # to put something on the latter is to forget it
+CPU = torch.device("cpu")
 SETS = {"500 x 375": (1, 48), "1000 to 2000 pixels": (4, 24)}
 """Parts of photographs in a picture, at most, on each side; number of pictures."""
 
@@ -123,25 +123,36 @@ def full(jitter: tuple[float, ...], interpolation: str = "bilinear") -> Callable
     return train_transform(SIZE, "resized", 0, SCALE, True, 0.0, jitter, None, interpolation)
 
 
-def loader(split: Split, transform, device: torch.device) -> FileLoader:
-    return FileLoader(split, transform, BATCH_SIZE, device=device, normalise=Normalise(MEAN, STD, device), shuffle=True)
+def loader(split: Split, transform) -> FileLoader:
+    return FileLoader(split, transform, BATCH_SIZE, device=CPU, normalise=Normalise(MEAN, STD, CPU), shuffle=True)
+
+
+def in_workers(loader: FileLoader) -> Callable[[int], Iterator]:
+    """What its workers would do for an epoch, done in this process."""
+
+    def epoch(number: int) -> Iterator:
+        loader._order.epoch = number
+        return iter(loader._batches)
+
+    return epoch
 
 
 def pipelines(split: Split) -> dict[str, Callable[[int], Iterator]]:
     usual = DataLoader(Usual(split), BATCH_SIZE, shuffle=True)
     return {
         "torchvision, PIL": lambda epoch: iter(usual),
-        "fast_crops false, colours by PIL": loader(split, full(JITTER), FREE).epoch,
-        "  and normalised on this core": loader(split, full(JITTER), CPU).epoch,
-        "fast_crops true": loader(split, fast(JITTER), FREE).epoch,
-        "  and coloured, normalised on this core": loader(split, fast(JITTER), CPU).epoch,
+        "fast_crops false, in workers": in_workers(loader(split, full(JITTER))),
+        "  and normalised on this core": loader(split, full(JITTER)).epoch,
+        "fast_crops true, in workers": in_workers(loader(split, fast(JITTER))),
+        "  and coloured, normalised on this core": loader(split, fast(JITTER)).epoch,
     }
 
 
 def speeds(split: Split, rounds: int) -> Iterator[str]:
-    taken: dict[str, list[float]] = {name: [] for name in pipelines(split)}
+    variants = pipelines(split)
+    taken: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):  # the first one warms up
-        for name, epoch in pipelines(split).items():
+        for name, epoch in variants.items():
             start = time.process_time()
             for _ in epoch(number):
                 pass
