@@ -141,6 +141,11 @@ class AugmentationConfig:
     scale: tuple[float, float] = (0.08, 1.0)
     """Smallest and largest share of the picture's area in a resized crop."""
 
+    fast_crops: bool = True
+    """Make resized crops of image files the fast way: the same crops, but JPEGs are decoded at a half, a quarter or an
+    eighth of their size where the crop keeps image_size pixels, and torch resizes. false: torchvision's transforms of
+    PIL pictures, each decoded in full. Test images are always decoded in full."""
+
     flip: bool = True
     """Mirror every other image, left to right."""
 

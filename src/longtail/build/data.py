@@ -15,6 +15,7 @@ from longtail.data import soundness
 from longtail.data.cache import decode_all, fits
 from longtail.data.cifar import cifar
 from longtail.data.digits import digits
+from longtail.data.file_crops import FileCrop
 from longtail.data.file_loader import FileLoader
 from longtail.data.files import folder, list_files, published
 from longtail.data.loading import Loader, MemoryLoader, Normalise
@@ -23,7 +24,7 @@ from longtail.data.sampling import Sampler, sampler
 from longtail.data.sharing import Share
 from longtail.data.soundness import BadImage
 from longtail.data.splits import Dataset, Split
-from longtail.data.transforms import Interpolation, default_resize, eval_transform, train_transform
+from longtail.data.transforms import Interpolation, Transform, default_resize, eval_transform, train_transform
 from longtail.errors import InputError
 from longtail.models.backbones import input_format
 from longtail.runtime import Runtime
@@ -186,21 +187,17 @@ def _augmented_loader(
             rotation=augmentation.rotation,
             **options,
         )
-    size, before_crop, interpolation, mean, _ = preprocessing(config, dataset)
-    transform = train_transform(
-        size,
-        augmentation.crop,
-        augmentation.padding,
-        augmentation.scale,
-        augmentation.flip,
-        augmentation.rotation,
-        augmentation.color_jitter,
-        before_crop,
-        interpolation,
-        augmentation.rand_augment,
-        mean,
-    )
+    transform = _file_transform(config, preprocessing(config, dataset))
     return FileLoader(split, transform, config.training.batch_size, workers=_workers(config), **options)
+
+
+def _file_transform(config: Config, form: Preprocessing) -> Transform | FileCrop:
+    augmentation, size = config.augmentation, form.image_size
+    moves = (augmentation.scale, augmentation.flip, augmentation.rotation, augmentation.color_jitter)
+    others = (form.interpolation, augmentation.rand_augment, form.mean)
+    if augmentation.crop == "resized" and augmentation.fast_crops:
+        return FileCrop(size, *moves, *others)
+    return train_transform(size, augmentation.crop, augmentation.padding, *moves, form.resize, *others)
 
 
 def eval_loader(config: Config, dataset: Dataset, split: Split, runtime: Runtime) -> Loader:

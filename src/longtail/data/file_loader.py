@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from longtail.data import colours
+from longtail.data.file_crops import FileCrop
 from longtail.data.loading import Drawn, Normalise, drawn, least_images
 from longtail.data.pictures import decode
 from longtail.data.sampling import Sampler as DrawImages
@@ -25,8 +27,9 @@ from longtail.signals import STOPPING
 
 Key = tuple[int, int, int]
 """(epoch, position in the split, number of the random change)"""
-Sample = tuple[Tensor, int] | InputError
-Batch = tuple[Tensor, Tensor] | InputError
+Sample = tuple[Tensor, Tensor, int] | InputError
+"""Pixels, changes of colours that are left to the device, label"""
+Batch = tuple[Tensor, Tensor, Tensor] | InputError
 
 
 class FileLoader:
@@ -39,6 +42,7 @@ class FileLoader:
     Args:
         split: images with paths.
         transform: a picture to a uint8 tensor (3, S, S); may draw from the global generators of torch, NumPy, Python.
+            A `FileCrop` is given the file instead.
         batch_size: images in a batch; the last one may be smaller.
         device: where batches are put.
         normalise: pixels to the network's input.
@@ -52,7 +56,7 @@ class FileLoader:
     def __init__(
         self,
         split: Split,
-        transform: Transform,
+        transform: Transform | FileCrop,
         batch_size: int,
         *,
         device: torch.device,
@@ -100,8 +104,20 @@ class FileLoader:
         for batch in self._batches:
             if isinstance(batch, InputError):
                 raise batch
-            images, labels = (part.to(self._device, non_blocking=True) for part in batch)
-            yield self._normalise(images), labels
+            images, changes, labels = (part.to(self._device, non_blocking=True) for part in batch)
+            yield self._finished(images, changes), labels
+
+    def _finished(self, images: Tensor, changes: Tensor) -> Tensor:
+        if not changes.shape[1]:
+            return self._normalise(images)
+        # On a CPU one image at a time, which stays in the cache.
+        together = 1 if images.device.type == "cpu" else len(images)
+        finished = torch.empty_like(images, dtype=torch.float32, memory_format=torch.channels_last)
+        for first in range(0, len(images), together):
+            part = slice(first, first + together)
+            finished[part] = colours.change_colours(images[part], changes[part])
+            self._normalise.in_place(finished[part])
+        return finished
 
     def labels(self, epoch: int) -> Tensor:
         """Those of an epoch, in its order: (num_images,)."""
@@ -111,7 +127,7 @@ class FileLoader:
 class _Pictures(Dataset[Sample]):
     """Picks, decodes and transforms one image."""
 
-    def __init__(self, split: Split, transform: Transform, seed: int) -> None:
+    def __init__(self, split: Split, transform: Transform | FileCrop, seed: int) -> None:
         assert split.paths is not None
         # One array of bytes: each of a million Python objects would be copied into every worker when first counted.
         self._paths = np.array([os.fsencode(path) for path in split.paths])
@@ -121,14 +137,23 @@ class _Pictures(Dataset[Sample]):
 
     def __getitem__(self, key: Key) -> Sample:
         epoch, position, change = key
+        path = Path(os.fsdecode(self._paths[position]))
+        # 1 + change, because to the seeding a last 0 is nothing: it would be the generator of the order.
+        numbers = (self._seed, epoch, 1 + change)
         try:
-            image = decode(Path(os.fsdecode(self._paths[position])))
+            return *self._changed(path, numbers), int(self._labels[position])
         except InputError as error:
             # Returned, because a DataLoader would raise it with the worker's traceback for a message.
             return error
-        # 1 + change, because to the seeding a last 0 is nothing: it would be the generator of the order.
-        with seeded(self._seed, epoch, 1 + change):
-            return self._transform(image), int(self._labels[position])
+
+    def _changed(self, path: Path, numbers: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        transform = self._transform
+        if isinstance(transform, FileCrop):
+            with seeded(*numbers, only_torch=transform.draws_only_from_torch):
+                return transform(path)
+        image = decode(path)
+        with seeded(*numbers):
+            return transform(image), colours.NONE
 
 
 class _Order(Sampler[list[Key]]):
@@ -184,10 +209,14 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
 
 
 def _collate(samples: list[Sample]) -> Batch:
-    images, labels = [], []
+    images, changes, labels = [], [], []
     for sample in samples:
         if isinstance(sample, InputError):
             return sample
-        images.append(sample[0])
-        labels.append(sample[1])
-    return torch.stack(images), torch.tensor(labels)
+        image, change, label = sample
+        images.append(
+            image.permute(1, 2, 0)
+        )  # as pictures lie in memory: stacked otherwise it takes four times as long
+        changes.append(change)
+        labels.append(label)
+    return torch.stack(images).permute(0, 3, 1, 2), torch.stack(changes), torch.tensor(labels)

@@ -51,7 +51,10 @@ class Normalise:
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) of any type -> float32, in channels-last memory, where convolutions are fastest."""
-        images = images.to(torch.float32, memory_format=torch.channels_last)
+        return self.in_place(images.to(torch.float32, memory_format=torch.channels_last))
+
+    def in_place(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) float32, which are changed themselves."""
         return images.sub_(self.mean).div_(self.std)
 
 

@@ -2,7 +2,8 @@
 
 import stat
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -38,23 +39,46 @@ def decode(path: Path) -> Image.Image:
     Raises:
         InputError: the file is absent, damaged, no picture, so large that it may be a decompression bomb, or a line.
     """
+    with opened(path) as image:
+        return whole(image)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """A picture of which only the header has been read; what makes it unfit is noticed here or when it is loaded.
+
+    Raises:
+        InputError: as `decode`, also for what goes wrong while it is open.
+    """
     try:
-        return _decode(path)
+        with _opened(path) as image:
+            yield image
     except Exception as error:  # a damaged picture can raise anything
         where = one_line(str(path))
         raise InputError(f"{where}: does not decode ({_reason(path, error)}); mend or remove the file") from error
 
 
+def whole(image: Image.Image) -> Image.Image:
+    """Loads an open picture, and returns all of it as `decode` does."""
+    image.load()
+    # A damaged EXIF entry is no reason to refuse a sound picture.
+    with suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    return _to_rgb(image)
+
+
 def problem(path: Path) -> str | None:
     """Why a picture does not decode, in a few words; None where it does."""
     try:
-        _decode(path)
+        with _opened(path) as image:
+            whole(image)
     except Exception as error:
         return _reason(path, error)
     return None
 
 
-def _decode(path: Path) -> Image.Image:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # to read from a pipe would be to wait for ever
         raise ValueError("not a file but a pipe or a device")
@@ -62,11 +86,7 @@ def _decode(path: Path) -> Image.Image:
         if max(image.size) > MAX_ASPECT * min(image.size):
             width, height = image.size
             raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT} times the other")
-        image.load()
-        # A damaged EXIF entry is no reason to refuse a sound picture.
-        with suppress(Exception):
-            ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image)
+        yield image
 
 
 @cache

@@ -73,14 +73,28 @@ def train_transform(
         steps.append(v2.RandomCrop(image_size, padding=padding))
     if flip:
         steps.append(v2.RandomHorizontalFlip())
+    steps.extend(later_changes(image_size, rotation, color_jitter, interpolation, rand_augment, mean))
+    transform: Transform = v2.Compose([*steps, v2.PILToTensor()])
+    return transform
+
+
+def later_changes(
+    image_size: int,
+    rotation: float,
+    color_jitter: tuple[float, float, float, float],
+    interpolation: Interpolation,
+    rand_augment: str | None,
+    mean: Sequence[float],
+) -> list[Callable[[Image.Image], Image.Image]]:
+    """What `train_transform` does to a picture that has been cropped and mirrored; it says what the arguments are."""
+    steps: list[Callable[[Image.Image], Image.Image]] = []
     if rotation:
         steps.append(v2.RandomRotation(rotation, interpolation=InterpolationMode.NEAREST))
     if any(color_jitter):
         steps.append(v2.ColorJitter(*color_jitter))
     if rand_augment:
         steps.append(_rand_augment(rand_augment, image_size, interpolation, mean))
-    transform: Transform = v2.Compose([*steps, v2.PILToTensor()])
-    return transform
+    return steps
 
 
 def default_resize(image_size: int) -> int:
