@@ -538,6 +538,10 @@ class EvaluationConfig:
     few_below: int = 20
     """Few-shot classes have fewer training images than this (RIDE: 20; RIDE-Swin: 21)."""
 
+    average: Literal["logits", "probabilities"] = "logits"
+    """What of the experts is averaged to make the ensemble's answer (RIDE: logits). The model keeps it, so that whoever
+    uses it gets the answers that were tested; experts are trained alike with both, a router for the one that is set."""
+
     batch_size: int = 256
     """Images in an evaluation step."""
 
