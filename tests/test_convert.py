@@ -10,6 +10,7 @@ from golden.networks import ROUTED_CASES, Case, distance, load
 from PIL import Image
 
 import longtail
+from longtail import convert as convert_module
 from longtail.cli import main
 from longtail.convert import convert
 from longtail.data.cifar_names import CIFAR_NAMES
@@ -213,6 +214,70 @@ def test_evaluates_with_the_classes_of_the_data_where_it_knows_none(file, tmp_pa
     (tmp_path / "eight" / names[7]).rename(tmp_path / "seven" / names[7])
     with pytest.raises(InputError, match="other classes"):
         longtail.evaluate(run, config=config, device="cpu")
+
+
+def seven_classes(case, folder):
+    """A run of an original checkpoint whose heads are cut to seven classes, and a folder of their pictures."""
+    path = folder / "official.pth"
+    torch.save({"state_dict": load(case).official, "epoch": 200}, path)
+
+    def seven(weights):
+        linear = {name: value[:7] for name, value in weights.items() if "backbone.linear." in name}
+        return weights | linear | {name: value[:, :7] for name, value in weights.items() if "linears" in name}
+
+    change(path, seven)
+    draw = np.random.default_rng(0)
+    for label in range(7):
+        (folder / "pictures" / f"bird {label}").mkdir(parents=True)
+        for picture in range(3):
+            pixels = draw.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "pictures" / f"bird {label}" / f"{picture}.png")
+    return convert(path, folder / "run"), ["--device", "cpu", "--data.root", str(folder / "pictures")]
+
+
+@pytest.mark.parametrize(
+    ("case", "possible"),
+    [(CASE, ("retrain", "nearest-mean")), ("cifar_resnet32_e1_rd0_un0", ("retrain", "scale", "tau", "nearest-mean"))],
+)
+def test_other_classifiers(case, possible, tmp_path, capsys, monkeypatch):
+    """Each from the experts' own, which come back in the end; what cannot be made is refused in one line."""
+    monkeypatch.setattr("longtail.testing.write_report", lambda *arguments, **options: None)
+    run, where = seven_classes(case, tmp_path)
+    before = run.load_model()[0].state_dict()
+    quick = ["--classifier.epochs", "1", "--classifier.views", "1", "--data.workers", "0"]
+    for method in ("retrain", "scale", "tau", "nearest-mean"):
+        options = ["--classifier.method", method, *where, *quick]
+        options += ["--classifier.tau", "1"] if method == "tau" else []
+        assert main(["classifier", str(run.folder), *options]) == (0 if method in possible else 2), capsys.readouterr()
+        err = capsys.readouterr().err
+        if method not in possible:
+            assert "none, retrain or nearest-mean where model.head is 'cosine'" in err
+            assert len(err.splitlines()) == 1
+            continue
+        model, card = Run.open(run.folder).load_model()
+        assert (card.classifier, card.class_names[0]) == (method, "bird 0")
+        changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+        assert changed
+        assert all(name.startswith("heads.") for name in changed)
+    assert main(["evaluate", str(run.folder), *where, "--data.workers", "0"]) == 0
+    assert main(["classifier", str(run.folder), "--classifier.method", "none", *where, "--data.workers", "0"]) == 0
+    after = Run.open(run.folder).load_model()[0].state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+def test_what_follows_sees_images_as_the_experts_did():
+    small, large = (
+        convert_module._augmentation("cifar100", True, False),
+        [
+            convert_module._augmentation(*given)
+            for given in (("imagenet-lt", False, False), ("inaturalist2018", False, False), ("folder", False, False))
+        ],
+    )
+    assert (small.crop, small.padding, small.rotation) == ("padded", 4, 15)
+    assert {(own.crop, own.rotation) for own in large} == {("resized", 0)}
+    assert [own.color_jitter[0] for own in large] == [0.4, 0, 0.4]
+    assert convert_module._augmentation("imagenet-lt", False, True).rand_augment == "rand-m9-mstd0.5-inc1"
 
 
 def test_class_names_of_cifar():

@@ -14,6 +14,7 @@ from longtail.data.label_shift import label_shift
 from longtail.errors import InputError
 from longtail.evaluation import answers
 from longtail.label_shift_report import LabelShiftReport, Learned
+from longtail.report import write_label_shift
 from longtail.runtime import Runtime
 from longtail.settings import recipe
 
@@ -149,6 +150,19 @@ def test_one_expert_has_nothing_to_weigh():
     assert json.loads(json.dumps(report.as_dict()))["approximation"] == "x"
 
 
+def test_what_the_page_explains(tmp_path):
+    """Only what its columns show; a model of one expert is no ensemble."""
+    logits, labels = said(1)
+    alike, single = Learned(torch.zeros(1, 3), "x"), Learned(torch.zeros(1, 3), "")
+    for learned, own, views in ((alike, logits, (logits, logits)), (single, logits[:, :1], None)):
+        write_label_shift(tmp_path, LabelShiftReport.of(own, labels, COUNTS, learned, views, (2,)), "title")
+        page = (tmp_path / "label_shift.md").read_text()
+        assert ("| ensemble |" in page, "| model |" in page) == (views is not None, views is None)
+        for word in ("- Ensemble:", "- Aggregated:", "- Weights: of expert", "- Weights help", "- The adjustment is"):
+            assert (word in page) == (views is not None)
+        assert "- Forward-50: " in page
+
+
 def test_too_few_images_are_refused():
     logits, labels = said(2)
     one_each = torch.tensor([int((labels == label).nonzero()[0]) for label in range(3)])
@@ -211,8 +225,17 @@ def test_label_shift_of_a_run(run, capsys, monkeypatch):
     monkeypatch.setattr(shifted, "answers", lambda *a: views.append(original(*a)) or views[-1])
     assert main(["evaluate", str(run.folder), "--device", "cpu", "--label_shift"]) == 0
     out = capsys.readouterr().out
-    for word in ("forward-50", "uniform", "backward-2", "aggregated", "expert 3"):
+    for word in (
+        "forward-50",
+        "uniform",
+        "backward-2",
+        "ensemble",
+        "aggregated",
+        "expert 3",
+        "with the experts' weights",
+    ):
         assert word in out
+    assert "Weights help" not in out  # SADE's experts learned each another prior
     found = json.loads((run.folder / "label_shift.json").read_text())
     assert len(found["rows"]) == 11
     dataset, (model, card) = build.load_data(run.config), run.load_model()
@@ -233,4 +256,5 @@ def test_label_shift_of_a_run(run, capsys, monkeypatch):
     assert math.isclose(sum(uniform["weights"]), 1, abs_tol=1e-5)
     page = (run.folder / "label_shift.md").read_text()
     assert page.count("| backward-") == 5
+    assert "- Weights: of expert 1, 2, ... in the aggregated answers." in page
     assert f"{100 * uniform['mean']:.1f}" in page

@@ -425,7 +425,7 @@ class DistillationConfig:
 class ClassifierConfig:
     """After the experts: other classifiers on their features, while all else stays.
 
-    Decoupling (Kang et al., 2020), section 4. Published values are those of the original code for ImageNet-LT.
+    Decoupling (Kang et al., 2020), section 4. Step sizes are those of the original code for ImageNet-LT.
     """
 
     method: Literal["none", "retrain", "scale", "tau", "nearest-mean"] = "none"
@@ -434,12 +434,12 @@ class ClassifierConfig:
     class whose mean feature is nearest (NCM). scale and tau are for linear heads."""
 
     epochs: int = 50
-    """Of retrain and scale, of as many draws as there are training images. Published: 10 and 5, of as many draws as the
-    commonest class has images, for every class: 11 times as many for ImageNet-LT, 4.6 times for CIFAR-100-LT."""
+    """Of retrain and scale, of as many draws as there are training images, as in the original. There they are 10 and 5
+    for ImageNet-LT, which are 2,260 and 1,130 steps. 50 epochs of CIFAR-100-LT are 1,100; for large data take fewer."""
 
     views: int = 10
     """Passes over the training images for them, each with random changes of its own, that the epochs take turns with;
-    published: one for each epoch."""
+    in the original each epoch has its own."""
 
     batch_size: int = 512
     """Draws in a step of sgd, with momentum 0.9."""
@@ -542,6 +542,10 @@ class EvaluationConfig:
 
     few_below: int = 20
     """Few-shot classes have fewer training images than this (RIDE: 20; RIDE-Swin: 21)."""
+
+    average: Literal["logits", "probabilities"] = "logits"
+    """What of the experts is averaged to make the ensemble's answer (RIDE: logits). The model keeps it, so that whoever
+    uses it gets the answers that were tested; experts are trained alike with both, a router for the one that is set."""
 
     batch_size: int = 256
     """Images in an evaluation step."""

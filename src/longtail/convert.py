@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from longtail.config import Config, DataConfig, EvaluationConfig, LossConfig, ModelConfig, TrainingConfig
+from longtail.config import (
+    AugmentationConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    TrainingConfig,
+)
 from longtail.data.cifar_names import CIFAR_NAMES
 from longtail.data.longtail import imbalanced_counts
 from longtail.data.transforms import default_resize
@@ -19,7 +27,7 @@ from longtail.models.official_architecture import load_official
 from longtail.models.official_file import read_official
 from longtail.run import Run, new_run
 from longtail.runtime import environment
-from longtail.settings import checked_types
+from longtail.settings import checked_types, recipe
 
 DATA: dict[int, dict[str, Any]] = {
     10: {"name": "cifar10"},
@@ -29,6 +37,13 @@ DATA: dict[int, dict[str, Any]] = {
     8142: {"name": "inaturalist2018", "mean": (0.466, 0.471, 0.380), "std": (0.195, 0.194, 0.192)},
 }
 """By the number of its classes, what each data set of the originals is called here."""
+
+RECIPES = {
+    "imagenet-lt": "imagenet-lt-resnet50-ride",
+    "inaturalist2018": "inaturalist2018-resnet50-ride",
+    "places-lt": "places-lt-resnet152-ride",
+}
+"""The ResNets' recipes for large images."""
 
 CIFAR = {"imbalance": "exponential", "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
 CIFAR_IMAGES = {"cifar10": 5000, "cifar100": 500}
@@ -114,11 +129,21 @@ def _config(name: str, theirs: Mapping[str, Any], architecture: Mapping[str, Any
     return Config(
         name=str(theirs.get("name", name)),
         data=DataConfig(**data),
+        augmentation=_augmentation(data["name"], small, swin),
         model=ModelConfig(backbone=architecture["name"], **arch),
         loss=loss,
         training=training,
         evaluation=evaluation,
     )
+
+
+def _augmentation(data: str, small: bool, swin: bool) -> AugmentationConfig:
+    """What the experts were trained with, for the routers and classifiers that follow; their files do not say it."""
+    if small:
+        return AugmentationConfig()
+    if swin:
+        return recipe("imagenet-lt-swin-tiny-ride").augmentation
+    return recipe(RECIPES.get(data, RECIPES["imagenet-lt"])).augmentation
 
 
 def _loss(theirs: Mapping[str, Any]) -> LossConfig:

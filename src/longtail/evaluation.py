@@ -9,6 +9,7 @@ from torch import Tensor
 from longtail.config import Config
 from longtail.data.loading import Loader
 from longtail.distribution import ALONE, Group
+from longtail.ensembles import Average
 from longtail.metrics import Evaluation, evaluate_logits
 from longtail.models.experts import ExpertOutput, MultiExpert
 
@@ -24,6 +25,9 @@ class Answers(NamedTuple):
 
     router_logits: Tensor | None
     """(N, E - 1); None where the model has no router"""
+
+    average: Average = "logits"
+    """What of the experts makes the model's answer"""
 
 
 class Features(NamedTuple):
@@ -48,12 +52,12 @@ def answers(model: MultiExpert, loader: Loader, group: Group = ALONE, epoch: int
     router, size = model.router, (model.num_experts, model.num_classes)
     if router is None:
         labels, logits = _gathered(model, loader, group, epoch, lambda output: (output.logits,), [size])
-        return Answers(logits, labels, None)
+        return Answers(logits, labels, None, model.average)
     sizes = [size, (model.num_experts - 1,)]
     labels, logits, steps = _gathered(
         model, loader, group, epoch, lambda output: (output.logits, router(*output)), sizes
     )
-    return Answers(logits, labels, steps)
+    return Answers(logits, labels, steps, model.average)
 
 
 def features(model: MultiExpert, loader: Loader, group: Group = ALONE) -> Features:
@@ -100,4 +104,5 @@ def evaluate_answers(given: Answers, class_counts: Sequence[int], config: Config
         many_above=evaluation.many_above,
         few_below=evaluation.few_below,
         bins=evaluation.calibration_bins,
+        average=given.average,
     )

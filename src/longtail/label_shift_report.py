@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from longtail.data.label_shift import RATIOS, label_shifts
-from longtail.ensembles import weighted_ensemble
+from longtail.ensembles import Average, ensemble, weighted_ensemble
 from longtail.errors import InputError
 from longtail.test_time import adjust_to_prior, aggregation_weights
 
@@ -45,10 +45,10 @@ class ShiftedScores:
 
     num_images: int
     mean: float
-    """Of the experts' mean logits"""
+    """Of the ensemble of all experts"""
 
     known_prior: float
-    """Of their mean after adjustment to how common classes are there"""
+    """Of the ensemble after adjustment to how common classes are there"""
 
     aggregated: float | None
     """Of the experts weighted by how stable they are, SADE's test-time aggregation; None for one expert"""
@@ -72,6 +72,12 @@ class LabelShiftReport:
     approximation: str
     """See `Learned`"""
 
+    alike: bool
+    """Whether all experts take classes to be as common, so that weighting them has no skills to choose from"""
+
+    average: Average
+    """What of the experts makes the ensemble"""
+
     @classmethod
     def of(
         cls,
@@ -81,6 +87,8 @@ class LabelShiftReport:
         learned: Learned,
         views: tuple[Tensor, Tensor] | None,
         ratios: Sequence[int] = RATIOS,
+        *,
+        average: Average = "logits",
     ) -> "LabelShiftReport":
         """All of it from what was said of each image once.
 
@@ -91,6 +99,7 @@ class LabelShiftReport:
             learned: how common the experts take classes to be.
             views: what they say of two augmented views of the images, (N, E, C) each; None for one expert.
             ratios: of the most common class to the rarest.
+            average: what of the experts makes the answers.
 
         Raises:
             InputError: a class has fewer than two images.
@@ -101,19 +110,21 @@ class LabelShiftReport:
             at = torch.from_numpy(shift.positions)
             said, right = logits[at], labels[at]
             adjusted = adjust_to_prior(said, learned.log_prior, torch.from_numpy(shift.prior).log().float())
-            weights = None if views is None else aggregation_weights(views[0][at], views[1][at])
+            weights = None if views is None else aggregation_weights(views[0][at], views[1][at], average=average)
             rows.append(
                 ShiftedScores(
                     name,
                     len(at),
-                    _accuracy(said.mean(dim=1), right),
-                    _accuracy(adjusted.mean(dim=1), right),
-                    None if weights is None else _accuracy(weighted_ensemble(said, weights), right),
+                    _accuracy(ensemble(said, average), right),
+                    _accuracy(ensemble(adjusted, average), right),
+                    None if weights is None else _accuracy(weighted_ensemble(said, weights, average), right),
                     None if weights is None else tuple(weights.tolist()),
                     tuple(_accuracy(own, right) for own in said.unbind(dim=1)),
                 )
             )
-        return cls(tuple(rows), tuple(ratio for ratio in ratios if ratio not in fitting), learned.approximation)
+        left_out = tuple(ratio for ratio in ratios if ratio not in fitting)
+        alike = bool((learned.log_prior == learned.log_prior[0]).all())
+        return cls(tuple(rows), left_out, learned.approximation, alike, average)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and None, ready for JSON."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from longtail.data.longtail import SHOTS, shot_groups
+from longtail.ensembles import Average, ensemble
 
 BLOCK = 1024  # images whose (C,) probabilities exist at a time: 8,142 classes of iNaturalist need 66 MB in float64
 
@@ -145,8 +146,9 @@ def evaluate_logits(
     many_above: int = 100,
     few_below: int = 20,
     bins: int = 15,
+    average: Average = "logits",
 ) -> Evaluation:
-    """Everything there is to know about the experts' answers to N images; the ensemble is their mean.
+    """Everything there is to know about the experts' answers to N images, and about their ensemble's.
 
     Args:
         logits: (N, E, C), on the CPU.
@@ -155,6 +157,7 @@ def evaluate_logits(
         many_above: many-shot classes have more training images than this.
         few_below: few-shot classes have fewer.
         bins: bins of the calibration error.
+        average: what of the experts makes the ensemble.
 
     Raises:
         ValueError: there are no images, or shapes or labels do not fit together.
@@ -168,7 +171,8 @@ def evaluate_logits(
         raise ValueError(f"labels go from {labels.min()} to {labels.max()}; they must be from 0 to {num_classes - 1}")
 
     groups = shot_groups(class_counts, many_above, few_below)
-    answers = [_answers(*block) for block in zip(torch.split(logits, BLOCK), torch.split(labels, BLOCK), strict=True)]
+    blocks = zip(torch.split(logits, BLOCK), torch.split(labels, BLOCK), strict=True)
+    answers = [_answers(ensemble(block, average), own) for block, own in blocks]
     predictions, confidences, log_likelihoods, in_top5 = (torch.cat(parts) for parts in zip(*answers, strict=True))
     by_expert = logits.argmax(dim=2)  # (N, E)
 
@@ -211,14 +215,14 @@ def score(
 
 
 def _answers(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The ensemble's prediction, its probability, the true class's log-probability, and if it is among five: (B,) each.
+    """The prediction, its probability, the true class's log-probability, and if it is among five: (B,) each.
 
-    In the logits' own precision, as the model itself predicts; only what is averaged later is in float64.
+    Of an ensemble's logits (B, C) in their own precision, as the model itself predicts; only what is averaged over
+    images is in float64.
     """
-    ensemble = logits.mean(dim=1)
-    predictions = ensemble.argmax(dim=1)
-    in_top5 = (ensemble.topk(min(5, ensemble.shape[1])).indices == labels[:, None]).any(dim=1)
-    log_probabilities = ensemble.double().log_softmax(dim=1)
+    predictions = logits.argmax(dim=1)
+    in_top5 = (logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).any(dim=1)
+    log_probabilities = logits.double().log_softmax(dim=1)
     chosen = torch.stack([predictions, labels], dim=1)
     of_prediction, of_label = log_probabilities.gather(1, chosen).unbind(dim=1)
     return predictions, of_prediction.exp(), of_label, in_top5

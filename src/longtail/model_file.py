@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from longtail.data.files import is_printable
 from longtail.data.transforms import Interpolation
+from longtail.ensembles import Average
 from longtail.errors import InputError
 from longtail.models.experts import MultiExpert, create_model
 from longtail.tensor_file import read_description, read_tensors, write_tensors
@@ -56,6 +57,20 @@ class ModelCard:
 
     threshold_for: str = ""
     """What the router's threshold was chosen for on the validation images; empty where it was given"""
+
+
+def set_average(model: MultiExpert, card: ModelCard, average: Average) -> ModelCard:
+    """Lets a model average what it is told to; returns the description that says so.
+
+    A threshold that was chosen for other answers is kept, but not called chosen any more.
+    """
+    if model.average == average:
+        return card
+    model.average = average
+    architecture = {name: value for name, value in card.architecture.items() if name != "average"}
+    if average != "logits":  # files of earlier versions do not speak of it
+        architecture["average"] = average
+    return replace(card, architecture=architecture, threshold_for="")
 
 
 def save_model(path: Path, model: MultiExpert, card: ModelCard) -> None:

@@ -20,7 +20,7 @@ from longtail.errors import InputError
 from longtail.evaluation import answers
 from longtail.flops import cost
 from longtail.metrics import Evaluation
-from longtail.model_file import ModelCard
+from longtail.model_file import ModelCard, set_average
 from longtail.models.experts import MultiExpert
 from longtail.progress import say
 from longtail.run import Run, new_run
@@ -280,7 +280,8 @@ def evaluate(
     Args:
         run: a run or its folder, also of an interrupted run.
         split: the part whose result is returned. Test and, where there is one, validation results are written.
-        config: the run's own by default; another one may say where the data are now, or how to count.
+        config: the run's own by default; another one may say where the data are now, how to count, or what of the
+            experts is averaged (evaluation.average). The run keeps the latter, so that its model predicts likewise.
         device: where to.
         compute_budget: choose the router's threshold anew on the validation images, and keep it with the model: the
             best for this mean cost, 1.2 times that of one expert, or "70M" multiply-accumulates.
@@ -311,6 +312,14 @@ def evaluate(
             given = answers(model, loaders["val"], place.runtime.group)
             card = set_threshold(model, card, given, compute_budget, max_accuracy_drop)
             place.run.save_model(model, card)
+        elif model.average != run.average:
+            place.run.save_model(model, card)
+            if model.router is not None:
+                place.say(
+                    f"The router and its threshold stay as they were, and the experts' {model.average} are averaged; "
+                    f"train it for that with: longtail router {run.folder}"
+                )
+        _keep_average(run, config)
         results = tested(place, model, card, loaders)
         print_results(place.console, place.run, results, split, config)
         if with_prior is not None:
@@ -347,6 +356,7 @@ def add_router(run: Run | str | Path, *, config: Config | None = None, console: 
             raise Stopped from error
         # The rest is how its experts were trained.
         place.run.write_config(replace(run.config, router=config.router))
+        _keep_average(run, config)
         print_results(place.console, run, tested(place, model, card, loaders), "test", config)
     return run
 
@@ -382,6 +392,7 @@ def change_classifier(run: Run | str | Path, *, config: Config | None = None, co
         try:
             card = train_classifier(place, model, card, loaders.get("val"))
             place.run.write_config(replace(run.config, classifier=config.classifier))
+            _keep_average(run, config)
             holds = f"has its new classifiers, but no router; go on with: longtail router {run.folder}"
             if routed:
                 card = train_router(place, model, card, loaders.get("val"))
@@ -409,9 +420,24 @@ def _at(
         stack.enter_context(place.runtime.tf32(config.training.tf32))
         model, card = run.load_model()
         card = _checked(card, place)
+        if config.evaluation.average != model.average and not run.is_finished and not run.is_converted:
+            raise InputError(
+                f"{run.folder} is not finished, and averages the experts' {model.average}; evaluation.average can be "
+                f"changed afterwards. Finish it with: longtail train --resume {run.folder}"
+            )
+        card = set_average(model, card, config.evaluation.average)
         place.keep_skipped()
         loaders = eval_loaders(place)
         yield place, place.on_device(model), card, loaders
+
+
+def _keep_average(run: Run, config: Config) -> None:
+    """What the run's model averages becomes the run's setting; what was said of other answers goes."""
+    average, known = config.evaluation.average, run.config
+    if known.evaluation.average != average:
+        for name in ("prior.json", "label_shift.json", "label_shift.md"):
+            run.remove(name)
+        run.write_config(replace(known, evaluation=replace(known.evaluation, average=average)))
 
 
 def _check_choice(

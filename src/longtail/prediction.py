@@ -33,7 +33,7 @@ def predict(
     device: str = "auto",
     all_experts: bool = False,
 ) -> Iterator[Prediction]:
-    """Classifies pictures, in order; by the mean logits of as many experts as the router of the model gives them.
+    """Classifies pictures, in order; by the ensemble of as many experts as the router of the model gives them.
 
     Args:
         model: a run folder or a model file.
@@ -63,7 +63,7 @@ def predict(
     for images, _ in loader.epoch(0):
         with torch.inference_mode():
             routed = network.router is not None and not all_experts
-            logits = network.route(images).logits if routed else network(images).ensemble
+            logits = network.route(images).logits if routed else network.answer(images)
             probabilities, classes = logits.softmax(dim=1).max(dim=1)
         for probability, label in zip(probabilities.tolist(), classes.tolist(), strict=True):
             yield Prediction(next(remaining), card.class_names[label], probability)

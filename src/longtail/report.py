@@ -12,6 +12,7 @@ from rich.text import Text
 
 from longtail import plots
 from longtail.data.longtail import SHOTS
+from longtail.ensembles import Average
 from longtail.label_shift_report import LabelShiftReport
 from longtail.metrics import Evaluation, Scores
 from longtail.routing_report import RoutingReport
@@ -19,7 +20,9 @@ from longtail.tradeoff import RoutingResult, macs
 from longtail.wording import counted, duration, escape, markdown_table, percent
 
 
-def summary(evaluation: Evaluation, title: str, *, many_above: int = 100, few_below: int = 20) -> Table:
+def summary(
+    evaluation: Evaluation, title: str, *, many_above: int = 100, few_below: int = 20, average: Average = "logits"
+) -> Table:
     """The ensemble's and each expert's accuracy, for the terminal.
 
     Args:
@@ -27,8 +30,11 @@ def summary(evaluation: Evaluation, title: str, *, many_above: int = 100, few_be
         title: stands above the table.
         many_above: what the evaluation was made with; the caption explains it.
         few_below: likewise.
+        average: likewise.
     """
     lines = ["Accuracy in %. Balanced: mean over classes."]
+    if average == "probabilities" and evaluation.experts[1:]:
+        lines.append("Ensemble: mean of the experts' probabilities, not of their logits.")
     for shot in SHOTS:
         classes = counted(evaluation.shots.count(shot), "class", "classes")
         lines.append(f"{shot}: {classes} of {_range(shot, many_above, few_below)} training images")
@@ -136,7 +142,8 @@ def label_shift_summary(report: LabelShiftReport, title: str) -> Table:
         pad_edge=False,
     )
     for position, column in enumerate(header):
-        table.add_column(column, justify="right" if position else "left", no_wrap=position == 0)
+        # Where a terminal is too narrow, "expert 1" can stand in two lines, and no other name.
+        table.add_column(column, justify="right" if position else "left", no_wrap=not column.startswith("expert"))
     for row in rows:
         table.add_row(*row)
     return table
@@ -144,21 +151,23 @@ def label_shift_summary(report: LabelShiftReport, title: str) -> Table:
 
 def write_label_shift(folder: Path, report: LabelShiftReport, title: str) -> None:
     """Writes ``label_shift.md`` into a run's folder, with the experts' weights, for which a terminal has no room."""
+    notes = _label_shift_notes(report)
     header, rows = _label_shift_rows(report)
     if report.rows[0].weights is not None:
         header.append("weights")
         for line, row in zip(rows, report.rows, strict=True):
             line.append(" ".join(f"{weight:.2f}" for weight in row.weights or ()))
+        notes.append("Weights: of expert 1, 2, ... in the aggregated answers.")
     lines = [f"# {escape(title)}", "", *markdown_table(header, rows), ""]
     (folder / "label_shift.md").write_text(
-        "\n".join([*lines, *_label_shift_notes(report)]) + "\n", encoding="utf-8", errors="replace"
+        "\n".join([*lines, *(f"- {note}" for note in notes)]) + "\n", encoding="utf-8", errors="replace"
     )
 
 
 def _label_shift_rows(report: LabelShiftReport) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a table. One expert is the whole model, and cannot be weighted."""
     several = report.rows[0].weights is not None
-    header = ["distribution", "images", "mean", "adjusted"]
+    header = ["distribution", "images", "ensemble" if several else "model", "adjusted"]
     if several:
         header += ["aggregated", *(f"expert {e}" for e, _ in enumerate(report.rows[0].experts, start=1))]
     rows = []
@@ -170,13 +179,16 @@ def _label_shift_rows(report: LabelShiftReport) -> tuple[list[str], list[list[st
 
 def _label_shift_notes(report: LabelShiftReport) -> list[str]:
     notes = [
-        "Accuracy in %, every image counts once. Mean: of the experts' logits.",
-        "Forward: classes are common that are in training; backward: the others.",
-        "The number: images of the commonest class for one of the rarest.",
-        "Adjusted: to how common each class is there, as if that were known.",
+        "Accuracy in % on parts of these images; every image counts once.",
+        "Forward-50: for one image of the class that is rarest in training there are 50 of the commonest; backward-50: "
+        "the other way round; uniform: as many of each.",
+        "Adjusted: told how common each class is in that part.",
     ]
     if report.rows[0].weights is not None:
-        notes.append("Aggregated: experts weighted by how stable they are, without labels (SADE).")
+        notes.insert(2, f"Ensemble: all experts, the mean of their {report.average}.")
+        notes.append("Aggregated: experts weighted by how stable their answers are, found without labels (SADE).")
+        if report.alike:
+            notes.append("Weights help experts that were trained for different class shares; these were for the same.")
     if report.approximation:
         notes.append(f"The adjustment is approximate: {report.approximation}.")
     if report.left_out:
@@ -202,8 +214,10 @@ def _in_words(
         else "was not trained in this run (there is no history of its training)"
     )
     rarest = f"{smallest:,}: an imbalance of {largest / smallest:,.4g} to 1" if smallest else "none"
+    averaged = config["evaluation"]["average"] == "probabilities" and model["num_experts"] > 1
+    answers = " Its answer is the mean of the experts' probabilities, not of their logits." if averaged else ""
     return (
-        f"A `{model['backbone']}` with {experts} {how}. The data set is `{config['data']['name']}`: "
+        f"A `{model['backbone']}` with {experts} {how}.{answers} The data set is `{config['data']['name']}`: "
         f"{sum(class_counts):,} training images of {len(class_counts):,} classes. The most common class has "
         f"{largest:,} images and the rarest {rarest}. On {evaluation.num_images:,} {part} images the "
         f"model is right in **{percent(evaluation.accuracy)} %**, and in **{percent(evaluation.balanced)} %** where "

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from longtail import tradeoff
+from longtail.ensembles import Average
 from longtail.speed import Speed
 from longtail.tradeoff import Corner, Point, RoutingResult
 
@@ -43,9 +44,10 @@ class RoutingReport:
         *,
         speed: Speed | None = None,
         chosen_on: str | None = None,
+        average: Average = "logits",
     ) -> "RoutingReport":
         """A routing beside what else is possible on the same images; arguments as of `longtail.tradeoff.routing`."""
-        right = tradeoff.prefix_predictions(logits) == labels[:, None]
+        right = tradeoff.prefix_predictions(logits, average) == labels[:, None]
         # Neither lot nor oracle needs a router's steps.
         prefix_costs = [prefix.cost for prefix in result.prefixes]
         return cls(

@@ -184,6 +184,11 @@ class Run:
         return self.model_path.is_file() and "router" in load_card(self.model_path).architecture
 
     @property
+    def average(self) -> str:
+        """What of its model's experts is averaged."""
+        return str(load_card(self.model_path).architecture.get("average", "logits"))
+
+    @property
     def classifier(self) -> str:
         """Method by which its model's heads were made after the experts' training; empty: they are the experts' own."""
         return load_card(self.model_path).classifier if self.model_path.is_file() else ""

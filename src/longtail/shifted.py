@@ -1,6 +1,7 @@
 """Tests of a model where classes are not as common as it takes them to be: a known prior, and label shift."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,9 +41,9 @@ class PriorTest:
         config, card, learned = self.place.config, self.card, self.learned
         logits = adjust_to_prior(given.logits, learned.log_prior, torch.from_numpy(self.shares).log().float())
         evaluation = evaluate_answers(given._replace(logits=logits), card.class_counts, config)
-        shots = {"many_above": config.evaluation.many_above, "few_below": config.evaluation.few_below}
+        shots: dict[str, Any] = {name: getattr(config.evaluation, name) for name in ("many_above", "few_below")}
         title = f"{config.name}: {self.split} images, adjusted to {self.name}"
-        self.place.console.print(summary(evaluation, title, **shots))
+        self.place.console.print(summary(evaluation, title, **shots, average=given.average))
         if learned.approximation:
             self.place.say(f"The adjustment is approximate: {learned.approximation}")
         told = {"part": self.split, "prior": self.shares.tolist(), "approximation": learned.approximation}
@@ -78,8 +79,11 @@ class LabelShiftTest:
             views = one, other
         if not place.run.writes:  # one process counts and reports
             return
-        report = LabelShiftReport.of(given.logits, given.labels, self.card.class_counts, self.learned, views)
+        said = given.logits, given.labels
+        report = LabelShiftReport.of(*said, self.card.class_counts, self.learned, views, average=given.average)
         title = f"{place.config.name}: label shift of the {self.split} images"
         place.console.print(label_shift_summary(report, title))
         place.run.write_json("label_shift.json", {"part": self.split, **report.as_dict()})
         write_label_shift(place.run.folder, report, title)
+        also = "" if views is None else ", with the experts' weights"
+        place.say(f"Also written to {place.run.folder / 'label_shift.md'}{also}")

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from longtail.ensembles import Average
 from longtail.losses import Criterion, DistilledLoss, cross_entropy, router_loss, router_targets
 from longtail.models.experts import MultiExpert
 from longtail.models.heads import classify
@@ -101,25 +102,27 @@ class TrainRouter(nn.Module):
     Args:
         router: of the model.
         positive_weight: see `longtail.losses.router_loss`.
+        average: what of the experts makes the answers that are to be right.
     """
 
-    def __init__(self, router: Router, positive_weight: float):
+    def __init__(self, router: Router, positive_weight: float, average: Average = "logits"):
         super().__init__()
         self.router = router
         self.positive_weight = positive_weight
+        self.average: Average = average
 
     def forward(
         self, logits: Tensor, labels: Tensor, epoch: int, features: Tensor, *, batch_labels: Tensor | None = None
     ) -> Step:
         """Logits (B, E, C), labels (B,), epoch from 1, features (B, E, D); right are images right at every step."""
         answers = self.router(logits, features)
-        targets = router_targets(logits, labels)
+        targets = router_targets(logits, labels, self.average)
         right = ((answers.detach() > 0) == targets.bool()).all(dim=1)
         return Step(router_loss(answers, targets, self.positive_weight), right.sum())
 
 
 def teaching(teacher: MultiExpert) -> Callable[[Tensor], Tensor]:
-    """A trained model as `DistilExperts` needs it: its ensemble, in eval mode, without gradients."""
+    """A trained model as `DistilExperts` needs it: its mean logits, in eval mode, without gradients."""
     teacher.eval().requires_grad_(False)
 
     def teach(images: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longtail.ensembles import weighted_ensemble
+from longtail.ensembles import Average, weighted_ensemble
 from longtail.losses import adjust_logits, inverse_log_prior, log_prior
 from longtail.seeds import generator
 
@@ -55,7 +55,7 @@ def adjust_to_prior(expert_logits: Tensor, learned: Tensor, test_log_prior: Tens
     return adjust_logits(adjust_logits(expert_logits, learned, -1.0), test_log_prior)
 
 
-def agreement(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+def agreement(first: Tensor, second: Tensor, weights: Tensor, average: Average = "logits") -> Tensor:
     """Mean cosine of the probabilities that a weighted ensemble gives two views of each image: scalar.
 
     SADE (Zhang et al., 2022), section 4.2.
@@ -64,8 +64,9 @@ def agreement(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
         first: what the experts say of one view, logits (N, E, C).
         second: of the other.
         weights: (E,), which sum to 1.
+        average: what is weighted.
     """
-    one, other = (weighted_ensemble(logits, weights).softmax(dim=1) for logits in (first, second))
+    one, other = (weighted_ensemble(logits, weights, average).softmax(dim=1) for logits in (first, second))
     return F.cosine_similarity(one, other, dim=1, eps=1e-6).mean()
 
 
@@ -81,6 +82,7 @@ def aggregation_weights(
     weight_decay: float = 5e-4,
     least_weight: float = 0.045,
     seed: int = 0,
+    average: Average = "logits",
 ) -> Tensor:
     """Weights of experts for test images of which no one knows how common each class is: (E,), which sum to 1.
 
@@ -102,6 +104,7 @@ def aggregation_weights(
         least_weight: there is no further epoch once a weight is below. The original stops below 0.05 after rounding to
             hundredths.
         seed: of the batches.
+        average: what is weighted; published are logits.
     """
     num_images, num_experts, _ = first.shape
     scores = torch.full((num_experts,), 1 / num_experts, device=first.device, dtype=first.dtype, requires_grad=True)
@@ -109,7 +112,7 @@ def aggregation_weights(
     for epoch in range(1, epochs + 1):
         order = torch.randperm(num_images, generator=generator(seed, epoch)).to(first.device)
         for batch in torch.split(order, batch_size):
-            loss = -agreement(first[batch], second[batch], scores.softmax(dim=0))
+            loss = -agreement(first[batch], second[batch], scores.softmax(dim=0), average)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

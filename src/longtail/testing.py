@@ -50,9 +50,9 @@ def eval_loaders(place: Workplace) -> dict[Part, Loader]:
 
 def print_results(console: Console, run: Run, tested: Tested, split: Part, config: Config) -> None:
     """The results as tables for the terminal, and where there is more."""
-    shots, evaluation = config.evaluation, tested.evaluations[split]
+    shots, evaluation, average = config.evaluation, tested.evaluations[split], tested.given[split].average
     title = f"{config.name}: {evaluation.num_images:,} {split} images"
-    console.print(summary(evaluation, title, many_above=shots.many_above, few_below=shots.few_below))
+    console.print(summary(evaluation, title, many_above=shots.many_above, few_below=shots.few_below, average=average))
     if routing := tested.routings.get(split):
         console.print(routing_summary(routing, f"{config.name}: routing of {evaluation.num_images:,} {split} images"))
     say(console, f"Results, plots and settings: {run.folder / 'report.md'}")
@@ -107,8 +107,10 @@ def _routing(
         model.router.threshold,
         many_above=shots["many_above"],
         few_below=shots["few_below"],
+        average=given.average,
     )
-    return RoutingReport.of(result, *said, costs, speed=speed, chosen_on="val" if card.threshold_for else None)
+    chosen_on = "val" if card.threshold_for else None
+    return RoutingReport.of(result, *said, costs, speed=speed, chosen_on=chosen_on, average=given.average)
 
 
 def _some_images(loader: Loader) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from longtail.data.longtail import shot_groups
-from longtail.ensembles import partial_ensembles
+from longtail.ensembles import Average, partial_ensembles
 from longtail.errors import InputError
 from longtail.metrics import BLOCK, Scores, score
 from longtail.models.routing import experts_used
@@ -94,10 +94,10 @@ class Budget(NamedTuple):
     """"first expert": times the cost of an image that stops after the first one"""
 
 
-def prefix_predictions(logits: Tensor) -> Tensor:
+def prefix_predictions(logits: Tensor, average: Average = "logits") -> Tensor:
     """Classes predicted by the first expert, by the first two, ..., by all: (N, E, C) -> (N, E)."""
     # In blocks: the means of all images at once would need as much memory as the logits.
-    return torch.cat([partial_ensembles(block).argmax(dim=2) for block in torch.split(logits, BLOCK)])
+    return torch.cat([partial_ensembles(block, average).argmax(dim=2) for block in torch.split(logits, BLOCK)])
 
 
 def routing(
@@ -111,6 +111,7 @@ def routing(
     *,
     many_above: int = 100,
     few_below: int = 20,
+    average: Average = "logits",
 ) -> RoutingResult:
     """What routing with one threshold costs and reaches, beside the ensembles that need no router.
 
@@ -124,8 +125,9 @@ def routing(
         threshold: one for all steps.
         many_above: many-shot classes have more training images than this.
         few_below: few-shot classes have fewer.
+        average: what of the experts makes the answers.
     """
-    predictions, used = prefix_predictions(logits), experts_used(router_logits, threshold)
+    predictions, used = prefix_predictions(logits, average), experts_used(router_logits, threshold)
 
     def priced(chosen: Tensor, cost: float) -> dict[str, Any]:
         scores = score(chosen, labels, class_counts, many_above=many_above, few_below=few_below)

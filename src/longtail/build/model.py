@@ -71,6 +71,7 @@ def _architecture(config: Config, num_classes: int, image_size: int) -> dict[str
     model = config.model
     # What is not used stays out: not every network takes it.
     drops = {name: rate for name in ("drop_rate", "drop_path_rate") if (rate := getattr(model, name))}
+    average = {} if config.evaluation.average == "logits" else {"average": config.evaluation.average}
     return {
         "name": model.backbone,
         "num_classes": num_classes,
@@ -81,6 +82,7 @@ def _architecture(config: Config, num_classes: int, image_size: int) -> dict[str
         "expert_stages": model.expert_stages,
         "image_size": image_size,
         **drops,
+        **average,
     }
 
 

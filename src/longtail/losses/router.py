@@ -3,16 +3,16 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from longtail.ensembles import partial_ensembles
+from longtail.ensembles import Average, partial_ensembles
 
 
-def router_targets(expert_logits: Tensor, labels: Tensor) -> Tensor:
+def router_targets(expert_logits: Tensor, labels: Tensor, average: Average = "logits") -> Tensor:
     """Whether to go on after each expert but the last: (B, E, C) and (B,) -> 0 or 1, (B, E - 1).
 
-    1 where the mean of the logits so far is wrong, and that of some later number of experts is right.
-    RIDE (Wang et al., 2021), section 3; the original code.
+    1 where the ensemble so far is wrong, and that of some later number of experts is right.
+    RIDE (Wang et al., 2021), section 3; the original code, which averages logits.
     """
-    right = partial_ensembles(expert_logits).argmax(dim=2) == labels[:, None]
+    right = partial_ensembles(expert_logits, average).argmax(dim=2) == labels[:, None]
     # From the back: whether any of the experts from here on leads to the right class.
     any_later = right[:, 1:].flip(1).long().cummax(dim=1).values.flip(1).bool()
     return (~right[:, :-1] & any_later).to(expert_logits.dtype)

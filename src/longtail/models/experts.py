@@ -7,7 +7,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from longtail.errors import InputError
+from longtail.ensembles import AVERAGES, SUMMING, Average, ensemble
+from longtail.errors import InputError, did_you_mean
 from longtail.models.backbones import Width, backbone
 from longtail.models.cifar import CifarResNet
 from longtail.models.cut import Pass, cut
@@ -26,7 +27,7 @@ class ExpertOutput(NamedTuple):
 
     @property
     def ensemble(self) -> Tensor:
-        """The ensemble's logits (B, C): the mean of the experts'."""
+        """The mean of the experts' logits (B, C), as training knows it; `MultiExpert.answer` is a model's own."""
         return self.logits.mean(dim=1)
 
 
@@ -39,6 +40,7 @@ class MultiExpert(nn.Module):
         heads: features (B, D) to logits (B, C); E of them.
         neck: what all experts' features go through at the end; nothing by default.
         router: decides how many experts an image sees, in `route`; `forward` does not use it.
+        average: what of the experts makes the answers of `answer` and `route`.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class MultiExpert(nn.Module):
         heads: Sequence[nn.Module],
         neck: nn.Module | None = None,
         router: Router | None = None,
+        average: Average = "logits",
     ):
         super().__init__()
         assert len(branches) == len(heads) > 0
@@ -57,6 +60,7 @@ class MultiExpert(nn.Module):
         self.heads = nn.ModuleList(heads)
         # None is not registered as a submodule: strict loading would pass over weights under its name.
         self.router: Router | None = router
+        self.average: Average = average
 
     @property
     def num_experts(self) -> int:
@@ -99,6 +103,10 @@ class MultiExpert(nn.Module):
         """One expert (from 0) on what the trunk yields: its logits (B, C) and features (B, D)."""
         return classify(self.heads[number], self.neck(self.branches[number](shared)))
 
+    def answer(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> logits (B, C) of the ensemble of all experts, by the model's average."""
+        return ensemble(self(images).logits, self.average)
+
     def route(self, images: Tensor, threshold: float | Sequence[float] | None = None) -> RoutedOutput:
         """Images (B, 3, H, W) -> logits (B, C) and how many experts each image was shown to (B,).
 
@@ -119,7 +127,9 @@ class MultiExpert(nn.Module):
         limits = thresholds(self.router.threshold if threshold is None else threshold, self.num_experts - 1)
         shared = self.trunk(images)
         total, features = self.expert(0, shared)
-        answers = total
+        term, add, average = SUMMING[self.average]
+        said = term(total)  # summed up for the answers; the router sees mean logits, whatever these are
+        answers = average(said, 1)
         experts_used = torch.ones(len(images), dtype=torch.int64, device=images.device)
         # What follows is of the images that still go on: their positions in the batch, and their mean logits.
         going, mean = torch.arange(len(images), device=images.device), total
@@ -129,11 +139,11 @@ class MultiExpert(nn.Module):
             if len(kept) == 0:
                 break
             # Indexing keeps channels_last, which index_select does not.
-            shared, total, going = shared[kept], total[kept], going[kept]
+            shared, total, said, going = shared[kept], total[kept], said[kept], going[kept]
             logits, features = self.expert(step + 1, shared)
-            total = total + logits
+            total, said = total + logits, add(said, term(logits))
             mean = total / (step + 2)
-            answers = answers.index_copy(0, going, mean)
+            answers = answers.index_copy(0, going, average(said, step + 2))
             experts_used = experts_used.index_fill(0, going, step + 2)
         return RoutedOutput(answers, experts_used)
 
@@ -150,6 +160,7 @@ def create_model(
     pretrained: bool | str | Path = False,
     image_size: int | None = None,
     router: Mapping[str, Any] | None = None,
+    average: Average = "logits",
     **options: Any,
 ) -> MultiExpert:
     """Builds a freshly initialised multi-expert model.
@@ -167,6 +178,7 @@ def create_model(
         image_size: height and width of the images, for networks that must know it; their own by default.
         router: gives the model a router: ``{}``, or other ``top_choices``, ``hidden``, ``shared`` or ``threshold`` of
             `longtail.models.router.Router`.
+        average: what of the experts makes the model's answers, ``"logits"`` or ``"probabilities"``.
         options: of the network's constructor in timm, such as ``drop_path_rate``.
 
     Raises:
@@ -176,12 +188,14 @@ def create_model(
         raise InputError(f"num_classes is {num_classes} and num_experts {num_experts}; both must be at least 1")
     if head not in ("cosine", "linear"):
         raise InputError(f"head '{head}': 'cosine' or 'linear'")
+    if average not in AVERAGES:
+        raise InputError(f"average '{average}': one of {', '.join(AVERAGES)}{did_you_mean(average, AVERAGES)}")
     build = backbone(name, width, pretrained, image_size, **options)
     trunk, branches, neck, num_features = cut(build, num_experts, expert_stages, image_size)
     heads = create_heads(num_experts, num_features, num_classes, head, scale)
     for classifier in heads:
         initialise_like(classifier, trunk)
-    model = MultiExpert(trunk, branches, heads, neck)
+    model = MultiExpert(trunk, branches, heads, neck, average=average)
     if router is not None:
         model.router = create_router(model, **router)
     return model

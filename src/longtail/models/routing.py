@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from longtail.ensembles import partial_ensembles
+from longtail.ensembles import Average, partial_ensembles
 from longtail.errors import InputError
 
 THRESHOLD = 0.5
@@ -17,14 +17,17 @@ class RoutedOutput(NamedTuple):
     """What the experts that were asked say about a batch of B images: E experts, C classes."""
 
     logits: Tensor
-    """(B, C), the mean of those of the experts asked"""
+    """(B, C), of the ensemble of the experts asked"""
 
     experts_used: Tensor
     """(B,), int64, from 1 to E"""
 
 
 def route_outputs(
-    logits: Tensor, router_logits: Tensor, threshold: float | Sequence[float] = THRESHOLD
+    logits: Tensor,
+    router_logits: Tensor,
+    threshold: float | Sequence[float] = THRESHOLD,
+    average: Average = "logits",
 ) -> RoutedOutput:
     """The routed answers, from what all experts and the router say: for trying many thresholds without the network.
 
@@ -32,12 +35,13 @@ def route_outputs(
         logits: every expert's (B, E, C).
         router_logits: of every step (B, E - 1), as `Router` yields them.
         threshold: see `MultiExpert.route`.
+        average: what of the experts makes the answers.
 
     Raises:
         InputError: the number of thresholds is wrong.
     """
     used = experts_used(router_logits, threshold)
-    answers = partial_ensembles(logits)[torch.arange(len(logits), device=logits.device), used - 1]
+    answers = partial_ensembles(logits, average)[torch.arange(len(logits), device=logits.device), used - 1]
     return RoutedOutput(answers, used)
 
 

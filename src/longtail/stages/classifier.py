@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from longtail import build
 from longtail.checkpoint import Checkpoint
 from longtail.data.loading import Loader
+from longtail.ensembles import Average, ensemble
 from longtail.errors import InputError
 from longtail.evaluation import Features, features
 from longtail.metrics import score
@@ -146,24 +147,28 @@ def _tau_normalised(place: Workplace, model: MultiExpert, val_loader: Loader | N
     if tau is None:
         assert val_loader is not None
         seen = features(model, val_loader, place.runtime.group)
-        by_tau = {tau: _balanced([tau_normalised(head, tau).cpu() for head in model.heads], seen) for tau in TAUS}
+        by_tau = {
+            tau: _balanced([tau_normalised(head, tau).cpu() for head in model.heads], seen, model.average)
+            for tau in TAUS
+        }
         tau = max(by_tau, key=lambda tau: by_tau[tau])
         place.say(f"tau {tau:g} was chosen on the validation images: {by_tau[tau]:.1%} balanced accuracy there")
         told = {"balanced_val_accuracy": {f"{tau:g}": value for tau, value in by_tau.items()}}
     return Found([tau_normalised(head, tau) for head in model.heads], {"tau": tau, **told})
 
 
-def _balanced(heads: Sequence[nn.Module], seen: Features) -> float:
-    """Accuracy of the mean logits, every class counting once."""
+def _balanced(heads: Sequence[nn.Module], seen: Features, average: Average) -> float:
+    """Accuracy of the ensemble, every class counting once."""
     with torch.inference_mode():
-        answers = [_mean_logits(heads, block).argmax(dim=1) for block in torch.split(seen.features, BLOCK)]
+        logits = (_logits(heads, block) for block in torch.split(seen.features, BLOCK))
+        answers = [ensemble(block, average).argmax(dim=1) for block in logits]
     num_classes = heads[0].weight.shape[0]  # type: ignore[union-attr,index]
     return score(torch.cat(answers), seen.labels, [0] * num_classes).balanced
 
 
-def _mean_logits(heads: Sequence[nn.Module], block: Tensor) -> Tensor:
-    """(B, E, D) -> (B, C)."""
-    return torch.stack([head(own) for head, own in zip(heads, block.unbind(dim=1), strict=True)]).mean(dim=0)
+def _logits(heads: Sequence[nn.Module], block: Tensor) -> Tensor:
+    """(B, E, D) -> (B, E, C)."""
+    return torch.stack([head(own) for head, own in zip(heads, block.unbind(dim=1), strict=True)], dim=1)
 
 
 def _nearest_mean(place: Workplace, model: MultiExpert) -> Found:

@@ -31,7 +31,8 @@ def train_router(place: Workplace, model: MultiExpert, card: ModelCard, val_load
     model.router = None
     with place.drawing():
         router = create_router(model, **options).to(place.runtime.device)
-    task, checkpoint = TrainRouter(router, settings.positive_weight), place.checkpoint("router", refuses=False)
+    task = TrainRouter(router, settings.positive_weight, model.average)
+    checkpoint = place.checkpoint("router", refuses=False)
     optimizer, rate = build.router_optimizer(place.config, router), build.router_learning_rate(place.config)
     records = train_on_frozen(place, model, task, "router", optimizer, rate, checkpoint)
     model.router = router.eval()
@@ -70,7 +71,7 @@ def set_threshold(
     assert given.router_logits is not None
     price = cost(model, card.image_size)
     costs = [price.routed(used) for used in range(1, model.num_experts + 1)]
-    right = prefix_predictions(given.logits) == given.labels[:, None]
+    right = prefix_predictions(given.logits, given.average) == given.labels[:, None]
     points = curve(right, given.router_logits, given.labels, costs)
     budget = None if compute_budget is None else parse_budget(str(compute_budget))
     threshold = choose_threshold(points, compute_budget=budget, max_accuracy_drop=max_accuracy_drop)
