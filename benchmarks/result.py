@@ -10,7 +10,7 @@ from pathlib import Path
 import timm
 import torch
 
-FOLDER = Path(__file__).parent / "results"
+FOLDER = Path(__file__).resolve().parent / "results"
 
 
 def report(lines: Iterable[str], name: str, note: str = "") -> None:
@@ -21,7 +21,8 @@ def report(lines: Iterable[str], name: str, note: str = "") -> None:
         name: such as ``cut.txt``.
         note: anything else that the reader should know, such as that the machine was busy.
     """
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    script = Path(sys.argv[0]).resolve().relative_to(FOLDER.parent.parent)
+    command = shlex.join(["python", script.as_posix(), *sys.argv[1:]])
     versions = f"torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}"
     threads = f"{torch.get_num_threads()} CPU thread{'s' * (torch.get_num_threads() > 1)} of {os.cpu_count()} cores"
     text = [command, versions, f"{_processor()}, {threads}", *([note] if note else []), ""]
