@@ -12,8 +12,8 @@ median over rounds, without the first steps. Other columns:
 - epoch: seconds for the 10,847 images of CIFAR-100-LT at that rate
 - first step: seconds to the end of the first step, from the start of the program and from the call of the training
   function, which has the pixels and makes model, loader and optimiser; in the first round, with nothing compiled yet
-- per CPU s: images in a second of the training process's own processor time, without the workers of a DataLoader; where
-  it is above images a second by more than the threads explain, the machine was busy with other things
+- per CPU s: images in a second of the training process's own processor time, without the workers of a DataLoader; on
+  one thread it is images a second, but where the machine was busy with other things
 """
 
 import argparse
