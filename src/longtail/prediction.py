@@ -49,7 +49,7 @@ def predict(
     network, card = load_model_file(model_file(model))
     on = pick_device(device)
     paths = [path for picture in pictures for path in _pictures(Path(picture))]
-    if len(paths) > batch_size:  # folding takes about as long as one batch
+    if len(paths) > batch_size:  # folding takes about as long as a batch or less
         network = folded(network, card.image_size)
     network.to(on, memory_format=torch.channels_last)  # type: ignore[call-overload]
     loader = FileLoader(

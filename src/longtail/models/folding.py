@@ -29,10 +29,11 @@ def folded(model: MultiExpert, image_size: int) -> MultiExpert:
     """
     answering = copy.deepcopy(model).eval()
     for before, after in _pairs(copy.deepcopy(model).to("meta").eval(), image_size):
-        convolution, norm = answering.get_submodule(before), answering.get_submodule(after)
-        answering.set_submodule(before, fuse_conv_bn_eval(convolution, norm))  # type: ignore[type-var]
+        norm: Any = answering.get_submodule(after)
+        convolution: Any = answering.get_submodule(before)
+        answering.set_submodule(before, fuse_conv_bn_eval(convolution, norm))
         # timm's batch norms end with their activation.
-        rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else Pass()  # type: ignore[arg-type]
+        rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else Pass()
         answering.set_submodule(after, rest)
     return answering
 
@@ -76,11 +77,11 @@ def _pairs(model: nn.Module, image_size: int) -> list[tuple[str, str]]:
     ]
 
 
-class _Uses(TorchDispatchMode):
+class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations that take certain tensors."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.numbers: dict[int, int] = {}
         self._kept: list[Tensor] = []
 
