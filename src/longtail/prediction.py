@@ -14,6 +14,7 @@ from longtail.data.splits import Split, as_paths
 from longtail.data.transforms import eval_transform
 from longtail.errors import InputError
 from longtail.model_file import load_model_file, model_file
+from longtail.models.folding import folded
 from longtail.runtime import pick_device
 
 
@@ -47,8 +48,10 @@ def predict(
     """
     network, card = load_model_file(model_file(model))
     on = pick_device(device)
-    network.to(on, memory_format=torch.channels_last)  # type: ignore[call-overload]
     paths = [path for picture in pictures for path in _pictures(Path(picture))]
+    if len(paths) > batch_size:  # folding takes about as long as a batch or less
+        network = folded(network, card.image_size)
+    network.to(on, memory_format=torch.channels_last)  # type: ignore[call-overload]
     loader = FileLoader(
         Split(np.zeros(len(paths), np.int64), paths=as_paths(paths)),
         eval_transform(card.image_size, card.resize, card.interpolation),

@@ -14,7 +14,7 @@ WIDTHS = (16, 32, 64)
 
 
 class PaddedShortcut(nn.Module):
-    """Shortcut "option A": subsample by slicing, then zero channels, half of them on each side. No parameters."""
+    """Shortcut "option A": subsample, then zero channels, half of them on each side. No parameters."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
@@ -23,7 +23,8 @@ class PaddedShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride)."""
-        x = x[:, :, :: self.stride, :: self.stride]
+        # Every stride-th pixel. Slicing yields the same, but its gradient fills a tensor with zeros for each dimension.
+        x = F.avg_pool2d(x, kernel_size=1, stride=self.stride)
         return F.pad(x, (0, 0, 0, 0, self.padding, self.padding))
 
 
@@ -43,7 +44,8 @@ class BasicBlock(nn.Module):
         """(B, in_channels, H, W) -> (B, channels, H / stride, W / stride)."""
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
-        return F.relu(out + self.shortcut(x), inplace=True)
+        out += self.shortcut(x)  # in place: a batch norm's gradient does not need what it yielded
+        return F.relu(out, inplace=True)
 
 
 class CifarResNet(nn.Module):
