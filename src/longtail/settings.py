@@ -64,7 +64,7 @@ def recipe(name: str | Path = DEFAULT_RECIPE, overrides: Mapping[str, Any] | Non
 def resolve(name: str, overrides: Settings, arguments: Sequence[str] = ()) -> Config:
     """Defaults, then the recipe, then overrides, then command-line arguments (``--section.field value``)."""
     settings, _ = _load(name)
-    parser = settings_parser()
+    parser = _parser()
     for where, given in ((f"recipe '{name}'", settings), ("overrides", overrides)):
         for key in flat(given):
             _check_known(key, f" in {where}")
@@ -101,7 +101,7 @@ def checked_types(config: Config) -> Config:
         InputError: a value is of another type.
     """
     try:
-        values = settings_parser().parse_object(_plain(dataclasses.asdict(config)))
+        values = _parser().parse_object(_plain(dataclasses.asdict(config)))
     except Exception as error:  # as in `resolve`
         raise InputError(_one_line(error)) from error
     return make_config(values.as_dict())
@@ -133,6 +133,12 @@ def settings_parser(**options: Any) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
     parser.add_class_arguments(Config, None, fail_untyped=True)
     return parser
+
+
+@cache
+def _parser() -> ArgumentParser:
+    """Made once: it takes longer than all that it parses."""
+    return settings_parser()
 
 
 def _shipped() -> Any:
