@@ -53,8 +53,8 @@ def conduct(
     folder = Path("runs") / file.stem if output is None else Path(output)
     where = folder / "table" if table is None else Path(table)
     where = where.with_suffix("") if where.suffix in (".md", ".json") else where
-    planned = plan(experiment, folder, arguments)
-    planned = planned if rows is None else chosen(planned, rows)
+    every = plan(experiment, folder, arguments)
+    planned = every if rows is None else chosen(every, rows)
     if jobs < 1:
         raise InputError(f"--jobs is {jobs}; it must be at least 1")
 
@@ -71,7 +71,7 @@ def conduct(
             }
             write_table(where, table)
 
-    trainings = Trainings(planned, jobs, console, tell)
+    trainings = Trainings(planned, every, jobs, console, tell)
     trainings.carry_out()
     tell()
     if trainings.failed:

@@ -32,16 +32,22 @@ class Trainings:
 
     Args:
         planned: made by `longtail.experiments.definition.plan`.
+        others: of the same experiment, whose runs may give their experts if they are finished.
         jobs: how many at once. They share the CPU's cores; GPUs they take in turn, and one GPU may serve several.
         console: where to tell how it goes.
         on_finished: called after each training.
     """
 
     def __init__(
-        self, planned: Sequence[Planned], jobs: int, console: Console, on_finished: Callable[[], None] = lambda: None
+        self,
+        planned: Sequence[Planned],
+        others: Sequence[Planned],
+        jobs: int,
+        console: Console,
+        on_finished: Callable[[], None] = lambda: None,
     ):
         self.planned = {one.name: one for one in planned}
-        self.donors = find_donors(planned)
+        self.donors = find_donors([*planned, *(one for one in others if one.run.is_finished)])
         self.jobs = jobs
         self.console = console
         self.on_finished = on_finished
