@@ -22,6 +22,8 @@ from longtail.settings import recipe
 from longtail.tasks import TrainHeads
 from longtail.tensor_file import write_tensors
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 METHODS = ("retrain", "scale", "tau", "nearest-mean")
 SHORT = {"training.epochs": 10, "device": "cpu", "classifier.epochs": 6, "classifier.views": 2, "router.epochs": 2}
 
@@ -35,13 +37,6 @@ def digits(**changes) -> Config:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Run:
     return longtail.train(digits(), tmp_path_factory.mktemp("runs") / "experts")
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch):
-    """They take most of the time, and say nothing of the model."""
-    monkeypatch.setattr("longtail.testing.write_report", lambda *arguments, **options: None)
-    monkeypatch.setattr("longtail.testing.SPEED_SECONDS", 0.01)
 
 
 @pytest.fixture

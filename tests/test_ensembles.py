@@ -29,6 +29,8 @@ from longtail.run import Run
 from longtail.runtime import Runtime
 from longtail.settings import recipe
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 COUNTS = [120, 60, 10, 5]
 
 
@@ -162,13 +164,6 @@ def trained(tmp_path_factory) -> Run:
     """Experts that differ, with a router whose threshold was chosen; the recipe's losses, few epochs."""
     changes = {"training.epochs": 8, "router.epochs": 4, "device": "cpu", "router.max_accuracy_drop": 2.0}
     return longtail.train(recipe("digits-lt-ride", changes), tmp_path_factory.mktemp("runs") / "logits")
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch):
-    """They take most of the time, and say nothing of the answers."""
-    monkeypatch.setattr("longtail.testing.write_report", lambda *arguments, **options: None)
-    monkeypatch.setattr("longtail.testing.SPEED_SECONDS", 0.01)
 
 
 @pytest.fixture
