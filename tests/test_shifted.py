@@ -18,6 +18,8 @@ from longtail.report import write_label_shift
 from longtail.runtime import Runtime
 from longtail.settings import recipe
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 SADE = {"loss.name": "logit_adjustment", "loss.prior_exponents": [0, 1, 1], "loss.inverse_exponents": [0, 0, -2],
         "loss.reweight_after": None}  # fmt: skip
 COUNTS = [60, 25, 5]
@@ -171,12 +173,6 @@ def test_too_few_images_are_refused():
 
 
 # ---- of a run ----
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch):
-    """They take most of the time, and are not what is tested."""
-    monkeypatch.setattr("longtail.testing.write_report", lambda *arguments, **options: None)
 
 
 @pytest.fixture(scope="module")
