@@ -281,7 +281,9 @@ def test_the_table_says_mean_and_deviation():
     assert "| b (2 of 3 seeds) | 50.0 ± 35.4 |" in text
     assert "| 1.50 G |" in text
     assert "A CPU, 2 threads, longtail 1, torch 2" in text
-    assert "order of their published" not in text
+    assert "pairs of rows" not in text
+    rows = [entry("a", [0.1], {"overall": 1}), entry("b", [0.2], {"overall": 3}), entry("c", [0.3], {"overall": 2})]
+    assert "2 of 3 pairs of rows are in the order" in markdown(table | {"rows": rows, "seeds": [0]})
 
 
 def test_several_seeds_are_summed_up(done, tmp_path):

@@ -107,7 +107,7 @@ def markdown(table: Mapping[str, Any]) -> str:
     ]
     if compared:
         lines += [
-            f"Of {compared} pairs of rows with different published accuracies, {agreeing} come in their order.",
+            f"{agreeing} of {compared} pairs of rows are in the order that their published accuracies are in.",
             "",
         ]
     return "\n".join([*lines, *map(_described, entries), ""])
