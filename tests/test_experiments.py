@@ -20,8 +20,9 @@ from longtail.cli import main
 from longtail.errors import InputError
 from longtail.experiments.conduct import conduct
 from longtail.experiments.definition import check_seeds, chosen, plan, read_experiment
-from longtail.experiments.sharing import find_donors
+from longtail.experiments.sharing import find_donors, give_experts
 from longtail.experiments.table import agreement, markdown, numbers
+from longtail.experiments.trainings import Trainings
 from longtail.run import Run
 
 SHORT = {"training": {"epochs": 2}, "model": {"backbone": "resnet20"}, "data": {"val_spare": 5}}
@@ -105,7 +106,69 @@ def test_only_some_rows(done, capsys):
     arguments = ["--output", str(folder / "runs"), "--table", str(folder / "some.md"), "--rows", "student"]
     assert main(["experiment", str(folder / "small.yaml"), *arguments]) == 0
     table = json.loads((folder / "some.json").read_text())
-    assert [row["name"] for row in table["rows"]] == ["ce", "student"]
+    assert "2 trainings, 2 of them finished before" in capsys.readouterr().out
+    assert [row["name"] for row in table["rows"]] == ["tau", "ce", "student", "retrained"]  # all that is finished
+
+
+def test_by_another_path_it_is_the_same(done, monkeypatch, capsys):
+    """Also the student, whose settings name the folder of its teacher."""
+    folder, *_ = done
+    monkeypatch.chdir(folder)
+    assert main(["experiment", "small.yaml", "--output", "runs", "--table", "again"]) == 0
+    assert "4 trainings, 4 of them finished before" in capsys.readouterr().out
+
+
+def test_experts_that_are_given_follow_the_rows_settings(done, tmp_path):
+    folder, *_ = done
+    student = Run(folder / "runs" / "student-seed0")
+    evaluation = replace(student.config.evaluation, average="probabilities")
+    given = Run(tmp_path / "given")
+    give_experts(student, given, replace(student.config, evaluation=evaluation))
+    model, card = given.load_model()
+    assert model.average == card.architecture["average"] == "probabilities"
+    assert model.router is None
+    assert "router" not in card.architecture
+    assert given.has_experts
+    assert not given.is_finished
+    back = Run(tmp_path / "back")
+    give_experts(given, back, student.config)
+    assert back.load_model()[0].average == "logits"
+
+
+def test_experts_of_other_settings_are_not_given(done):
+    """A finished run that is not asked for may have been trained with other settings than its row has now."""
+    folder, *_ = done
+    experiment = read_experiment(folder / "small.yaml")
+    for arguments, donors in (([], {"tau-seed0": "ce-seed0"}), (["--training.learning_rate", "0.001"], {})):
+        every = plan(experiment, folder / "runs", arguments)
+        trainings = Trainings(chosen(every, ["tau"]), every, 1, Console(quiet=True))
+        found = {name: donor.name for name, donor in trainings.donors.items() if name == "tau-seed0"}
+        assert found == donors
+
+
+def test_a_table_that_cannot_be_written_ends_nothing_late(tmp_path, capsys):
+    path = written(tmp_path)
+    arguments = ["--output", str(tmp_path / "runs"), "--table", str(path / "table")]
+    assert main(["experiment", str(path), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1
+    assert "begins" not in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_failure_of_ours_stops_the_others(tmp_path):
+    """Nobody would look after them."""
+    rows = {name: {"recipe": "digits-lt-ce", "settings": {"training": {"epochs": 500}}} for name in ("a", "b")}
+    rows["a"]["settings"]["training"]["epochs"] = 1
+    planned = plan(read_experiment(written(tmp_path, rows)), tmp_path / "runs")
+
+    def fail() -> None:
+        raise OSError("the disk is full")
+
+    trainings = Trainings(planned, planned, 2, Console(quiet=True), fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        trainings.carry_out()
+    assert [training.has_ended for training in trainings._running.values()] == [True]
 
 
 def test_a_run_in_the_way_stays_as_it_is(done, capsys):
@@ -131,7 +194,7 @@ def test_a_row_that_fails_leaves_the_others(tmp_path, capsys):
     assert "absent-seed0: failed (" in out
     assert "pupil-seed0: not trained, because absent-seed0 could not be" in out
     assert err.count("\n") == 1
-    assert "not trained: absent-seed0, pupil-seed0; all others are" in err
+    assert "not trained: absent-seed0, pupil-seed0; the others are in" in err
     text = (tmp_path / "runs" / "table.md").read_text()
     assert "| absent | not trained yet |" in text
     assert Run(tmp_path / "runs" / "ce-seed0").is_finished
@@ -200,6 +263,9 @@ def test_what_is_wrong_is_named(tmp_path, capsys, changes, message):
         (["nothing.yaml"], "no file 'nothing.yaml'"),
         (["FILE", "--rows", "taw"], "no row 'taw'; there is tau, ce, student, retrained; did you mean 'tau'?"),
         (["FILE", "--seeds", "0-2"], "--seeds '0-2': whole numbers with commas between them"),
+        (["FILE", "--seeds", "0,0"], "--seeds: seeds is [0, 0]; each one counts once"),
+        (["FILE", "--seed", "5"], "row 'tau': 'seed' is no setting of an experiment; seeds are given by"),
+        (["FILE", "--name=x"], "row 'tau': 'name' is no setting of an experiment; a row has its name"),
         (["FILE", "--jobs", "0"], "--jobs is 0; it must be at least 1"),
         (["FILE", "--training.epocs", "3"], "unknown setting 'training.epocs'; did you mean"),
     ],
@@ -241,6 +307,7 @@ def test_who_gives_experts_to_whom(tmp_path):
         "ride": {"recipe": "digits-lt-ride"},
         "unrouted": {"recipe": "digits-lt-ride", "settings": {"router": {"train": False}}},
         "other": {"recipe": "digits-lt-ride", "settings": {"loss": {"diversity_factor": -0.2}}},
+        "elsewhere": {"recipe": "digits-lt-ride", "settings": {"data": {"root": "elsewhere"}}},
     }
     planned = plan(read_experiment(written(tmp_path, rows, seeds=[0, 1])), tmp_path)
     donors = {name: donor.name for name, donor in find_donors(planned).items()}

@@ -324,7 +324,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("file", metavar="FILE", help="YAML file: title, seeds, settings of all rows, rows")
     command.add_argument("--output", metavar="FOLDER", help="of the runs; default: runs/FILE")
     command.add_argument("--table", metavar="PATH", help="of the table, without .md; default: table in the folder")
-    command.add_argument("--rows", metavar="NAMES", help="only these, with commas between them, and their teachers")
+    command.add_argument("--rows", metavar="NAMES", help="train only these (with commas), and their teachers")
     command.add_argument("--seeds", metavar="SEEDS", help="other ones than the file's: 0,1,2")
     command.add_argument(
         "--jobs", metavar="N", type=int, default=1, help="trainings at once; they share cores and GPUs (default: 1)"

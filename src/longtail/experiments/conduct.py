@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from longtail.errors import InputError
-from longtail.experiments.definition import chosen, plan, read_experiment
+from longtail.experiments.definition import check_seeds, chosen, plan, read_experiment
 from longtail.experiments.table import collect, write_table
 from longtail.experiments.trainings import Trainings
 from longtail.progress import say
@@ -35,7 +35,7 @@ def conduct(
         output: folder of the runs; runs/FILE by default.
         table: where the table goes, without suffix; ``table`` in ``output`` by default. It is written anew after each
             training.
-        rows: only these, and their teachers; all by default.
+        rows: train only these, and their teachers; all by default. The table has whatever is finished.
         seeds: other ones than the file's.
         jobs: trainings at once.
         arguments: settings of all rows, ``--section.field value``.
@@ -49,7 +49,8 @@ def conduct(
     """
     file, console = Path(file), console or Console(quiet=True)
     experiment = read_experiment(file)
-    experiment = replace(experiment, seeds=tuple(seeds or experiment.seeds))
+    if seeds is not None:
+        experiment = replace(experiment, seeds=check_seeds(seeds, "--seeds"))
     folder = Path("runs") / file.stem if output is None else Path(output)
     where = folder / "table" if table is None else Path(table)
     where = where.with_suffix("") if where.suffix in (".md", ".json") else where
@@ -58,23 +59,26 @@ def conduct(
     if jobs < 1:
         raise InputError(f"--jobs is {jobs}; it must be at least 1")
 
-    def tell() -> None:
-        finished = [one.run for one in planned if one.run.is_finished]
-        if finished:
+    def tell() -> bool:
+        told = [one for one in every if one in planned or one.is_done]
+        if finished := [one.run for one in told if one.run.is_finished]:
             known = finished[-1].environment()
             table = {
                 "title": experiment.title,
                 "command": command,
                 "environment": {name: known[name] for name in ENVIRONMENT if name in known},
                 "seeds": experiment.seeds,
-                "rows": collect(planned),
+                "rows": collect(told),
             }
             write_table(where, table)
+        return bool(finished)
 
     trainings = Trainings(planned, every, jobs, console, tell)
+    trainings.check()
+    where.parent.mkdir(parents=True, exist_ok=True)  # now, and not after hours, if it cannot be
     trainings.carry_out()
-    tell()
+    others = f"; the others are in {where}.md" if tell() else ""
     if trainings.failed:
-        raise InputError(f"not trained: {', '.join(trainings.failed)}; all others are, see {where}.md")
+        raise InputError(f"not trained: {', '.join(trainings.failed)}{others}")
     say(console, f"The table: {where}.md")
     return where.with_name(f"{where.name}.md")

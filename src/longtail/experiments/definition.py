@@ -8,7 +8,7 @@ from typing import Any
 from longtail.config import Config
 from longtail.errors import InputError, did_you_mean
 from longtail.run import Run
-from longtail.settings import Settings, merged, resolve
+from longtail.settings import Settings, merged, resolve, what_counts
 from longtail.yaml_file import parse_yaml, read_text
 
 
@@ -84,6 +84,11 @@ class Planned:
     def name(self) -> str:
         """Of its run folder."""
         return self.run.folder.name
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its run is finished, and was trained as planned."""
+        return self.run.is_finished and what_counts(self.run.config) == what_counts(self.config)
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -173,7 +178,9 @@ def plan(experiment: Experiment, folder: Path, arguments: Sequence[str] = ()) ->
     configs: dict[str, Config] = {}
     for row in experiment.rows:
         settings = merged(experiment.settings, row.settings)
+        given = [*settings, *(word.removeprefix("--").partition("=")[0] for word in arguments if word.startswith("--"))]
         try:
+            _check_free(given)
             configs[row.name] = replace(resolve(row.recipe, settings, arguments), name=row.name)
         except InputError as error:
             raise InputError(f"row '{row.name}': {error}") from error
@@ -184,6 +191,13 @@ def plan(experiment: Experiment, folder: Path, arguments: Sequence[str] = ()) ->
         for seed in experiment.seeds
         for name, teacher in order.items()
     ]
+
+
+def _check_free(settings: Sequence[str]) -> None:
+    """Refuses what a row cannot set, because it follows from its name and its seed."""
+    for name, instead in (("seed", "seeds are given by 'seeds' or --seeds 0,1,2"), ("name", "a row has its name")):
+        if name in settings:
+            raise InputError(f"'{name}' is no setting of an experiment; {instead}")
 
 
 def chosen(planned: Sequence[Planned], rows: Sequence[str]) -> list[Planned]:
@@ -218,8 +232,16 @@ def _put(name: str, configs: Mapping[str, Config], order: dict[str, str | None],
 
 
 def _planned(row: Row, seed: int, config: Config, folder: Path, teacher: str | None) -> Planned:
-    known = config.teacher if teacher is None else str(_folder(folder, teacher, seed))
-    return Planned(row, replace(config, seed=seed, teacher=known), Run(_folder(folder, row.name, seed)), teacher)
+    run, known = Run(_folder(folder, row.name, seed)), config.teacher
+    if teacher is not None:
+        known = str(_folder(folder, teacher, seed))
+        if (
+            run.config_path.is_file()
+            and (before := run.config.teacher)
+            and Path(before).resolve() == Path(known).resolve()
+        ):
+            known = before  # the same folder, by another path to it
+    return Planned(row, replace(config, seed=seed, teacher=known), run, teacher)
 
 
 def _folder(folder: Path, row: str, seed: int) -> Path:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from longtail.config import ClassifierConfig, Config, EvaluationConfig, RouterConfig
 from longtail.experiments.definition import Planned
-from longtail.model_file import ModelCard
+from longtail.model_file import ModelCard, set_average
 from longtail.models.experts import MultiExpert
 from longtail.run import Run
 from longtail.settings import what_counts
@@ -13,9 +13,9 @@ from longtail.settings import what_counts
 
 def experts_settings(config: Config) -> str:
     """All that the experts depend on: with the same, the same experts come out."""
-    return what_counts(
-        replace(config, name="", classifier=ClassifierConfig(), router=RouterConfig(), evaluation=EvaluationConfig())
-    )
+    without = {"classifier": ClassifierConfig(), "router": RouterConfig(), "evaluation": EvaluationConfig()}
+    # Where images are counts here: two rows may have folders with the same names of files.
+    return f"{config.data.root}\n{what_counts(replace(config, name='', **without))}"  # type: ignore[arg-type]
 
 
 def find_donors(planned: Sequence[Planned]) -> dict[str, Planned]:
@@ -37,13 +37,15 @@ def give_experts(donor: Run, run: Run, config: Config) -> None:
     Raises:
         InputError: the donor is damaged, or the folder cannot be written to.
     """
-    model, card = donor.load_model()
+    model, card = _plain(*donor.load_model())
+    card = set_average(model, card, config.evaluation.average)
     with run.held():
-        run.start(config, donor.environment() | {"experts_of": donor.folder.name})
+        run.write_json("environment.json", donor.environment() | {"experts_of": donor.folder.name})
         if (skipped := donor.skipped()) is not None:
             run.write_skipped(skipped)
         run.write_history(donor.history())
-        run.save_model(*_plain(model, card))
+        run.save_model(model, card)
+        run.write_config(config)  # last: a folder with settings is a run, and this one has its experts
 
 
 def _plain(model: MultiExpert, card: ModelCard) -> tuple[MultiExpert, ModelCard]:

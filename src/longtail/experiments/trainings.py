@@ -44,10 +44,10 @@ class Trainings:
         others: Sequence[Planned],
         jobs: int,
         console: Console,
-        on_finished: Callable[[], None] = lambda: None,
+        on_finished: Callable[[], object] = lambda: None,
     ):
         self.planned = {one.name: one for one in planned}
-        self.donors = find_donors([*planned, *(one for one in others if one.run.is_finished)])
+        self.donors = find_donors([*planned, *(one for one in others if one.is_done)])
         self.jobs = jobs
         self.console = console
         self.on_finished = on_finished
@@ -73,24 +73,27 @@ class Trainings:
         """Trains; afterwards ``failed`` names what could not be.
 
         Raises:
-            InputError: as `check`.
             Stopped: a signal asked for it, and all trainings have saved where they are; the same again goes on.
         """
-        self.check()
         waiting = [one for one in self.planned.values() if not one.run.is_finished]
         done = len(self.planned) - len(waiting)
         before = f", {done} of them finished before" if done else ""
         say(self.console, f"{counted(len(self.planned), 'training', 'trainings')}{before}")
-        with TemporaryDirectory() as folder, Signals().caught():
+        with TemporaryDirectory() as folder, Signals().caught() as signals:
             try:
                 while waiting or self._running:
-                    waiting = [one for one in waiting if not self._taken_up(one, Path(folder))]
+                    with signals.postponed():  # or one that was just started would not be known
+                        waiting = [one for one in waiting if not self._taken_up(one, Path(folder))]
                     time.sleep(PAUSE)
                     for place in [place for place, training in self._running.items() if training.has_ended]:
                         self._finish(self._running.pop(place))
             except KeyboardInterrupt as error:
                 self._stop()
+                say(self.console, "Stopped; the same command goes on")
                 raise Stopped from error
+            except BaseException:  # a full disk, say: nobody would look after the others
+                self._stop()
+                raise
 
     def _taken_up(self, one: Planned, folder: Path) -> bool:
         """Starts a training if there is room and it waits for no other; true also where it never can be."""
@@ -106,7 +109,12 @@ class Trainings:
             return False
         goes_on = " goes on" if one.run.epochs_done else ""
         if donor is not None:
-            give_experts(donor.run, one.run, one.config)
+            try:
+                give_experts(donor.run, one.run, one.config)
+            except InputError as error:
+                say(self.console, f"{one.name}: failed ({error})")
+                self.failed.append(one.name)
+                return True
             goes_on = f" with the experts of {donor.name}"
         say(self.console, f"{one.name}:{goes_on or ' begins'}")
         self._running[free] = _Training(one, folder, free, self.jobs)
@@ -128,9 +136,13 @@ class Trainings:
         """Asks all to stop, and waits until they have saved where they are."""
         for training in self._running.values():
             training.process.send_signal(signal.SIGTERM)
-        for training in self._running.values():
-            training.process.wait()
-        say(self.console, "Stopped; the same command goes on")
+        try:
+            for training in self._running.values():
+                training.process.wait()
+        except KeyboardInterrupt:  # again: now
+            for training in self._running.values():
+                training.process.kill()
+            raise
 
 
 class _Training:
