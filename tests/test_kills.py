@@ -3,10 +3,14 @@
 `benchmarks/kills.py` does the same at random moments.
 """
 
+import fcntl
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -90,6 +94,33 @@ def test_stopped_by_a_scheduler(whole, tmp_path):
     folder = tmp_path / "run"
     stopped_by_a_scheduler(["train", "--output", str(folder), *SETTINGS], folder, signal.SIGTERM)
     same(whole, folder)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_hangs_up(tmp_path, ignored):
+    """Stopped and saved, though nothing can be written any more; with nohup, not even noticed."""
+    folder = tmp_path / "run"
+    ours, theirs = pty.openpty()
+
+    def take_terminal():
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+        if ignored:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    command = [sys.executable, "-m", "longtail", "train", "--output", str(folder), *SETTINGS]
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=subprocess.DEVNULL if ignored else theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=take_terminal, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)},
+    )  # fmt: skip
+    os.close(theirs)
+    while process.poll() is None and not list(folder.glob("checkpoint-*.safetensors")):
+        time.sleep(0.02)
+        while select.select([ours], [], [], 0)[0]:
+            os.read(ours, 1 << 16)
+    os.close(ours)
+    assert process.wait(timeout=120) == (0 if ignored else 75)
+    assert ignored == longtail.Run(folder).is_finished
+    assert ignored or list(folder.glob("checkpoint-*.safetensors"))
 
 
 @pytest.mark.parametrize("signalled", [signal.SIGINT, signal.SIGUSR1])

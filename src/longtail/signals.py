@@ -9,9 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Ctrl-C; what schedulers send before they kill; and what Slurm can be told to send earlier (--signal=USR1@120)."""
+HANG_UP = getattr(signal, "SIGHUP", None)
+"""The terminal has gone: its window was closed, or the connection to it broke"""
 
+STOPPING = (
+    *(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)),
+    *([] if HANG_UP is None else [HANG_UP]),
+)
+"""Ctrl-C; what schedulers send before they kill; what Slurm can be told to send earlier (--signal=USR1@120)"""
 
 TWICE = 1.0
 """Seconds after which a second Ctrl-C is meant as one"""
@@ -28,14 +33,20 @@ class Signals:
         self.asked_to_stop = False
         self._postponing = False
         self._first = 0.0
+        self._terminals: list[int] = []
 
     @contextmanager
     def caught(self) -> Iterator["Signals"]:
-        """Within it, this object gets the signals. Only in the main thread, to which Python gives them."""
+        """Within it, this object gets the signals. Only in the main thread, to which Python gives them.
+
+        What was ignored before stays so: nohup ignores a hang-up.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {number: signal.signal(number, self._arrived) for number in STOPPING}
+        self._terminals = [output for output in (1, 2) if os.isatty(output)]
+        heard = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._arrived) for number in heard}
         try:
             yield self
         finally:
@@ -58,6 +69,8 @@ class Signals:
             raise Stopped
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
+        if number == HANG_UP:
+            self._write_to_no_terminal()
         if not self._postponing:
             raise KeyboardInterrupt
         now = time.monotonic()
@@ -69,3 +82,10 @@ class Signals:
         self.asked_to_stop, self._first = True, now
         if number == signal.SIGINT and sys.stderr.isatty():
             os.write(2, b"\nStopping after this step; Ctrl-C again stops at once.\n")  # print is not for handlers
+
+    def _write_to_no_terminal(self) -> None:
+        """Writing to one that has gone is an error, and would come before the training is saved."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for output in self._terminals:
+            os.dup2(nowhere, output)
+        os.close(nowhere)
