@@ -5,8 +5,8 @@
 
 All in millions of multiply-accumulates for one image. "thop" is the counter that the original RIDE calls: it adds 2
 (release 0.0.31) or 4 (release 0.1.1) for each number that leaves a batch norm. RIDE-Swin has formulas of its own. What
-else they add to our count, or leave out, stands in the last column. Needs the whole golden values in
-``../shared/golden``.
+else they add to our count, or leave out, stands in the last column. Needs ``LONGTAIL_GOLDEN``, a folder with all of the
+original's values.
 """
 
 import sys

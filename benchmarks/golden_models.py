@@ -10,7 +10,7 @@ networks in between only names and shapes are stored. Those at the end have a ro
 must be the same exactly; "logits" are the routed answers, and those where every expert is asked; the router's outputs,
 loss and gradient are the worst of what is stored, with running statistics and with the batch's, all in float32.
 
-Needs the whole golden values in ``../shared/golden`` for all.
+Without ``LONGTAIL_GOLDEN``, a folder with all of the original's values, only those in `tests/golden` are compared.
 """
 
 import sys

@@ -54,13 +54,16 @@ def test_help_documents_every_setting(capsys):
     out = capsys.readouterr().out
     for word in ("--config", "--print_config", "--training.learning_rate", "Learning rate after warm-up"):
         assert word in out
+    assert "--data CONFIG" not in out  # a file for one section
 
 
-def test_recipes_are_listed(capsys):
+def test_recipes_are_listed_with_all_they_say(capsys):
     assert main(["recipes"]) == 0
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     for name in longtail.settings.recipe_names():
-        assert name in out
+        described = longtail.settings.about(name)
+        for words in (name, described.description, described.expected, described.time):
+            assert " ".join(words.split()) in out
 
 
 def test_version(capsys):

@@ -342,7 +342,10 @@ def test_the_table_says_mean_and_deviation():
     environment = {"device": "cpu", "device_name": "A CPU", "threads": 2, "packages": packages}
     rows = [entry("a", [0.1, 0.2, 0.3]), entry("b", [0.25, 0.75])]
     table = {"title": "T", "command": "c", "seeds": [0, 1, 2], "rows": rows, "environment": environment}
+    table["settings"] = {"training": {"epochs": 40}, "seed": 1}
     text = markdown(table)
+    assert "\nSettings of all rows: `training.epochs: 40`, `seed: 1`.\n" in text
+    assert "Settings of" not in markdown(table | {"settings": {}})
     assert "mean ± standard deviation over seeds 0, 1, 2" in text
     assert "| a | 20.0 ± 10.0 |" in text
     assert "| b (2 of 3 seeds) | 50.0 ± 35.4 |" in text

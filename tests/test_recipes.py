@@ -26,6 +26,7 @@ SMALLER = {
     "imagenet-lt-resnext50-ride-": {"model.backbone": "resnet10", "model.num_experts": 2},
     "inaturalist2018": {"data.image_size": 64, "data.resize": 72, "model.backbone": "resnet10"},
     "places-lt": {"data.image_size": 64, "data.resize": 72, "model.backbone": "resnet18"},
+    "folder-pretrained": {"data.image_size": 64, "data.resize": 72, "model.backbone": "resnet18"},
     "imagenet-lt-swin": {"data.image_size": 112},
 }
 CLASSIFIERS = ("retrain", "scale", "tau", "nearest-mean")

@@ -255,20 +255,18 @@ def _whole_numbers(option: str, text: str) -> list[int]:
 def recipes(known: argparse.Namespace, settings: list[str]) -> None:
     """`longtail recipes`."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.padding import Padding
+    from rich.text import Text
 
     from longtail.settings import DEFAULT_RECIPE, about, recipe_names
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 1, 0))
-    for column in ("recipe", "what it does", "expected", "time"):
-        table.add_column(column, no_wrap=column == "recipe")
+    console = Console(highlight=False)
     for name in recipe_names():
         described = about(name)
-        label = f"{name} (default)" if name == DEFAULT_RECIPE else name
-        table.add_row(label, described.description, described.expected, described.time)
-    console = Console()
-    console.print(table, highlight=False)
-    console.print("longtail train --config NAME", highlight=False)
+        console.print(f"[bold]{name}[/]{' (default)' if name == DEFAULT_RECIPE else ''}")
+        words = f"{described.description}\nExpected: {described.expected}.\nTime: {described.time}."
+        console.print(Padding(Text(words), (0, 0, 1, 2), expand=False))
+    console.print("longtail train --config NAME")
 
 
 def _print_train_help(parser: argparse.ArgumentParser, settings: Any) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -132,6 +133,9 @@ def settings_parser(**options: Any) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
     parser.add_class_arguments(Config, None, fail_untyped=True)
+    for action in parser._actions:
+        if action.metavar == "CONFIG":  # a file for one section, which we have for all of them
+            action.help = SUPPRESS
     return parser
 
 

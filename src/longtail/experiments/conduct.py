@@ -68,6 +68,7 @@ def conduct(
                 "command": command,
                 "environment": {name: known[name] for name in ENVIRONMENT if name in known},
                 "seeds": experiment.seeds,
+                "settings": experiment.settings,
                 "rows": collect(told),
             }
             write_table(where, table)

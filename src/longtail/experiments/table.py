@@ -80,7 +80,7 @@ def write_table(where: Path, table: Mapping[str, Any]) -> None:
 
     Args:
         where: without a suffix.
-        table: title, command, environment (of a run), seeds, and rows as `collect` has them.
+        table: title, command, environment (of a run), seeds, settings of all rows, and rows as `collect` has them.
     """
     where.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(where.with_name(f"{where.name}.json"), (json.dumps(table, indent=1) + "\n").encode())
@@ -100,8 +100,9 @@ def markdown(table: Mapping[str, Any]) -> str:
         f"Test accuracy in %, {several if len(seeds) > 1 else f'one run, seed {seeds[0]}'}. `{table['command']}`",
         "",
         f"{environment['device_name']}{threads}, {versions}. MACs: multiply-accumulates for one image, with all "
-        "experts and routed. Published: overall (many/medium/few).",
+        "experts and routed. ECE: expected calibration error. Published: overall (many/medium/few).",
         "",
+        *([f"Settings of all rows: {_listed(table['settings'])}.", ""] if table["settings"] else []),
         *markdown_table(COLUMNS, [_cells(entry, len(seeds)) for entry in entries]),
         "",
     ]
@@ -145,6 +146,10 @@ def _published(entry: Mapping[str, Any]) -> str:
 
 
 def _described(entry: Mapping[str, Any]) -> str:
-    changed = ", ".join(f"`{name}: {value}`" for name, value in flat(entry["settings"]).items())
+    changed = _listed(entry["settings"])
     note = f"; {entry['note']}" if entry["note"] else ""
     return f"- {entry['name']}: `{entry['recipe']}`{f' with {changed}' if changed else ''}{note}"
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}: {value}`" for name, value in flat(settings).items())
