@@ -11,7 +11,7 @@ from typing import Any
 from longtail.experiments.definition import Planned, Published
 from longtail.flops import cost
 from longtail.run import Run
-from longtail.settings import flat
+from longtail.settings import Settings, flat
 from longtail.tensor_file import write_atomically
 from longtail.tradeoff import macs
 from longtail.wording import counted, duration, markdown_table, percent
@@ -151,5 +151,5 @@ def _described(entry: Mapping[str, Any]) -> str:
     return f"- {entry['name']}: `{entry['recipe']}`{f' with {changed}' if changed else ''}{note}"
 
 
-def _listed(settings: Mapping[str, Any]) -> str:
+def _listed(settings: Settings) -> str:
     return ", ".join(f"`{name}: {value}`" for name, value in flat(settings).items())
