@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import pickle
+import socket
 import tarfile
 from pathlib import Path
 from typing import ClassVar
@@ -11,6 +12,7 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
+from torchvision.datasets.utils import download_url
 
 from longtail.data.cifar import LAYOUTS, cifar, read_pickle
 from longtail.errors import InputError
@@ -109,6 +111,18 @@ def test_archive_is_unpacked(tmp_path, compression):
         tar.add(tmp_path / "elsewhere/cifar-100-python", "cifar-100-python")
     assert len(cifar("cifar100", tmp_path / "data").train) == 4
     assert (tmp_path / "data/cifar-100-python/meta").is_file()
+
+
+def test_a_server_that_says_nothing_is_given_up(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(
+            "torchvision.datasets.CIFAR10.url", f"http://127.0.0.1:{silent.getsockname()[1]}/cifar.tar.gz"
+        )
+        monkeypatch.setattr("torchvision.datasets.utils.download_url", download_url)
+        monkeypatch.setattr("longtail.data.cifar.SERVER_PATIENCE", 0.2)
+        with pytest.raises(InputError, match=r"could not be downloaded .*timed out"):
+            cifar("cifar10", tmp_path)
+    assert socket.getdefaulttimeout() is None
 
 
 def test_download_is_unpacked(tmp_path, monkeypatch):

@@ -146,6 +146,8 @@ def test_swin_goes_down_to_three_halves():
 
 
 def test_fixed_widths_and_wrong_numbers_are_refused():
+    with pytest.raises(InputError, match=r"caformer_s18 cannot be made narrower .*'full'"):
+        create_model("caformer_s18", 10, 3)
     with pytest.raises(InputError, match=r"fixed widths.*'full'"):
         create_model("efficientnet_b0", 5)
     with pytest.raises(InputError, match=r"2 numbers.*\[256, 512\]"):

@@ -278,6 +278,15 @@ LIST_FILES = {
     "absent published lists": Case([*PHOTOS, "--data.name", "places-lt"], "places-lt needs Places_LT_train.txt"),
 }
 
+
+def link_to_each_other(here: Path) -> None:
+    """2^40 folders, for whoever only follows links."""
+    for one, other in ("ab", "ba"):
+        (here / "photos/class 0" / one).mkdir()
+        for name in ("x", "y"):
+            (here / "photos/class 0" / one / name).symlink_to(f"../{other}")
+
+
 FOLDERS = {
     "empty class": Case(PHOTOS, "photos/empty' holds no picture", lambda here: (here / "photos/empty").mkdir()),
     "class without pictures": Case(
@@ -321,6 +330,11 @@ FOLDERS = {
         PHOTOS,
         "photos/class 0/again' is a link to a folder that it lies in",
         lambda here: (here / "photos/class 0/again").symlink_to(".."),
+    ),
+    "links to each other": Case(
+        PHOTOS,
+        "is a link to a folder that it lies in",
+        link_to_each_other,
     ),
     "no test image": Case([*PHOTOS, "--data.test_fraction", "0"], "data.test_fraction is 0"),
 }

@@ -236,6 +236,8 @@ def test_global_random_numbers_are_left_alone(run, tmp_path):
     torch.manual_seed(5)
     before = torch.get_rng_state()
     longtail.train(longtail.recipe("digits-lt-ce", {"training.epochs": 1}), tmp_path / "run")
+    longtail.load_model(run.folder)
+    longtail.evaluate(run)
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -191,3 +191,27 @@ def test_devices():
     assert pick_device("cpu") == CPU
     with pytest.raises(longtail.InputError, match="device is 'nothing', which is not here"):
         pick_device("nothing")
+
+
+def of_torch(setting: str):
+    return functools.reduce(getattr, setting.split("."), torch.backends)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize("given", [None, "cuda.matmul", "cudnn.conv", "mkldnn.matmul"])
+def test_precision_of_products_is_the_callers_again(given, allowed):
+    """Also where it was set by torch's newer settings, beside which reading the older ones is an error."""
+    settings = ["cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul"]
+    original = {name: of_torch(name).fp32_precision for name in settings}
+    try:
+        if given:
+            of_torch(given).fp32_precision = "tf32" if original[given] != "tf32" else "ieee"
+        before = {name: of_torch(name).fp32_precision for name in settings}
+        with Runtime(torch.device("cuda")).tf32(allowed):
+            precisions = {of_torch(name).fp32_precision for name in settings[:3]}
+            assert precisions == {"tf32"} if allowed else precisions <= {"ieee", "none"}
+        assert {name: of_torch(name).fp32_precision for name in settings} == before
+    finally:
+        for name, value in original.items():
+            of_torch(name).fp32_precision = value
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
+
 from longtail.data.files import is_printable
 from longtail.data.transforms import Interpolation
 from longtail.ensembles import Average
@@ -92,7 +94,8 @@ def load_model_file(path: Path) -> tuple[MultiExpert, ModelCard]:
     tensors, _ = read_tensors(path)
     try:
         _check_weights(card, tensors)
-        model = create_model(**card.architecture)
+        with torch.random.fork_rng(devices=[]):  # what is drawn is not kept, and the caller's numbers stay theirs
+            model = create_model(**card.architecture)
         model.load_state_dict(tensors, strict=True)
     except Exception as error:  # a damaged description can raise anything
         raise _disagreement(path, error) from error

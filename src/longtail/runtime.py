@@ -34,15 +34,26 @@ class Runtime:
         if self.device.type != "cuda":
             yield
             return
-        cudnn = torch.backends.cudnn
-        before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
-        torch.set_float32_matmul_precision("high" if allowed else "highest")
-        cudnn.allow_tf32 = allowed
+        backends: Any = torch.backends  # not all of it is typed
+        newer = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul]
+        before = [setting.fp32_precision for setting in newer]
+        try:
+            older = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
+        except RuntimeError:  # whoever has called us uses torch's newer settings, and then the older ones are errors
+            older = None
+            for setting in newer[:3]:
+                setting.fp32_precision = "tf32" if allowed else "ieee"
+        else:  # which compilation reads
+            torch.set_float32_matmul_precision("high" if allowed else "highest")
+            backends.cudnn.allow_tf32 = allowed
         try:
             yield
         finally:
-            torch.set_float32_matmul_precision(before[0])
-            cudnn.allow_tf32 = before[1]
+            if older is not None:
+                torch.set_float32_matmul_precision(older[0])
+                backends.cudnn.allow_tf32 = older[1]
+            for setting, value in zip(newer, before, strict=True):  # also "none", which the older ones cannot say
+                setting.fp32_precision = value
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Within it, what gains by lower precision is computed in it."""

@@ -130,9 +130,12 @@ def differences(one: Config, other: Config) -> list[tuple[str, Any, Any]]:
 
 def settings_parser(**options: Any) -> ArgumentParser:
     """A parser with one option for each field of `Config`, documented by the fields' own words."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
-    parser.add_class_arguments(Config, None, fail_untyped=True)
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # of all parsers in the process
+    try:
+        parser.add_class_arguments(Config, None, fail_untyped=True)
+    finally:
+        set_parsing_settings(docstring_parse_attribute_docstrings=False)
     for action in parser._actions:
         if action.metavar == "CONFIG":  # a file for one section, which we have for all of them
             action.help = SUPPRESS

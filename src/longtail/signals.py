@@ -39,13 +39,13 @@ class Signals:
     def caught(self) -> Iterator["Signals"]:
         """Within it, this object gets the signals. Only in the main thread, to which Python gives them.
 
-        What was ignored before stays so: nohup ignores a hang-up.
+        What was ignored before stays so: nohup ignores a hang-up. So do handlers that are not Python's.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
         self._terminals = [output for output in (1, 2) if os.isatty(output)]
-        heard = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+        heard = [number for number in STOPPING if signal.getsignal(number) not in (signal.SIG_IGN, None)]
         before = {number: signal.signal(number, self._arrived) for number in heard}
         try:
             yield self

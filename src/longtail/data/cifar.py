@@ -5,9 +5,12 @@ import io
 import logging
 import lzma
 import pickle
+import socket
 import tarfile
 import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 MAX_UNPACKED = 2**30
 """Bytes; the official archives hold less than a fifth of that."""
+
+SERVER_PATIENCE = 60.0
+"""Seconds in which a server must say something"""
 
 
 class Layout(NamedTuple):
@@ -103,7 +109,8 @@ def _find(name: str, layout: Layout, root: Path) -> Path:
     try:
         logger.info("%s is not in %s: downloading it from %s", name, root, official.url)
         with tempfile.TemporaryDirectory() as temporary:
-            torchvision.datasets.utils.download_url(official.url, temporary, md5=official.tgz_md5)
+            with _patient_for(SERVER_PATIENCE):
+                torchvision.datasets.utils.download_url(official.url, temporary, md5=official.tgz_md5)
             root.mkdir(parents=True, exist_ok=True)
             _unpack(Path(temporary, official.filename), root, layout)
     except (OSError, RuntimeError) as error:
@@ -115,6 +122,17 @@ def _find(name: str, layout: Layout, root: Path) -> Path:
     folder = found()
     assert folder, "the official archive holds the official folder"
     return folder
+
+
+@contextmanager
+def _patient_for(seconds: float) -> Iterator[None]:
+    """Within it, connections are given up when nothing has come for so long; torchvision's wait for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _unpack(archive: Path, root: Path, layout: Layout) -> None:

@@ -194,7 +194,8 @@ def _end_workers_at_exit() -> None:
     """Those that are left then would be sent SIGTERM, which they ignore, and waited for."""
 
     def end() -> None:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise an error about the first one
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise an error about the first one
         for process in multiprocessing.active_children():
             if process.daemon:
                 process.kill()

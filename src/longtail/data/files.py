@@ -370,12 +370,16 @@ def pictures_below(where: Path) -> list[Path]:
     """
     found: list[Path] = []
     for directory, subfolders, files in os.walk(where, onerror=_refuse, followlinks=True):
+        here = Path(directory)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for link in (path for name in subfolders if (path := Path(directory, name)).is_symlink()):
-            if Path(directory).resolve().is_relative_to(link.resolve()):
-                raise InputError(f"'{link}' is a link to a folder that it lies in; remove it")
-        here = (Path(directory, name) for name in sorted(files) if not name.startswith("."))
-        found.extend(path for path in here if is_picture(path))
+        if links := [path for name in subfolders if (path := here / name).is_symlink()]:
+            # The links on the way here count too: two folders may hold links to each other.
+            way = [folder.resolve() for folder in (here, *here.parents[: len(here.relative_to(where).parts)])]
+            for link in links:
+                if any(folder.is_relative_to(link.resolve()) for folder in way):
+                    raise InputError(f"'{link}' is a link to a folder that it lies in; remove it")
+        paths = (here / name for name in sorted(files) if not name.startswith("."))
+        found.extend(path for path in paths if is_picture(path))
     return found
 
 

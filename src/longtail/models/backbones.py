@@ -136,7 +136,13 @@ def _builder(name: str, width: Width, options: Mapping[str, Any]) -> Build:
         raise InputError(f"the stages of {name} have fixed widths; set the width (model.width) to 'full'")
     # ResNets take the planes of a block, of which a bottleneck's output has four times as many.
     full = parameters[keyword].default if keyword == "channels" else stages
-    return partial(build, **{keyword: _widths(name, full, width)})
+    build = partial(build, **{keyword: _widths(name, full, width)})
+    try:
+        with torch.device("meta"):
+            build()
+    except Exception as error:  # the width may be given already, or a group of channels not be a whole number
+        raise InputError(f"{name} cannot be made narrower ({error}); set the width (model.width) to 'full'") from error
+    return build
 
 
 def _pretrained(name: str, where: bool | str | Path, options: Mapping[str, Any]) -> Mapping[str, Tensor]:
