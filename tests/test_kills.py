@@ -104,8 +104,7 @@ def test_a_terminal_that_hangs_up(tmp_path, ignored):
 
     def take_terminal():
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
-        if ignored:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
 
     command = [sys.executable, "-m", "longtail", "train", "--output", str(folder), *SETTINGS]
     process = subprocess.Popen(

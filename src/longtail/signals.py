@@ -39,14 +39,13 @@ class Signals:
     def caught(self) -> Iterator["Signals"]:
         """Within it, this object gets the signals. Only in the main thread, to which Python gives them.
 
-        What was ignored before stays so: nohup ignores a hang-up. So do handlers that are not Python's.
+        A hang-up that is ignored stays so, as nohup wants it. So do handlers that are not Python's.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
         self._terminals = [output for output in (1, 2) if os.isatty(output)]
-        heard = [number for number in STOPPING if signal.getsignal(number) not in (signal.SIG_IGN, None)]
-        before = {number: signal.signal(number, self._arrived) for number in heard}
+        before = {number: signal.signal(number, self._arrived) for number in filter(_is_ours, STOPPING)}
         try:
             yield self
         finally:
@@ -89,3 +88,8 @@ class Signals:
         for output in self._terminals:
             os.dup2(nowhere, output)
         os.close(nowhere)
+
+
+def _is_ours(number: int) -> bool:
+    handler = signal.getsignal(number)
+    return handler is not None and not (number == HANG_UP and handler == signal.SIG_IGN)
