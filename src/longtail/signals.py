@@ -12,11 +12,8 @@ from types import FrameType
 HANG_UP = getattr(signal, "SIGHUP", None)
 """The terminal has gone: its window was closed, or the connection to it broke"""
 
-STOPPING = (
-    *(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)),
-    *([] if HANG_UP is None else [HANG_UP]),
-)
-"""Ctrl-C; what schedulers send before they kill; what Slurm can be told to send earlier (--signal=USR1@120)"""
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+"""Ctrl-C; what schedulers send before they kill; what Slurm can be told to send earlier (--signal=USR1@120); hang-up"""
 
 TWICE = 1.0
 """Seconds after which a second Ctrl-C is meant as one"""
