@@ -33,7 +33,7 @@ def test_evaluate_and_predict(folder, tmp_path, capsys):
     assert main(["evaluate", str(folder)]) == 0
     assert "ensemble" in capsys.readouterr().out
     Image.new("RGB", (9, 9)).save(tmp_path / "a,b.png")
-    assert main(["predict", str(folder), str(tmp_path)]) == 0
+    assert main(["predict", str(folder), str(tmp_path), "--precision", "bf16"]) == 0
     header, row = csv.reader(io.StringIO(capsys.readouterr().out))
     assert header == ["picture", "class", "probability"]
     assert row[0].endswith("a,b.png")

@@ -7,6 +7,7 @@ import golden
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from golden.networks import ROUTED_CASES, Case, distance, load
 from golden.routers import TAGS, Routed, measure_routed
 
@@ -117,6 +118,17 @@ def test_router(shared):
         torch.testing.assert_close(everything[image, step], (last.weight[0] * seen).sum() + last.bias[0])
         alone = router.step(step, features[image : image + 1, step], mean[None])
         torch.testing.assert_close(alone, everything[image, step : step + 1])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_thresholds_are_compared_in_full_precision(shared):
+    outputs = random_outputs()
+    torch.manual_seed(0)
+    router = Router(4, 5, 6, top_choices=3, shared=shared)
+    right = router(*outputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert F.linear(right, torch.ones(1, 3)).dtype == torch.bfloat16
+        assert torch.equal(router(*outputs), right)
 
 
 def slow_targets(logits, labels):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from longtail.ensembles import Average
 from longtail.losses import Criterion, DistilledLoss, cross_entropy, router_loss, router_targets
 from longtail.models.experts import MultiExpert
+from longtail.models.full_precision import full_precision
 from longtail.models.heads import classify
 from longtail.models.router import Router
 
@@ -46,7 +47,7 @@ class TrainExperts(nn.Module):
         """
         output = self.model(images)
         also = self.known(images)
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images):
             loss = self.criterion(output.logits, labels, epoch, soft_targets, batch_labels, **also)
         correct = (output.ensemble.detach().argmax(dim=1) == labels).sum()
         return Step(loss, correct)

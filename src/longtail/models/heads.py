@@ -1,6 +1,5 @@
 """Classifiers on top of an expert's features."""
 
-from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -11,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from longtail.models.cifar import CifarResNet
+from longtail.models.full_precision import full_precision
 
 
 def classify(head: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,7 +20,7 @@ def classify(head: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:
     """
     weight: Tensor = head.weight  # type: ignore[assignment]
     features = features.to(weight.dtype)
-    with nullcontext() if features.is_meta else torch.autocast(features.device.type, enabled=False):
+    with full_precision(features):
         return head(features), features
 
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from longtail.ensembles import partial_ensembles
 from longtail.errors import InputError
+from longtail.models.full_precision import full_precision
 from longtail.models.routing import THRESHOLD
 
 TOP_CHOICES, HIDDEN = 30, 16
@@ -67,10 +68,11 @@ class Router(nn.Module):
             features: this expert's (B, D).
             mean_logits: mean of the logits of the experts heard, this one included, (B, C).
         """
-        hidden = F.relu(self.hidden[step](F.normalize(features)))
-        choices = mean_logits.topk(self.top_choices).values
-        output = self.output[step if len(self.output) > 1 else 0]
-        logit: Tensor = output(torch.cat([choices, hidden], dim=1))
+        with full_precision(features):
+            hidden = F.relu(self.hidden[step](F.normalize(features)))
+            choices = mean_logits.topk(self.top_choices).values
+            output = self.output[step if len(self.output) > 1 else 0]
+            logit: Tensor = output(torch.cat([choices, hidden], dim=1))
         return logit.squeeze(1)
 
     def forward(self, logits: Tensor, features: Tensor) -> Tensor:
