@@ -3,10 +3,12 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +79,11 @@ def test_a_row_that_shares_experts_is_as_if_it_had_not(done, tmp_path):
     folder, *_ = done
     for name in ("tau", "retrained"):
         shared = Run(folder / "runs" / f"{name}-seed0")
+        donor = Run(folder / "runs" / "ce-seed0")
         assert shared.environment().get("experts_of") == "ce-seed0"
+        epochs = sum(record["seconds"] for record in donor.history())  # the donor's tests are not this row's
+        assert epochs < shared.environment()["training_seconds"]
+        assert epochs < donor.environment()["training_seconds"]
         alone = longtail.train(shared.config, tmp_path / name)
         assert alone.model_path.read_bytes() == shared.model_path.read_bytes()
         assert alone.results()["test"] == shared.results()["test"]
@@ -181,6 +187,48 @@ def test_a_run_in_the_way_stays_as_it_is(done, capsys):
     assert (folder / "runs" / "ce-seed0" / "config.yaml").read_bytes() == before
 
 
+def test_finished_runs_of_other_images_are_no_rows(done, tmp_path, capsys):
+    """Two folders of pictures may be called alike inside."""
+    folder, *_ = done
+    command = ["experiment", str(folder / "small.yaml"), "--output", str(folder / "runs")]
+    assert main([*command, "--data.root", str(tmp_path)]) == 2
+    assert f"-seed0 was trained with data.root data, and not {tmp_path}" in capsys.readouterr().err
+    assert main([*command, "--data.root", str(Path.cwd() / "data"), "--rows", "ce"]) == 0  # the same, by another path
+
+
+def test_students_of_a_teacher_that_has_gone(done, tmp_path, capsys):
+    folder, *_ = done
+    shutil.copytree(folder / "runs" / "student-seed0", tmp_path / "runs" / "student-seed0")
+    student = Run(tmp_path / "runs" / "student-seed0")
+    student.write_config(replace(student.config, teacher=str(tmp_path / "runs" / "ce-seed0")))
+    assert main(["experiment", str(written(tmp_path)), "--output", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert (
+        f"{student.folder} learned from {tmp_path / 'runs' / 'ce-seed0'}, which is not finished or was removed" in said
+    )
+    assert not teacher.exists()
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_what_killed_a_training_is_told(tmp_path, jobs):
+    rows = {"ce": {"recipe": "digits-lt-ce", "settings": {"training": {"epochs": 500}}}}
+    said = Console(record=True, width=200, file=(tmp_path / "said").open("w"))
+    planned = plan(read_experiment(written(tmp_path, rows)), tmp_path / "runs")
+    trainings = Trainings(planned, planned, int(jobs), said)
+
+    def kill() -> None:
+        while not (running := list(trainings._running.values())):
+            time.sleep(0.02)
+        running[0].process.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    trainings.carry_out()
+    killer.join()
+    assert trainings.failed == ["ce-seed0"]
+    assert "ce-seed0: failed (killed by SIGKILL)" in said.export_text()
+
+
 def test_a_row_that_fails_leaves_the_others(tmp_path, capsys):
     rows = {
         "absent": {"recipe": "cifar100-lt-ce", "settings": {"data": {"root": str(tmp_path / "list.txt")}}},
@@ -209,9 +257,12 @@ def test_stopped_and_gone_on_with(tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     while process.poll() is None and not run.epochs_done:
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    for _ in range(5):  # as schedulers do: that asks for nothing new
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.02)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 75, err
+    assert "Killed" not in out
     assert "Stopped; the same command goes on" in out
     assert not run.is_finished
     assert 0 < run.epochs_done < 40
@@ -341,16 +392,17 @@ def test_the_table_says_mean_and_deviation():
     packages = {"longtail": "1", "torch": "2"}
     environment = {"device": "cpu", "device_name": "A CPU", "threads": 2, "packages": packages}
     rows = [entry("a", [0.1, 0.2, 0.3]), entry("b", [0.25, 0.75])]
-    table = {"title": "T", "command": "c", "seeds": [0, 1, 2], "rows": rows, "environment": environment}
+    table = {"title": "T", "command": "c", "seeds": [0, 1, 2], "rows": rows}
+    table["environments"] = [environment, environment | {"python": "3"}, environment | {"threads": 1}]
     table["settings"] = {"training": {"epochs": 40}, "seed": 1}
     text = markdown(table)
     assert "\nSettings of all rows: `training.epochs: 40`, `seed: 1`.\n" in text
     assert "Settings of" not in markdown(table | {"settings": {}})
-    assert "mean ± standard deviation over seeds 0, 1, 2" in text
+    assert "mean ± sample standard deviation over seeds 0, 1, 2" in text
     assert "| a | 20.0 ± 10.0 |" in text
     assert "| b (2 of 3 seeds) | 50.0 ± 35.4 |" in text
     assert "| 1.50 G |" in text
-    assert "A CPU, 2 threads, longtail 1, torch 2" in text
+    assert "\nA CPU, 2 threads, longtail 1, torch 2; A CPU, 1 thread, longtail 1, torch 2. MACs" in text
     assert "pairs of rows" not in text
     rows = [entry("a", [0.1], {"overall": 1}), entry("b", [0.2], {"overall": 3}), entry("c", [0.3], {"overall": 2})]
     assert "2 of 3 pairs of rows are in the order" in markdown(table | {"rows": rows, "seeds": [0]})
@@ -358,8 +410,6 @@ def test_the_table_says_mean_and_deviation():
 
 def test_several_seeds_are_summed_up(done, tmp_path):
     """The same run under the names of three seeds, one of them with other results."""
-    import shutil
-
     folder, *_ = done
     for seed in (0, 1, 2):
         shutil.copytree(folder / "runs" / "ce-seed0", tmp_path / "runs" / f"ce-seed{seed}")

@@ -165,6 +165,22 @@ def test_picture_that_does_not_decode_is_named_in_one_line(split, workers):
     assert str(refused.value) == f"{split.paths[4]}: does not decode (the file is empty); mend or remove the file"
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_that_do_not_decode_may_be_left_out(split, workers):
+    images, labels = gathered(loader(split, AS_IS, shuffle=False), 0)
+    bad = [1, 3, 4, 5]  # batches lose one picture, all three, none
+    for position in bad:
+        split.paths[position].write_bytes(b"")
+    errors = []
+    rest = loader(split, AS_IS, shuffle=False, workers=workers, on_bad_image=errors.append)
+    batches = list(rest.epoch(0))
+    assert [len(labels) for _, labels in batches] == [2, 2]
+    sound = [position for position in range(NUM) if position not in bad]
+    assert torch.equal(torch.cat([part for part, _ in batches]), images[sound])
+    assert torch.equal(torch.cat([part for _, part in batches]), labels[sound])
+    assert [str(error).split(":")[0] for error in errors] == [str(split.paths[position]) for position in bad]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_batches_on_a_gpu_are_those_of_the_cpu(split):
     on_gpu = loader(split, device=torch.device("cuda"), workers=2)

@@ -319,7 +319,7 @@ def test_linked_folders_are_followed(tmp_path):
         (["train/1.jpg", "test/a/1.jpg"], "'ROOT/train' has no folders of classes; it must hold one folder of pictures "
          "per class"),
         (["train/a/1.jpg", "test/a/1.jpg"], "'ROOT/train' has a single class folder, 'a'; at least two are needed"),
-        (["train/a/1.jpg", "train/b/1.txt", "test/a/1.jpg"], "'ROOT/train/b' holds no picture (.bmp, .gif, "),
+        (["train/a/1.jpg", "train/b/1.txt", "test/a/1.jpg"], "'ROOT/train/b' holds no picture (.apng, .avif, "),
         (["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "test/c/1.jpg"],
          "'ROOT/test/c' is no class of training; every class needs training images"),
         (["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "val/a/1.jpg", "val/c/1.jpg"],
@@ -399,7 +399,7 @@ def test_class_may_be_called_train(tmp_path):
         ([], 0.2, "'ROOT' has no folders of classes; it must hold one folder of pictures per class"),
         (["1.jpg", ".hidden/1.jpg"], 0.2, "'ROOT' has no folders of classes; it must hold one folder of pictures"),
         (["a/1.jpg", "a/2.jpg"], 0.2, "'ROOT' has a single class folder, 'a'; at least two are needed"),
-        (["a/1.jpg", "b/1.txt"], 0.2, "'ROOT/b' holds no picture (.bmp, .gif, "),
+        (["a/1.jpg", "b/1.txt"], 0.2, "'ROOT/b' holds no picture (.apng, .avif, "),
         (["a/1.jpg", "b/1.jpg"], 0.2, "each class in 'ROOT' has a single picture, so none is left for testing"),
         (["a/1.jpg", "a/2.jpg", "b/1.jpg"], 0.0, "data.test_fraction is 0 and 'ROOT' has no test/ folder; it must be"),
     ],

@@ -27,7 +27,7 @@ FLOORS = [
     ["losses", "metrics", "settings", "seeds"],
     ["config"],
     ["yaml_file"],
-    ["schedules", "errors", "ensembles", "signals", "tensor_file", "wording"],
+    ["schedules", "errors", "ensembles", "signals", "processors", "tensor_file", "wording"],
 ]
 # The long tail's own arithmetic (counts, shot groups) stands below everything that uses it.
 GROUND = {"data.longtail"}

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from longtail.errors import InputError
+from longtail.processors import num_processors
 
 EXIT_INPUT = 2
 EXIT_STOPPED = 75
@@ -29,7 +30,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0, 2 for wrong input, 75 when stopped and saved, 130 when interrupted."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.addLevelName(logging.WARNING, "warning")
     logging.getLogger("longtail").setLevel(logging.INFO)
     logging.addLevelName(logging.INFO, "note")
@@ -53,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not _is_about_memory(error):
             raise
         _complain(
-            "there is not enough memory; less is needed with a smaller training.batch_size, evaluation.batch_size, "
-            "data.cache_gib or data.workers, or a larger training.accumulation"
+            "there is not enough memory; less is needed with a smaller training.batch_size, evaluation.batch_size "
+            "(predict: --batch_size), data.cache_gib or data.workers, or a larger training.accumulation"
         )
         return EXIT_INPUT
     except KeyboardInterrupt as error:
@@ -65,10 +68,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return _shown(super().format(record))
+
+
 def _complain(message: str) -> None:
+    print(f"longtail: {_shown(message)}", file=sys.stderr)
+
+
+def _shown(message: str) -> str:
     # Names of files may hold what would turn a terminal red, or empty it.
-    shown = "".join(ascii(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cs") and c != "\n" else c for c in message)
-    print(f"longtail: {shown}", file=sys.stderr)
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cs") and c != "\n" else c for c in message)
 
 
 def _is_about_memory(error: Exception) -> bool:
@@ -177,16 +188,33 @@ def predict(known: argparse.Namespace, settings: list[str]) -> None:
     """`longtail predict`."""
     import csv
 
+    from rich.console import Console
+    from rich.progress import track
+
+    from longtail.prediction import find_pictures
     from longtail.prediction import predict as predict_pictures
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold anything
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-    options = {"device": known.device, "precision": known.precision, "all_experts": known.all_experts}
+    names = ("device", "precision", "all_experts", "top", "batch_size", "workers")
+    options = {name: getattr(known, name) for name in names}
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    for number, prediction in enumerate(predict_pictures(known.model, known.pictures, **options)):
+    pictures = find_pictures(known.pictures)
+    found = track(
+        predict_pictures(known.model, pictures, **options),
+        "",
+        total=len(pictures),
+        console=Console(stderr=True),
+        transient=True,
+        disable=sys.stdout.isatty() or not sys.stderr.isatty(),  # among lines of the table it would be in their way
+    )
+    for number, prediction in enumerate(found):
+        path, class_name, probability, others = prediction
         if number == 0:
-            writer.writerow(["picture", "class", "probability"])
-        writer.writerow([prediction.path, prediction.class_name, f"{prediction.probability:.4f}"])
+            more = (f"{column}_{place}" for place in range(2, len(others) + 2) for column in ("class", "probability"))
+            writer.writerow(["picture", "class", "probability", *more])
+        choices = ((name, f"{likely:.6g}") for name, likely in ((class_name, probability), *others))
+        writer.writerow([path, *(cell for choice in choices for cell in choice)])
 
 
 def convert(known: argparse.Namespace, settings: list[str]) -> None:
@@ -387,6 +415,15 @@ def _parser() -> argparse.ArgumentParser:
         choices=("float32", "bf16", "fp16"),
         default="float32",
         help="of products and convolutions (default: float32); half of it is faster where the hardware is made for it",
+    )
+    command.add_argument("--top", metavar="K", type=int, default=1, help="classes for each picture (default: 1)")
+    command.add_argument("--batch_size", metavar="B", type=int, default=64, help="pictures at once (default: 64)")
+    command.add_argument(
+        "--workers",
+        metavar="N",
+        type=int,
+        default=min(num_processors(), 8),
+        help="processes that decode, where there are several batches (default: one for each processor, at most 8)",
     )
     command.add_argument("--all_experts", action="store_true", help="ask all experts, whatever the router says")
     command.set_defaults(run=predict)

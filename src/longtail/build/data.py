@@ -1,6 +1,5 @@
 """`Config` -> data set and loaders."""
 
-import os
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from longtail.data.splits import Dataset, Split
 from longtail.data.transforms import Interpolation, Transform, default_resize, eval_transform, train_transform
 from longtail.errors import InputError
 from longtail.models.backbones import input_format
+from longtail.processors import num_processors
 from longtail.runtime import Runtime
 
 Watch = Callable[[Iterable[BadImage | None], int], Iterable[BadImage | None]]
@@ -211,8 +211,7 @@ def eval_loader(config: Config, dataset: Dataset, split: Split, runtime: Runtime
 
 
 def _workers(config: Config) -> int:
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(config.data.workers, processors)
+    return min(config.data.workers, num_processors())
 
 
 def _loader_options(config: Config, dataset: Dataset, runtime: Runtime) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import atexit
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -29,7 +29,12 @@ Key = tuple[int, int, int]
 """(epoch, position in the split, number of the random change)"""
 Sample = tuple[Tensor, Tensor, int] | InputError
 """Pixels, changes of colours that are left to the device, label"""
-Batch = tuple[Tensor, Tensor, Tensor] | InputError
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+def refuse(error: InputError) -> None:
+    """A picture that does not decode ends the epoch."""
+    raise error
 
 
 class FileLoader:
@@ -51,6 +56,7 @@ class FileLoader:
         sampler: draws the images of each epoch, as many as there are, instead of their all being in it once.
         workers: processes that decode; 0 decodes in this one. They live as long as the loader.
         share: of this process, where several train or test together.
+        on_bad_image: is told why a picture does not decode, which is then left out of its batch.
     """
 
     def __init__(
@@ -66,6 +72,7 @@ class FileLoader:
         sampler: DrawImages | None = None,
         workers: int = 0,
         share: Share = ALL,
+        on_bad_image: Callable[[InputError], None] = refuse,
     ) -> None:
         if workers:
             _end_workers_at_exit()
@@ -75,6 +82,7 @@ class FileLoader:
         self._device = device
         self._normalise = normalise
         self._labels = split.labels
+        self._on_bad_image = on_bad_image
         self._order = _Order(len(split), self.num_images, batch_size, seed, shuffle, sampler, share)
         self._batches: DataLoader[Sample] = DataLoader(
             _Pictures(split, transform, seed),
@@ -97,15 +105,16 @@ class FileLoader:
         The workers serve one epoch at a time: leave or finish it before the next.
 
         Raises:
-            InputError: a picture does not decode.
+            InputError: a picture does not decode, unless ``on_bad_image`` has it otherwise.
         """
         self._order.epoch, self._order.first = epoch, first
-        batch: Batch
-        for batch in self._batches:
-            if isinstance(batch, InputError):
-                raise batch
-            images, changes, labels = (part.to(self._device, non_blocking=True) for part in batch)
-            yield self._finished(images, changes), labels
+        batch: Batch | None
+        for batch, errors in self._batches:
+            for error in errors:
+                self._on_bad_image(error)
+            if batch is not None:
+                images, changes, labels = (part.to(self._device, non_blocking=True) for part in batch)
+                yield self._finished(images, changes), labels
 
     def _finished(self, images: Tensor, changes: Tensor) -> Tensor:
         if not changes.shape[1]:
@@ -209,15 +218,13 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _collate(samples: list[Sample]) -> Batch:
-    images, changes, labels = [], [], []
-    for sample in samples:
-        if isinstance(sample, InputError):
-            return sample
-        image, change, label = sample
-        images.append(
-            image.permute(1, 2, 0)
-        )  # as pictures lie in memory: stacked otherwise it takes four times as long
-        changes.append(change)
-        labels.append(label)
-    return torch.stack(images).permute(0, 3, 1, 2), torch.stack(changes), torch.tensor(labels)
+def _collate(samples: list[Sample]) -> tuple[Batch | None, list[InputError]]:
+    """The images that decode, if any does, and why the others do not."""
+    errors = [sample for sample in samples if isinstance(sample, InputError)]
+    sound = [sample for sample in samples if not isinstance(sample, InputError)]
+    if not sound:
+        return None, errors
+    images, changes, labels = zip(*sound, strict=True)
+    # As pictures lie in memory: stacked otherwise it takes four times as long.
+    stacked = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    return (stacked, torch.stack(changes), torch.tensor(labels)), errors

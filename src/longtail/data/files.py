@@ -1,8 +1,10 @@
 """Data sets of picture files: list files, published lists, a folder per class. Nothing is decoded here."""
 
+import logging
 import os
 import stat
 import unicodedata
+from collections import Counter
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -13,6 +15,9 @@ from longtail.data.longtail import choose_subset
 from longtail.data.pictures import SUFFIXES, is_picture
 from longtail.data.splits import Dataset, Split, as_paths
 from longtail.errors import InputError, raise_all
+from longtail.wording import counted
+
+logger = logging.getLogger(__name__)
 
 PUBLISHED = {
     "imagenet-lt": ("ImageNet_LT_train.txt", "ImageNet_LT_val.txt", "ImageNet_LT_test.txt"),
@@ -293,6 +298,8 @@ def _part_folders(root: Path) -> dict[str, Path]:
         else:
             parts[part] = root / name
     if "train" in parts and "test" in parts:
+        if others:
+            logger.info("'%s': left out, beside train/ and test/: %s", root, ", ".join(others))
         return parts
     # Next to car and ship, train is a class.
     if not parts or (others and set(parts) == {"train"}):
@@ -342,12 +349,18 @@ def _class_folders(where: Path) -> list[str]:
 
 def _read_classes(where: Path, names: list[str], all_needed: bool, problems: list[str]) -> Split:
     """The pictures of each class in ``where``, class by class; only training needs all classes."""
-    unknown = sorted(set(_subfolders(where)) - set(names))
-    problems.extend(f"'{where / name}' is no class of training; every class needs training images" for name in unknown)
+    spelled = {unicodedata.normalize("NFC", name) for name in names}
+    for name in sorted(set(_subfolders(where)) - set(names)):
+        right = "every class needs training images"
+        if unicodedata.normalize("NFC", name) in spelled:
+            right = "the one that looks the same has its accents written in another way (Unicode NFC or NFD); rename it"
+        problems.append(f"'{where / name}' is no class of training; {right}")
     paths: list[Path] = []
     labels: list[int] = []
+    others: Counter[str] = Counter()
     for label, name in enumerate(names):
-        found = pictures_below(where / name)
+        found, left_out = pictures_below(where / name)
+        others += left_out
         if all_needed and not found:
             kinds = ", ".join(sorted(SUFFIXES))
             problems.append(f"'{where / name}' holds no picture ({kinds}); each class needs at least one")
@@ -355,6 +368,10 @@ def _read_classes(where: Path, names: list[str], all_needed: bool, problems: lis
         labels.extend([label] * len(found))
     if not paths and not all_needed:
         problems.append(f"'{where}' holds no picture in any folder of a class; remove it or fill it")
+    tell_of_others(where, others)
+    if loose := sum(is_picture(entry) and entry.is_file() for entry in where.iterdir()):
+        pictures = counted(loose, "picture is left out, in", "pictures are left out, in")
+        logger.info("'%s': %s no folder of a class", where, pictures)
     return Split(np.array(labels, dtype=np.int64), paths=as_paths(paths))
 
 
@@ -362,13 +379,23 @@ def _subfolders(where: Path) -> list[str]:
     return sorted(entry.name for entry in where.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def pictures_below(where: Path) -> list[Path]:
-    """The pictures in a folder and the folders in it, in order; what is hidden is left out. Links are followed.
+class Found(NamedTuple):
+    """What lies in a folder and the folders in it."""
+
+    pictures: list[Path]
+    """in order"""
+    others: Counter[str]
+    """How many other files there are of each ending"""
+
+
+def pictures_below(where: Path) -> Found:
+    """The pictures in a folder and the folders in it; what is hidden is left out. Links are followed.
 
     Raises:
         InputError: a folder cannot be read, or is a link to one that it lies in.
     """
     found: list[Path] = []
+    others: Counter[str] = Counter()
     for directory, subfolders, files in os.walk(where, onerror=_refuse, followlinks=True):
         here = Path(directory)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
@@ -379,8 +406,21 @@ def pictures_below(where: Path) -> list[Path]:
                 if any(folder.is_relative_to(link.resolve()) for folder in way):
                     raise InputError(f"'{link}' is a link to a folder that it lies in; remove it")
         paths = (here / name for name in sorted(files) if not name.startswith("."))
-        found.extend(path for path in paths if is_picture(path))
-    return found
+        for path in paths:
+            if is_picture(path):
+                found.append(path)
+            else:
+                others[path.suffix.lower() or "without an ending"] += 1
+    return Found(found, others)
+
+
+def tell_of_others(where: Path, others: Counter[str]) -> None:
+    """A note that there are files which, by their names, are no pictures: a camera's own kind may be among them."""
+    if others:
+        kinds = [f"{number:,} {kind}" for kind, number in others.most_common(5)]
+        more = [f"{len(others) - 5:,} other kinds"] if len(others) > 5 else []
+        files = counted(others.total(), "file is left out, no picture", "files are left out, no pictures")
+        logger.info("'%s': %s by name: %s", where, files, ", ".join([*kinds, *more]))
 
 
 def _refuse(error: OSError) -> None:

@@ -22,7 +22,13 @@ shorter side, a line of 60,000 pixels would take gigabytes."""
 # Up to twice Pillow's limit of 89 million pixels are taken; above, it raises an error.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"])
+SUFFIXES = frozenset(
+    [
+        *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg"),
+        *(".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+    ]
+)
+"""What names of pictures in the formats above end with"""
 
 
 def is_picture(path: Path) -> bool:

@@ -62,11 +62,12 @@ def conduct(
     def tell() -> bool:
         told = [one for one in every if one in planned or one.is_done]
         if finished := [one.run for one in told if one.run.is_finished]:
-            known = finished[-1].environment()
+            known = [run.environment() for run in finished]
+            told_of = [{name: one[name] for name in ENVIRONMENT if name in one} for one in known]
             table = {
                 "title": experiment.title,
                 "command": command,
-                "environment": {name: known[name] for name in ENVIRONMENT if name in known},
+                "environments": [one for i, one in enumerate(told_of) if one not in told_of[:i]],
                 "seeds": experiment.seeds,
                 "settings": experiment.settings,
                 "rows": collect(told),

@@ -8,7 +8,7 @@ from typing import Any
 from longtail.config import Config
 from longtail.errors import InputError, did_you_mean
 from longtail.run import Run
-from longtail.settings import Settings, merged, resolve, what_counts
+from longtail.settings import Settings, differences, merged, resolve
 from longtail.yaml_file import parse_yaml, read_text
 
 
@@ -88,7 +88,18 @@ class Planned:
     @property
     def is_done(self) -> bool:
         """Whether its run is finished, and was trained as planned."""
-        return self.run.is_finished and what_counts(self.run.config) == what_counts(self.config)
+        return self.run.is_finished and self.difference() is None
+
+    def difference(self) -> tuple[str, Any, Any] | None:
+        """A setting in which the run that is there is not as planned: its name, what it is, what it should be.
+
+        Of finished ones also where the data were: they may have been others.
+        """
+        there, wanted = self.run.config, self.config
+        found = differences(there, wanted)
+        if not found and self.run.is_finished and Path(there.data.root).resolve() != Path(wanted.data.root).resolve():
+            found = [("data.root", there.data.root, wanted.data.root)]
+        return found[0] if found else None
 
 
 def read_experiment(path: Path) -> Experiment:

@@ -40,7 +40,9 @@ def give_experts(donor: Run, run: Run, config: Config) -> None:
     model, card = _plain(*donor.load_model())
     card = set_average(model, card, config.evaluation.average)
     with run.held():
-        run.write_json("environment.json", donor.environment() | {"experts_of": donor.folder.name})
+        seconds = sum(record["seconds"] for record in donor.history())  # not what followed: it has its own
+        environment = donor.environment() | {"experts_of": donor.folder.name, "training_seconds": seconds}
+        run.write_json("environment.json", environment)
         if (skipped := donor.skipped()) is not None:
             run.write_skipped(skipped)
         run.write_history(donor.history())

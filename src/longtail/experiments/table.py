@@ -80,7 +80,8 @@ def write_table(where: Path, table: Mapping[str, Any]) -> None:
 
     Args:
         where: without a suffix.
-        table: title, command, environment (of a run), seeds, settings of all rows, and rows as `collect` has them.
+        table: title, command, environments (all that runs were trained in), seeds, settings of all rows, and rows as
+            `collect` has them.
     """
     where.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(where.with_name(f"{where.name}.json"), (json.dumps(table, indent=1) + "\n").encode())
@@ -89,17 +90,16 @@ def write_table(where: Path, table: Mapping[str, Any]) -> None:
 
 def markdown(table: Mapping[str, Any]) -> str:
     """The table to read; arguments as of `write_table`."""
-    environment, seeds, entries = table["environment"], table["seeds"], table["rows"]
-    several = f"mean ± standard deviation over seeds {', '.join(map(str, seeds))}"
+    seeds, entries = table["seeds"], table["rows"]
+    several = f"mean ± sample standard deviation over seeds {', '.join(map(str, seeds))}"
     agreeing, compared = agreement(entries)
-    versions = f"longtail {environment['packages']['longtail']}, torch {environment['packages']['torch']}"
-    threads = f", {counted(environment['threads'], 'thread', 'threads')}" if environment["device"] == "cpu" else ""
+    machines = "; ".join(dict.fromkeys(map(_machine, table["environments"])))
     lines = [
         f"# {table['title']}",
         "",
         f"Test accuracy in %, {several if len(seeds) > 1 else f'one run, seed {seeds[0]}'}. `{table['command']}`",
         "",
-        f"{environment['device_name']}{threads}, {versions}. MACs: multiply-accumulates for one image, with all "
+        f"{machines}. MACs: multiply-accumulates for one image, with all "
         "experts and routed. ECE: expected calibration error. Published: overall (many/medium/few).",
         "",
         *([f"Settings of all rows: {_listed(table['settings'])}.", ""] if table["settings"] else []),
@@ -112,6 +112,12 @@ def markdown(table: Mapping[str, Any]) -> str:
             "",
         ]
     return "\n".join([*lines, *map(_described, entries), ""])
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    threads = f", {counted(environment['threads'], 'thread', 'threads')}" if environment["device"] == "cpu" else ""
+    packages = environment["packages"]
+    return f"{environment['device_name']}{threads}, longtail {packages['longtail']}, torch {packages['torch']}"
 
 
 def _cells(entry: Mapping[str, Any], wanted: int) -> list[str]:

@@ -15,8 +15,9 @@ from rich.console import Console
 from longtail.errors import InputError
 from longtail.experiments.definition import Planned
 from longtail.experiments.sharing import find_donors, give_experts
+from longtail.processors import num_processors
 from longtail.progress import say
-from longtail.settings import differences, to_yaml, what_counts
+from longtail.settings import to_yaml
 from longtail.signals import Signals, Stopped
 from longtail.wording import counted, duration
 
@@ -59,14 +60,20 @@ class Trainings:
         """Finds runs that are in the way.
 
         Raises:
-            InputError: a run of the same name has other settings.
+            InputError: a run of the same name has other settings, or learned from a teacher that has gone.
         """
         for one in self.planned.values():
-            if one.run.config_path.is_file() and what_counts(one.run.config) != what_counts(one.config):
-                name, there, wanted = differences(one.run.config, one.config)[0]
+            if one.run.config_path.is_file() and (difference := one.difference()):
+                name, there, wanted = difference
                 raise InputError(
                     f"{one.run.folder} was trained with {name} {there}, and not {wanted}; "
                     "give another --output, or remove it to train it again"
+                )
+            teacher = self._teacher(one)
+            if one.run.config_path.is_file() and teacher is not None and not teacher.run.is_finished:
+                raise InputError(
+                    f"{one.run.folder} learned from {teacher.run.folder}, which is not finished or was removed; "
+                    "remove the former too, to train both again"
                 )
 
     def carry_out(self) -> None:
@@ -81,25 +88,32 @@ class Trainings:
         say(self.console, f"{counted(len(self.planned), 'training', 'trainings')}{before}")
         with TemporaryDirectory() as folder, Signals().caught() as signals:
             try:
-                while waiting or self._running:
-                    with signals.postponed():  # or one that was just started would not be known
+                with signals.postponed():
+                    while (waiting or self._running) and not signals.asked_to_stop:
                         waiting = [one for one in waiting if not self._taken_up(one, Path(folder))]
-                    time.sleep(PAUSE)
-                    for place in [place for place, training in self._running.items() if training.has_ended]:
-                        self._finish(self._running.pop(place))
-            except KeyboardInterrupt as error:
-                self._stop()
+                        time.sleep(PAUSE)
+                        for place in [place for place, training in self._running.items() if training.has_ended]:
+                            signals.asked_to_stop |= self._was_stopped(self._running.pop(place))
+                    self._stop()
+            except Stopped:
                 say(self.console, "Stopped; the same command goes on")
+                raise
+            except KeyboardInterrupt as error:  # Ctrl-C again: now
+                self._kill()
+                say(self.console, "Killed; the same command goes on with what was saved")
                 raise Stopped from error
             except BaseException:  # a full disk, say: nobody would look after the others
                 self._stop()
                 raise
 
+    def _teacher(self, one: Planned) -> Planned | None:
+        return None if one.teacher is None else self.planned[f"{one.teacher}-seed{one.seed}"]
+
     def _taken_up(self, one: Planned, folder: Path) -> bool:
         """Starts a training if there is room and it waits for no other; true also where it never can be."""
         donor = None if one.run.config_path.exists() else self.donors.get(one.name)
         needed = [] if donor is None else [donor]
-        needed += [] if one.teacher is None else [self.planned[f"{one.teacher}-seed{one.seed}"]]
+        needed += [] if (teacher := self._teacher(one)) is None else [teacher]
         if lost := [other.name for other in needed if other.name in self.failed]:
             say(self.console, f"{one.name}: not trained, because {lost[0]} could not be")
             self.failed.append(one.name)
@@ -120,10 +134,11 @@ class Trainings:
         self._running[free] = _Training(one, folder, free, self.jobs)
         return True
 
-    def _finish(self, training: "_Training") -> None:
+    def _was_stopped(self, training: "_Training") -> bool:
+        """Tells how a training ended, unless somebody stopped it: a scheduler that signals to every process, say."""
         one = training.one
         if training.process.returncode in (-signal.SIGINT, 75) and not one.run.is_finished:
-            raise KeyboardInterrupt  # somebody stopped that one: a scheduler that signals to every process, say
+            return True
         if training.process.returncode or not one.run.is_finished:
             self.failed.append(one.name)
             say(self.console, f"{one.name}: failed{training.last_words()}")
@@ -131,18 +146,19 @@ class Trainings:
             accuracy, seconds = one.run.results()["test"]["accuracy"], time.monotonic() - training.start
             say(self.console, f"{one.name}: finished after {duration(seconds)}, {accuracy:.1%} overall")
         self.on_finished()
+        return False
 
     def _stop(self) -> None:
-        """Asks all to stop, and waits until they have saved where they are."""
+        """Asks those that are left to stop, and waits until they have saved where they are."""
         for training in self._running.values():
             training.process.send_signal(signal.SIGTERM)
-        try:
-            for training in self._running.values():
-                training.process.wait()
-        except KeyboardInterrupt:  # again: now
-            for training in self._running.values():
-                training.process.kill()
-            raise
+        for training in self._running.values():
+            training.process.wait()
+
+    def _kill(self) -> None:
+        for training in self._running.values():
+            training.process.kill()
+            training.process.wait()
 
 
 class _Training:
@@ -162,6 +178,7 @@ class _Training:
             self.process = subprocess.Popen(command, **options)  # type: ignore[call-overload]
         else:
             with self.log.open("ab") as log:
+                self.log_start = log.tell()
                 self.process = subprocess.Popen(command, stdout=log, stderr=log, **options)  # type: ignore[call-overload]
 
     @property
@@ -169,16 +186,19 @@ class _Training:
         return self.process.poll() is not None
 
     def last_words(self) -> str:
-        """Where its output went to a file: the last line, which is its error."""
-        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log else []
-        return f" ({lines[-1].removeprefix('longtail: ')})" if lines else ""
+        """What killed it; or, where its output went to a file, the last line, which is its error."""
+        if self.process.returncode < 0:
+            return f" (killed by {signal.Signals(-self.process.returncode).name})"
+        lines = self.log.read_bytes()[self.log_start :].decode(errors="replace").split("\n") if self.log else []
+        said = [line for line in lines if line.strip()]
+        return f" ({said[-1].removeprefix('longtail: ')})" if said else ""
 
 
 def _environment(one: Planned, place: int, jobs: int) -> dict[str, str]:
     """Of a process that shares the machine."""
     environment = dict(os.environ)
     if jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // jobs)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, num_processors() // jobs)))
         if one.config.device in ("auto", "cuda") and (devices := _devices(environment)):
             environment["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
     return environment
@@ -187,7 +207,3 @@ def _environment(one: Planned, place: int, jobs: int) -> dict[str, str]:
 def _devices(environment: dict[str, str]) -> list[str]:
     given = environment.get("CUDA_VISIBLE_DEVICES")
     return given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
