@@ -61,6 +61,25 @@ def test_tests_and_frozen_outputs_are_those_of_one_process(tmp_path):
         assert all(torch.equal(mine, expected) for mine, expected in zip(ours, alone, strict=True))
 
 
+def test_all_stop_where_one_is_asked_to(tmp_path):
+    """Each looks at its own batches, and none may leave the others waiting for what it would have sent."""
+    assert of_both("asked", tmp_path) == [[torch.tensor(1)]] * 2
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "together", "left"),
+    [(False, True, "group"), (False, False, "group"), (True, True, "group"), (True, False, 1)],
+)
+def test_leaving_the_group(monkeypatch, on_gpu, together, left):
+    """With NCCL, whoever leaves while the others stay would wait for them."""
+    done = []
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: done.append("group"))
+    monkeypatch.setattr("os._exit", lambda code: done.append(code))
+    monkeypatch.setattr(longtail.distribution._parting, "together", together)
+    longtail.distribution._part(on_gpu)
+    assert done[0] == left
+
+
 def settings(**changes: object) -> list[str]:
     given = {"training.epochs": 2, "router.epochs": 3, "device": "cpu", "training.validate_every": 1, **changes}
     return [word for name, value in given.items() for word in (f"--{name}", str(value))]

@@ -203,9 +203,8 @@ def test_students_of_a_teacher_that_has_gone(done, tmp_path, capsys):
     student.write_config(replace(student.config, teacher=str(tmp_path / "runs" / "ce-seed0")))
     assert main(["experiment", str(written(tmp_path)), "--output", str(tmp_path / "runs")]) == 2
     said = capsys.readouterr().err
-    assert (
-        f"{student.folder} learned from {tmp_path / 'runs' / 'ce-seed0'}, which is not finished or was removed" in said
-    )
+    teacher = tmp_path / "runs" / "ce-seed0"
+    assert f"{student.folder} learned from {teacher}, which is not finished or was removed" in said
     assert not teacher.exists()
 
 

@@ -17,6 +17,7 @@ from longtail.frozen import FrozenOutputs
 from longtail.losses import RIDELoss
 from longtail.models.experts import MultiExpert, create_model
 from longtail.runtime import Runtime
+from longtail.signals import Signals, Stopped
 from longtail.tasks import TrainExperts
 from longtail.training import fit
 
@@ -94,6 +95,20 @@ def answered(group: Group = ALONE) -> list[torch.Tensor]:
     return found
 
 
+def asked_to_stop(group: Group) -> list[torch.Tensor]:
+    """Of one process only: whether this one has stopped, too."""
+    signals = Signals()
+    signals.asked_to_stop = group.rank == 1
+    source = loader(group, batch_size=5, whole_batches=True, shuffle=True)
+    options = {"batch_size": 8, "cache_gib": 1.0, "seed": 3}
+    frozen = FrozenOutputs(network("resnet20").eval(), source, signals=signals, group=group, **options)
+    try:
+        list(frozen.epoch(1))
+    except Stopped:
+        return [torch.tensor(1)]
+    return [torch.tensor(0)]
+
+
 def main(what: str, folder: str) -> None:
     with processes("cpu") as group:
         if what == "fails everywhere":
@@ -104,7 +119,13 @@ def main(what: str, folder: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if what.startswith(("fails", "is killed")):
             group.wait()  # for ever, if nobody tells
-        made = {"gradients": gradients, "accumulated": lambda g: gradients(g, 2), "answered": answered}[what](group)
+        ways = {
+            "gradients": gradients,
+            "accumulated": lambda group: gradients(group, 2),
+            "answered": answered,
+            "asked": asked_to_stop,
+        }
+        made = ways[what](group)
         torch.save(made, Path(folder, f"{what}-{group.rank}.pt"))
 
 

@@ -180,6 +180,7 @@ def measured(name: str, given: argparse.Namespace, cache: str) -> dict[str, floa
 def table(given: argparse.Namespace) -> Iterator[str]:
     from longtail.flops import FLOPS_PER_MAC, cost
     from longtail.models.experts import create_model
+    from longtail.runtime import Runtime
 
     device = torch.device(given.device)
     flops = 3 * FLOPS_PER_MAC * cost(create_model("resnet32", NUM_CLASSES, NUM_EXPERTS), 32).total
@@ -187,7 +188,9 @@ def table(given: argparse.Namespace) -> Iterator[str]:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in given.variants}
     with tempfile.TemporaryDirectory() as cache:
         for _ in range(given.rounds):
-            best = {precision: max(best[precision], rate) for precision, rate in matmul_rates(device).items()}
+            with Runtime(device).tf32(True):  # as training has it
+                rates = matmul_rates(device)
+            best = {precision: max(best[precision], rate) for precision, rate in rates.items()}
             for name in given.variants:
                 found[name].append(measured(name, given, cache))
     yield f"CIFAR RIDE-{NUM_EXPERTS}, {BATCH_SIZE} images a step, {given.steps} steps, {given.rounds} rounds"

@@ -4,8 +4,10 @@ import atexit
 import inspect
 import logging
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from longtail.data.sharing import Share
 from longtail.errors import InputError
+from longtail.signals import Stopped
 
 PATIENCE = timedelta(hours=2)
 """How long a process waits for the others, which may be checking a million pictures; a death is noticed at once."""
@@ -144,8 +147,12 @@ def processes(device: str) -> Iterator[Group]:
     group = Group(dist.get_rank(), dist.get_world_size())
     if not group.is_main:
         logging.getLogger("longtail").setLevel(logging.ERROR)
+    _parting.together = False
     try:
         yield group
+    except Stopped:  # as all have agreed
+        _parting.together = True
+        raise
     except InputError as error:
         if _is_first_to_fail():
             raise
@@ -161,6 +168,7 @@ def processes(device: str) -> Iterator[Group]:
             "out of memory); the same command goes on from the last checkpoint"
         ) from error
     group.wait()
+    _parting.together = True
 
 
 def _join(device: str) -> None:
@@ -171,10 +179,25 @@ def _join(device: str) -> None:
         torch.cuda.set_device(local)
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
     # Not at the end of each command: the same processes cannot join twice.
-    atexit.register(_part)
+    atexit.register(_part, on_gpu)
 
 
-def _part() -> None:
+@dataclass
+class _Parting:
+    together: bool = True
+    """Whether the others come to the end too"""
+
+
+_parting = _Parting()
+
+
+def _part(on_gpu: bool) -> None:
+    if on_gpu and not _parting.together:
+        # NCCL would wait for the others, who wait for this one; that it ends is what tells them.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        os._exit(1)
     with suppress(Exception):
         dist.destroy_process_group()
 

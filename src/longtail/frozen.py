@@ -96,6 +96,8 @@ class FrozenOutputs:
             return
         labels, size = self._loader.labels(view).to(next(self._model.parameters()).device), self._loader.batch_size
         for number, start in enumerate(range(0, self._num_draws, size)):
+            if self._signals is not None and self._group.most(int(self._signals.asked_to_stop)):
+                raise Stopped  # all at the same place: whoever went alone would be waited for
             theirs = labels[start : start + size]
             source = number % self._group.size
             if source == self._group.rank:
@@ -109,7 +111,7 @@ class FrozenOutputs:
 
     def _own(self, view: int) -> Iterator[Batch]:
         for images, labels, *_ in self._loader.epoch(view):
-            if self._signals is not None and self._signals.asked_to_stop:
+            if self._group.size == 1 and self._signals is not None and self._signals.asked_to_stop:
                 raise Stopped  # nothing has been learnt since the last step
             with torch.no_grad():
                 logits, features = self._model(images)
@@ -118,12 +120,13 @@ class FrozenOutputs:
 
 def _repeated(batches: Iterable[Batch], times: Tensor) -> Iterator[Batch]:
     """Every row as often as ``times`` says."""
-    done = 0
+    done, on_device = 0, None
     for batch in batches:
-        own = times[done : done + len(batch[1])]
-        done += len(own)
+        on_device = times.to(batch[1].device) if on_device is None else on_device
+        own = slice(done, done + len(batch[1]))
+        done = own.stop
         # The size is known here: a GPU would be asked, and waited for.
-        size, repeats = int(own.sum()), own.to(batch[1].device)
+        size, repeats = int(times[own].sum()), on_device[own]
         yield tuple(part.repeat_interleave(repeats, dim=0, output_size=size) for part in batch)
 
 

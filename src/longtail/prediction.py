@@ -86,7 +86,7 @@ def predict(
         on_bad_image=lambda error: problems.append(str(error)),
     )
     for images, positions in loader.epoch(0):
-        with torch.inference_mode(), runtime.autocast():
+        with torch.inference_mode(), runtime.tf32(True), runtime.autocast():  # as models are tested
             routed = network.router is not None and not all_experts
             logits = network.route(images).logits if routed else network.answer(images)
             found = logits.softmax(dim=1).topk(min(top, network.num_classes))

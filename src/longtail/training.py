@@ -96,9 +96,9 @@ def fit(
             state.losses[step] = loss
             state.correct += right
             done = now.step = step + 1
-            now.seconds = time.perf_counter() - start
             check = done % CHECK_EVERY == 0 or done == steps
             mean = _mean_loss(group.sum(state.losses[:done].clone()), epoch, steps, learning_rate) if check else None
+            now.seconds = time.perf_counter() - start  # now a GPU, too, has done what it was given
             on_step(done, rate, mean)
             if checkpoint is not None:
                 checkpoint.after_step(state)
@@ -116,6 +116,7 @@ def fit(
         now.epoch, now.step, now.seconds = epoch + 1, 0, 0.0
         state.losses.zero_()
         state.correct.zero_()
+    optimizer.zero_grad(set_to_none=True)  # what follows may need the memory
 
 
 def _backward(

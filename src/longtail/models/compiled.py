@@ -1,6 +1,7 @@
 """Trunk and branches through torch.compile."""
 
 import torch
+from torch.nn import Module
 
 from longtail.models.experts import MultiExpert
 
@@ -10,5 +11,11 @@ def compiled(model: MultiExpert) -> MultiExpert:
 
     The model itself stays as it is, for tests, for counting, and for routing, whose batches have every size.
     """
-    branches = [torch.compile(branch) for branch in model.branches]
-    return MultiExpert(torch.compile(model.trunk), branches, list(model.heads), model.neck, model.router)  # type: ignore[arg-type]
+
+    def one(module: Module) -> Module:
+        # Once for each size of a batch, of which training has few. Otherwise, when the last batch of an epoch is
+        # smaller, one program for all sizes would be made, and take the place of the faster one.
+        return torch.compile(module, dynamic=False)  # type: ignore[return-value]
+
+    branches = [one(branch) for branch in model.branches]
+    return MultiExpert(one(model.trunk), branches, list(model.heads), model.neck, model.router)  # type: ignore[arg-type]
