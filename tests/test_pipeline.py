@@ -1,5 +1,6 @@
 """The main way, walked end to end on the built-in data with short schedules."""
 
+import csv
 import json
 import os
 import signal
@@ -117,6 +118,15 @@ def test_folder_of_pictures_to_predictions(tmp_path):
     }  # fmt: skip
     run = longtail.train(longtail.recipe("digits-lt-ride", settings), tmp_path / "run")
     assert json.loads((run.folder / "results.json").read_text())["class_names"] == ["blue|sky", "green", "red"]
+    # What it says of each test picture, which longtail predict says too.
+    with (run.folder / "predictions.csv").open(newline="") as lines:
+        said = list(csv.DictReader(lines))
+    assert [row["class"] for row in said] == ["blue|sky"] + ["green"] * 2 + ["red"] * 5
+    found = list(longtail.predict(run.folder, [tmp_path / "photos" / row["picture"] for row in said]))
+    assert [row["predicted"] for row in said] == [prediction.class_name for prediction in found]
+    likely = [prediction.probability for prediction in found]
+    assert [float(row["probability"]) for row in said] == pytest.approx(likely, abs=1e-5)
+    assert "[predictions.csv](predictions.csv)" in (run.folder / "report.md").read_text()
     new = tmp_path / "new.png"
     Image.new("RGB", (40, 24), (200, 40, 40)).save(new)
     (prediction,) = longtail.predict(run.folder, [new])
@@ -124,7 +134,7 @@ def test_folder_of_pictures_to_predictions(tmp_path):
     assert 0.5 < prediction.probability <= 1
     # More than a batch of them are classified by a folded copy of the network.
     for other in longtail.predict(run.folder, [new] * 3, batch_size=2):
-        assert other == (new, "red", pytest.approx(prediction.probability, abs=1e-5))
+        assert other == (new, "red", pytest.approx(prediction.probability, abs=1e-5), ())
     streamed = longtail.recipe("digits-lt-ride", settings | {"data.cache_gib": 0, "training.epochs": 1})
     longtail.train(streamed, tmp_path / "streamed")
 

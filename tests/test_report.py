@@ -53,7 +53,9 @@ def routing_of(class_counts, num_experts=3, router=None, threshold=0.6, speed=No
     return RoutingReport.of(result, *said, costs, speed=speed, chosen_on=chosen_on)
 
 
-def report(folder, class_counts, evaluation, names=None, history=HISTORY, config=None, routing=None, **more):
+def report(
+    folder, class_counts, evaluation, names=None, history=HISTORY, config=None, routing=None, predictions=None, **more
+):
     write_report(
         folder,
         config=dataclasses.asdict(config or Config()),
@@ -63,6 +65,7 @@ def report(folder, class_counts, evaluation, names=None, history=HISTORY, config
         history=history,
         environment={"torch": "2.15", "device": "cpu"},
         routing=routing,
+        predictions=predictions,
     )
     return (folder / "report.md").read_text(encoding="utf-8")
 
@@ -113,6 +116,15 @@ def test_summary_in_a_narrow_terminal():
         assert group in text
     for number in (result.top5, result.ece, result.disagreement):
         assert f"{percent(number)} %" in text
+
+
+def test_classes_without_test_images_are_not_called_tested(tmp_path):
+    page = report(
+        tmp_path, COUNTS, evaluation_of(COUNTS, tested=[0, 1, 2, 3, 4, 5, 6, 7, 0, 1]), predictions="each.csv"
+    )
+    rows = table_rows(page)
+    assert [rows[shot][0][1] for shot in ("many", "medium", "few")] == ["3", "3", "4 (2 tested)"]
+    assert "What is said of each test image: [each.csv](each.csv)." in page
 
 
 def test_summary_of_one_expert_has_one_row_and_no_nan():

@@ -181,6 +181,19 @@ def test_cache_holds_the_framed_pictures_in_order(tmp_path):
     np.testing.assert_array_equal(cached.pixels, [framed(image, 14, 16) for image in images])
 
 
+def test_cache_says_how_far_it_is(tmp_path, monkeypatch, caplog):
+    noise(20, 20).save(tmp_path / "a.png")
+    split = Split(np.zeros(3, np.int64), paths=as_paths([tmp_path / "a.png"] * 3))
+    with caplog.at_level("INFO", logger="longtail"):
+        decode_all(split, transforms.eval_transform(14, None))
+        assert not caplog.records
+        monkeypatch.setattr("longtail.data.cache.FIRST_WORD", 0.0)
+        monkeypatch.setattr("longtail.data.cache.BETWEEN", 0.0)
+        decode_all(split, transforms.eval_transform(14, None))
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [f"{done} of 3 pictures decoded, to be kept in memory" for done in (1, 2, 3)]
+
+
 @pytest.mark.parametrize("damaged", [0, 3])
 def test_cache_names_the_picture_that_does_not_decode(tmp_path, damaged):
     paths = [tmp_path / f"{i}.png" for i in range(5)]

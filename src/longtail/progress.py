@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_WITHOUT_LINE = 60.0
+"""After which something is said within an epoch, too"""
 
 
 def say(console: Console, text: str) -> None:
@@ -58,11 +60,18 @@ class TrainingProgress:
         """After each step; the loss comes now and then."""
         if self.bar:
             self.bar.update(self.task, completed=self.done * self.steps + done_in_epoch, epoch=self.done + 1)
-            if loss is not None:
-                epochs = self.done - self.first + done_in_epoch / self.steps
-                speed = self.num_images * epochs / (time.perf_counter() - self.start)
-                numbers = f"loss {loss:.3f}  lr {learning_rate:.2g}  {speed:,.0f} images/s"
-                self.bar.update(self.task, numbers=numbers)
+        if loss is None:
+            return
+        now = time.perf_counter()
+        epochs = self.done - self.first + done_in_epoch / self.steps
+        speed = self.num_images * epochs / (now - self.start)
+        numbers = f"loss {loss:.3f}  lr {learning_rate:.2g}  {speed:,.0f} images/s"
+        if self.bar:
+            self.bar.update(self.task, numbers=numbers)
+        elif now - self.last_line > SECONDS_WITHOUT_LINE and done_in_epoch < self.steps:
+            self.last_line = now
+            share = f"{done_in_epoch / self.steps:.0%}"
+            say(self.console, f"{self.what} {self.done + 1}/{self.epochs}, {share} of it  {numbers}")
 
     def epoch(self, record: dict[str, Any]) -> None:
         """After each epoch, with its record."""

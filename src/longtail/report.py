@@ -92,6 +92,7 @@ def write_report(
     many_above: int = 100,
     few_below: int = 20,
     routing: RoutingReport | None = None,
+    predictions: str | None = None,
 ) -> None:
     """Writes ``report.md`` and ``plots/*.png`` into a run's folder.
 
@@ -107,6 +108,7 @@ def write_report(
         many_above: what the evaluations were made with.
         few_below: likewise.
         routing: of the same images as the first evaluation; None for a model without a router.
+        predictions: name of the file in the folder that says what is said of each image; None where there is none.
     """
     part, evaluation = next(iter(evaluations.items()))
     pages = [
@@ -116,7 +118,7 @@ def write_report(
         *([_experts(evaluation)] if evaluation.experts[1:] else []),
         *([_routing(folder, part, routing)] if routing else []),
         _pictures(folder, evaluation, class_names, class_counts, history),
-        ["## Where it errs", "", *_errors(evaluation, class_names, class_counts)],
+        ["## Where it errs", "", *_errors(evaluation, class_names, class_counts, predictions)],
         ["## Settings", "", "```yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip(), "```"],
         [
             "## Environment",
@@ -258,12 +260,15 @@ def _groups(evaluation: Evaluation, class_counts: Sequence[int], many_above: int
     shots, counts = np.asarray(evaluation.shots), np.asarray(class_counts)
     header = ["group", "training images a class", "classes", "training images", "test images", "accuracy (%)"]
     rows = []
+    tested = evaluation.confusion.sum(axis=1) > 0
     for shot in SHOTS:
         images = evaluation.confusion[shots == shot].sum(axis=0)
         taken = [images[shots == other].sum() / images.sum() if images.sum() else None for other in SHOTS]
-        sizes = [(shots == shot).sum(), counts[shots == shot].sum(), images.sum()]
+        sizes = [counts[shots == shot].sum(), images.sum()]
+        classes, without = (shots == shot).sum(), (~tested[shots == shot]).sum()
+        named = f"{classes:,}" + (f" ({classes - without:,} tested)" if without else "")
         accuracy = percent(getattr(evaluation, shot))
-        row = [shot, _range(shot, many_above, few_below), *(f"{size:,}" for size in sizes), accuracy]
+        row = [shot, _range(shot, many_above, few_below), named, *(f"{size:,}" for size in sizes), accuracy]
         rows.append([*row, *map(percent, taken)])
     note = "The last columns: of the images of a group, the share (%) that is taken for a class of each group."
     return [*markdown_table([*header, *(f"taken for {shot}" for shot in SHOTS)], rows, texts=2), "", note]
@@ -385,7 +390,9 @@ def _pictures(
     return lines
 
 
-def _errors(evaluation: Evaluation, class_names: Sequence[str], class_counts: Sequence[int]) -> list[str]:
+def _errors(
+    evaluation: Evaluation, class_names: Sequence[str], class_counts: Sequence[int], predictions: str | None
+) -> list[str]:
     """The least accurate classes and the most frequent mistakes."""
     names = [escape(name) for name in class_names]
     tested = [(accuracy, label) for label, accuracy in enumerate(evaluation.per_class) if accuracy is not None]
@@ -402,8 +409,9 @@ def _errors(evaluation: Evaluation, class_names: Sequence[str], class_counts: Se
         ]
         for wrong in evaluation.frequent_confusions(10)
     ]
+    each = ["", f"What is said of each test image: [{predictions}]({predictions})."] if predictions else []
     if not mistakes:
-        return ["Nowhere: every image is classified right."]
+        return ["Nowhere: every image is classified right.", *each]
     return [
         "The least accurate classes:",
         "",
@@ -412,6 +420,7 @@ def _errors(evaluation: Evaluation, class_names: Sequence[str], class_counts: Se
         "The most frequent mistakes:",
         "",
         *markdown_table(["true class", "taken for", "images", "of the class (%)"], mistakes, texts=2),
+        *each,
     ]
 
 

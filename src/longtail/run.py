@@ -1,7 +1,9 @@
 """A run folder: what training leaves behind and everything later starts from."""
 
+import csv
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +20,15 @@ from longtail.settings import recipe, to_yaml
 from longtail.tensor_file import UNFINISHED, write_atomically
 
 LOCK_FILE = ".lock"
+PREDICTIONS_FILE = "predictions.csv"
 
 
 class Run:
     """A run folder.
 
     ``config.yaml`` (every setting; train with it again), ``metrics.jsonl`` (one line an epoch),
-    ``model.safetensors``, ``results.json``, ``environment.json``, ``report.md`` and ``plots/``; while a stage is being
+    ``model.safetensors``, ``results.json``, ``environment.json``, ``report.md`` and ``plots/``; where test pictures are
+    files ``predictions.csv``; while a stage is being
     trained also its checkpoint.
 
     Args:
@@ -240,6 +244,13 @@ class Run:
     def write_json(self, name: str, content: Any) -> None:
         """Writes a JSON file into the folder."""
         self._write(self.folder / name, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+    def write_csv(self, name: str, rows: Iterable[Sequence[object]]) -> None:
+        """Writes a CSV file into the folder; names of files in it may be no text."""
+        if self.writes:
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows(rows)
+            self._write(self.folder / name, text.getvalue().encode(errors="surrogateescape"))
 
     def remove(self, name: str) -> None:
         """Removes a file that says nothing of the run any more."""

@@ -1,7 +1,9 @@
 """The test of a trained model: its answers once, then every number, table and plot."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,15 +13,16 @@ from torch import Tensor
 from longtail import build, tradeoff
 from longtail.config import Config
 from longtail.data.loading import Loader
+from longtail.ensembles import ensemble
 from longtail.evaluation import Answers, answers, evaluate_answers
 from longtail.flops import cost
-from longtail.metrics import Evaluation
+from longtail.metrics import BLOCK, Evaluation
 from longtail.model_file import ModelCard
 from longtail.models.experts import MultiExpert
 from longtail.progress import say
 from longtail.report import routing_summary, summary, write_report
 from longtail.routing_report import RoutingReport
-from longtail.run import Run
+from longtail.run import PREDICTIONS_FILE, Run
 from longtail.speed import Speed, images_per_second
 from longtail.stages import Workplace
 
@@ -76,6 +79,9 @@ def tested(place: Workplace, model: MultiExpert, card: ModelCard, loaders: Mappi
         results[part]["routing"] = routing.as_dict()
     if not run.writes:
         return Tested(evaluations, routings, given)
+    test = place.dataset.test
+    if test.paths is not None:
+        run.write_csv(PREDICTIONS_FILE, _predictions(test.paths, given["test"], card.class_names, config.data.root))
     write_report(
         run.folder,
         config=asdict(config),
@@ -85,10 +91,22 @@ def tested(place: Workplace, model: MultiExpert, card: ModelCard, loaders: Mappi
         history=run.history(),
         environment=run.environment(),
         routing=routings.get("test"),
+        predictions=None if test.paths is None else PREDICTIONS_FILE,
         **shots,
     )
     run.write_json("results.json", {"epoch": card.epoch, **results, **names})  # last: it says that the test is complete
     return Tested(evaluations, routings, given)
+
+
+def _predictions(
+    paths: Iterable[Path], given: Answers, class_names: Sequence[str], root: str
+) -> Iterator[tuple[object, ...]]:
+    """What all experts together say of each picture, to be sorted for those that are wrong and sure of it."""
+    yield "picture", "class", "predicted", "probability"
+    batches = (ensemble(part, given.average).softmax(dim=1).max(dim=1) for part in torch.split(given.logits, BLOCK))
+    found = ((label, likely) for best in batches for likely, label in zip(*map(Tensor.tolist, best), strict=True))
+    for path, right, (label, likely) in zip(paths, given.labels.tolist(), found, strict=True):
+        yield os.path.relpath(path, root), class_names[right], class_names[label], f"{likely:.6g}"
 
 
 def _routing(

@@ -1,6 +1,10 @@
 """Picture files decoded once and kept in memory: small ones are then trained on as CIFAR is."""
 
+import logging
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -9,6 +13,12 @@ from longtail.data.pictures import decode
 from longtail.data.splits import Split
 from longtail.data.transforms import Transform
 from longtail.errors import InputError, raise_all
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+FIRST_WORD, BETWEEN = 5.0, 30.0
+"""Seconds until, and then between, lines that say how far decoding is"""
 
 
 def fits(num_images: int, image_size: int, gib: float) -> bool:
@@ -38,5 +48,15 @@ def decode_all(split: Split, transform: Transform) -> Split:
 
     # Decoding and resizing let go of Python's lock, so threads do: nothing has to be sent between processes.
     with ThreadPoolExecutor() as pool:
-        raise_all([str(error) for error in pool.map(fill, range(len(split))) if error])
+        raise_all([str(error) for error in _told(pool.map(fill, range(len(split))), len(split)) if error])
     return Split(split.labels, pixels)
+
+
+def _told(walk: Iterable[T], total: int) -> Iterator[T]:
+    """The same, with a line now and then of how far it is: large photographs take minutes."""
+    due = time.monotonic() + FIRST_WORD
+    for done, item in enumerate(walk, start=1):
+        yield item
+        if time.monotonic() > due:
+            logger.info("%s of %s pictures decoded, to be kept in memory", f"{done:,}", f"{total:,}")
+            due = time.monotonic() + BETWEEN
