@@ -132,7 +132,6 @@ def test_folder_of_pictures_to_predictions(tmp_path):
     (prediction,) = longtail.predict(run.folder, [new])
     assert (prediction.path, prediction.class_name) == (new, "red")
     assert 0.5 < prediction.probability <= 1
-    # More than a batch of them are classified by a folded copy of the network.
     for other in longtail.predict(run.folder, [new] * 3, batch_size=2):
         assert other == (new, "red", pytest.approx(prediction.probability, abs=1e-5), ())
     streamed = longtail.recipe("digits-lt-ride", settings | {"data.cache_gib": 0, "training.epochs": 1})

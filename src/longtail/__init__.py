@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from longtail.models.experts import ExpertOutput, MultiExpert, create_model
     from longtail.models.routing import RoutedOutput
     from longtail.pipeline import add_router, change_classifier, evaluate, resume, train
-    from longtail.prediction import predict
+    from longtail.prediction import Classifier, predict
     from longtail.run import Run
     from longtail.settings import recipe
 
 _HOMES = {
+    "Classifier": "longtail.prediction",
     "Config": "longtail.config",
     "Evaluation": "longtail.metrics",
     "ExpertOutput": "longtail.models.experts",
@@ -38,6 +39,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Classifier",
     "Config",
     "Evaluation",
     "ExpertOutput",

@@ -191,17 +191,15 @@ def predict(known: argparse.Namespace, settings: list[str]) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from longtail.prediction import find_pictures
-    from longtail.prediction import predict as predict_pictures
+    from longtail.prediction import Classifier, find_pictures
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold anything
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-    names = ("device", "precision", "all_experts", "top", "batch_size", "workers")
-    options = {name: getattr(known, name) for name in names}
     writer = csv.writer(sys.stdout, lineterminator="\n")
+    classifier = Classifier(known.model, device=known.device, precision=known.precision, all_experts=known.all_experts)
     pictures = find_pictures(known.pictures)
     found = track(
-        predict_pictures(known.model, pictures, **options),
+        classifier.predict(pictures, batch_size=known.batch_size, top=known.top, workers=known.workers),
         "",
         total=len(pictures),
         console=Console(stderr=True),
@@ -414,7 +412,7 @@ def _parser() -> argparse.ArgumentParser:
         "--precision",
         choices=("float32", "bf16", "fp16"),
         default="float32",
-        help="of products and convolutions (default: float32); half of it is faster where the hardware is made for it",
+        help="of products and convolutions (default: float32); others are faster where the hardware is made for them",
     )
     command.add_argument("--top", metavar="K", type=int, default=1, help="classes for each picture (default: 1)")
     command.add_argument("--batch_size", metavar="B", type=int, default=64, help="pictures at once (default: 64)")
