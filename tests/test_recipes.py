@@ -107,6 +107,7 @@ def test_two_steps_and_a_whole_run(name, data, tmp_path, steps):
     assert {file.name for file in run.folder.iterdir()} == {
         *("config.yaml", "environment.json", "metrics.jsonl", "model.safetensors", "plots", "report.md"),
         *("results.json", ".lock", *["router.json"] * config.router.train),
+        *["predictions.csv"] * (build.load_data(config).test.paths is not None),
         *["classifier.json", "heads.safetensors"] * has_heads,
     }
     assert np.isfinite(run.history()[0]["loss"])

@@ -18,6 +18,7 @@ from longtail.data.transforms import eval_transform
 from longtail.errors import InputError, raise_all
 from longtail.model_file import ModelCard, load_model_file, model_file
 from longtail.models.folding import folded
+from longtail.processors import num_processors
 from longtail.runtime import Precision, Runtime, pick_device
 
 
@@ -107,7 +108,7 @@ class Classifier:
             normalise=self._normalise,
             seed=0,
             shuffle=False,
-            workers=workers if len(paths) > batch_size else 0,
+            workers=min(workers, num_processors()) if len(paths) > batch_size else 0,
             on_bad_image=lambda error: problems.append(str(error)),
         )
         for images, positions in loader.epoch(0):
@@ -145,7 +146,8 @@ def predict(
         precision: of products and convolutions.
         all_experts: whatever the router says.
         top: how many classes are wanted for each picture, the most likely first.
-        workers: processes that decode, where there are more pictures than a batch; 0 decodes in this one.
+        workers: processes that decode, where there are more pictures than a batch, at most one for each processor; 0
+            decodes in this one.
 
     Raises:
         InputError: no model, no picture, a number that cannot be; or, after all others have been classified, pictures
