@@ -344,6 +344,29 @@ def test_all_problems_of_the_parts_are_told_at_once(tmp_path):
 COUNTS = {"many": 40, "more": 11, "two": 2, "one": 1}
 
 
+def test_an_accent_written_in_another_way_is_told(tmp_path):
+    """As an archive from a Mac has it: the two names look the same."""
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    touch(tmp_path, f"train/{composed}/1.jpg", "train/b/1.jpg", f"test/{decomposed}/1.jpg", "test/b/1.jpg")
+    said = only_problem(folder, tmp_path, 0.2, 0)
+    assert said.startswith(f"'{tmp_path}/test/{decomposed}' is no class of training; the one that looks the same")
+
+
+def test_what_is_left_out_is_told(tmp_path, caplog):
+    pictures = ["train/a/1.jpg", "train/b/1.JFIF", "test/a/1.avif", "test/b/1.png"]
+    others = ["train/a/1.heic", "train/a/2.heic", "train/notes.txt", "train/2.jpg", "train/3.jpg", "old/c/1.jpg"]
+    touch(tmp_path, *pictures, *others)
+    with caplog.at_level("INFO", logger="longtail"):
+        found = folder(tmp_path, 0.2, 0)
+    assert relative(found.train, tmp_path) == [("train/a/1.jpg", 0), ("train/b/1.JFIF", 1)]
+    assert relative(found.test, tmp_path) == [("test/a/1.avif", 0), ("test/b/1.png", 1)]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"'{tmp_path}': left out, beside train/ and test/: old",
+        f"'{tmp_path}/train': 2 files are left out, no pictures by name: 2 .heic",
+        f"'{tmp_path}/train': 2 pictures are left out, in no folder of a class",
+    ]
+
+
 @pytest.fixture
 def plain(tmp_path):
     for name, count in COUNTS.items():
