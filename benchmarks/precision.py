@@ -24,6 +24,7 @@ from longtail.run import Run
 from longtail.runtime import Runtime, pick_device
 from longtail.settings import resolve
 from longtail.tradeoff import prefix_predictions
+from longtail.wording import percent
 
 
 def table(run: Run, settings: list[str]) -> Iterator[str]:
@@ -49,7 +50,7 @@ def table(run: Run, settings: list[str]) -> Iterator[str]:
             apart = [(now != before).float().mean().item() for now, before in zip((classes, used), right, strict=True)]
             found = score(classes, given.labels, dataset.class_counts)
             numbers = [found.accuracy, found.many, found.medium, found.few]
-            shown = "".join(f"{100 * n:>{w}.1f}" for n, w in zip(numbers, (8, 7, 8, 7), strict=True))
+            shown = "".join(f"{percent(n):>{w}}" for n, w in zip(numbers, (8, 7, 8, 7), strict=True))
             yield f"{precision + ', ' + way:20}{shown}{apart[0]:>15.2%}{apart[1]:>15.2%}"
     yield ""
 

@@ -1,8 +1,8 @@
 """The plain way to train and test a RIDE network, as the original code does it: what the tables here compare with.
 
-One picture at a time through PIL in a DataLoader with 2 workers, contiguous NCHW float32, an optimiser that
-goes from parameter to parameter, and loss and accuracy read after every step. Weights, loss, optimiser
-and the distribution of the augmentation are longtail's, so that both compute the same.
+One picture at a time through PIL in a DataLoader with 2 workers, contiguous NCHW float32, an optimiser that goes from
+parameter to parameter, and loss and accuracy read after every step. Weights, loss, optimiser and the distribution of
+the augmentation are longtail's, so that both compute the same.
 """
 
 import numpy as np

@@ -96,8 +96,7 @@ class FrozenOutputs:
             return
         labels, size = self._loader.labels(view).to(next(self._model.parameters()).device), self._loader.batch_size
         for number, start in enumerate(range(0, self._num_draws, size)):
-            if self._signals is not None and self._group.most(int(self._signals.asked_to_stop)):
-                raise Stopped  # all at the same place: whoever went alone would be waited for
+            self._stop_if_asked()
             theirs = labels[start : start + size]
             source = number % self._group.size
             if source == self._group.rank:
@@ -111,11 +110,16 @@ class FrozenOutputs:
 
     def _own(self, view: int) -> Iterator[Batch]:
         for images, labels, *_ in self._loader.epoch(view):
-            if self._group.size == 1 and self._signals is not None and self._signals.asked_to_stop:
-                raise Stopped  # nothing has been learnt since the last step
+            if self._group.size == 1:  # several look where all of them are
+                self._stop_if_asked()
             with torch.no_grad():
                 logits, features = self._model(images)
             yield logits, labels, features
+
+    def _stop_if_asked(self) -> None:
+        """All at the same place, where one is: whoever went alone would be waited for."""
+        if self._signals is not None and self._group.most(int(self._signals.asked_to_stop)):
+            raise Stopped  # nothing has been learnt since the last step
 
 
 def _repeated(batches: Iterable[Batch], times: Tensor) -> Iterator[Batch]:

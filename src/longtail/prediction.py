@@ -84,6 +84,7 @@ class Classifier:
 
         Raises:
             InputError: ``top`` is below 1.
+            Exception: whatever Pillow raises where a picture that was opened cannot be loaded.
         """
         _check_least(top=(top, 1))
         if not images:

@@ -265,8 +265,8 @@ def _groups(evaluation: Evaluation, class_counts: Sequence[int], many_above: int
         images = evaluation.confusion[shots == shot].sum(axis=0)
         taken = [images[shots == other].sum() / images.sum() if images.sum() else None for other in SHOTS]
         sizes = [counts[shots == shot].sum(), images.sum()]
-        classes, without = (shots == shot).sum(), (~tested[shots == shot]).sum()
-        named = f"{classes:,}" + (f" ({classes - without:,} tested)" if without else "")
+        classes, covered = (shots == shot).sum(), tested[shots == shot].sum()
+        named = f"{classes:,}" + (f" ({covered:,} tested)" if covered < classes else "")
         accuracy = percent(getattr(evaluation, shot))
         row = [shot, _range(shot, many_above, few_below), named, *(f"{size:,}" for size in sizes), accuracy]
         rows.append([*row, *map(percent, taken)])

@@ -28,8 +28,7 @@ class Run:
 
     ``config.yaml`` (every setting; train with it again), ``metrics.jsonl`` (one line an epoch),
     ``model.safetensors``, ``results.json``, ``environment.json``, ``report.md`` and ``plots/``; where test pictures are
-    files ``predictions.csv``; while a stage is being
-    trained also its checkpoint.
+    files ``predictions.csv``; while a stage is being trained also its checkpoint.
 
     Args:
         folder: of the run.

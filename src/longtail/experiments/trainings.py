@@ -93,7 +93,11 @@ class Trainings:
                         waiting = [one for one in waiting if not self._taken_up(one, Path(folder))]
                         time.sleep(PAUSE)
                         for place in [place for place, training in self._running.items() if training.has_ended]:
-                            signals.asked_to_stop |= self._was_stopped(self._running.pop(place))
+                            training = self._running.pop(place)
+                            if training.was_stopped:
+                                signals.asked_to_stop = True
+                            else:
+                                self._tell(training)
                     self._stop()
             except Stopped:
                 say(self.console, "Stopped; the same command goes on")
@@ -134,11 +138,9 @@ class Trainings:
         self._running[free] = _Training(one, folder, free, self.jobs)
         return True
 
-    def _was_stopped(self, training: "_Training") -> bool:
-        """Tells how a training ended, unless somebody stopped it: a scheduler that signals to every process, say."""
+    def _tell(self, training: "_Training") -> None:
+        """How a training ended."""
         one = training.one
-        if training.process.returncode in (-signal.SIGINT, 75) and not one.run.is_finished:
-            return True
         if training.process.returncode or not one.run.is_finished:
             self.failed.append(one.name)
             say(self.console, f"{one.name}: failed{training.last_words()}")
@@ -146,7 +148,6 @@ class Trainings:
             accuracy, seconds = one.run.results()["test"]["accuracy"], time.monotonic() - training.start
             say(self.console, f"{one.name}: finished after {duration(seconds)}, {accuracy:.1%} overall")
         self.on_finished()
-        return False
 
     def _stop(self) -> None:
         """Asks those that are left to stop, and waits until they have saved where they are."""
@@ -184,6 +185,11 @@ class _Training:
     @property
     def has_ended(self) -> bool:
         return self.process.poll() is not None
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether somebody else did: a scheduler that signals to every process, say."""
+        return self.process.returncode in (-signal.SIGINT, 75) and not self.one.run.is_finished
 
     def last_words(self) -> str:
         """What killed it; or, where its output went to a file, the last line, which is its error."""
