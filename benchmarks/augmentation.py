@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import transforms
 
-from longtail.data.loading import MemoryLoader, Normalise
+from longtail.data.loaders import MemoryLoader, Normalise
 from longtail.data.splits import Split
 
 NUM_IMAGES, BATCH_SIZE, EPOCHS = 10_847, 128, 3

@@ -16,13 +16,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import torch
-from networks import HIERARCHICAL, NOT_TO_BE_CUT, PLAIN, options
+from helpers.networks import HIERARCHICAL, NOT_TO_BE_CUT, PLAIN, options
 from result import report
 
-from longtail.errors import InputError
 from longtail.models.backbones import backbone
-from longtail.models.cut import cut
-from longtail.models.experts import create_model
+from longtail.models.multi_expert import create_model
+from longtail.models.split import cut
+from longtail.utils.errors import InputError
 
 SIZES = HIERARCHICAL | PLAIN
 COLUMNS = ("image", "      trunk", "     branch", "   neck", "    network", "add up", "difference")

@@ -17,12 +17,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import golden.flops
-from golden.flops import Comparison
+from helpers.golden import flops as golden_flops
+from helpers.golden.flops import Comparison
 
-from longtail.flops import Cost, cost
-from longtail.models.experts import create_model
-from longtail.models.uninitialised import Uninitialised
+from longtail.evaluation.flops import Cost, cost
+from longtail.models.initialisation import Uninitialised
+from longtail.models.multi_expert import create_model
 
 BATCH_NORMS = "theirs has batch norms"
 
@@ -34,18 +34,18 @@ def main() -> None:
     for name, ours, theirs, digits, why in published():
         if any(part in name for part in parts):
             print(f"{name:48} {ours / 1e6:10.{digits}f} {theirs / 1e6:10.{digits}f} {theirs / ours - 1:8.2%}  {why}")
-    for release in golden.flops.THOP:
-        show(f"thop {release}", (c for network in golden.flops.NETWORKS for c in compare(network, release, parts)))
+    for release in golden_flops.THOP:
+        show(f"thop {release}", (c for network in golden_flops.NETWORKS for c in compare(network, release, parts)))
     show(
         "RIDE-Swin",
-        (c for size in ("tiny", "small") if any(part in size for part in parts) for c in golden.flops.swin(size)),
+        (c for size in ("tiny", "small") if any(part in size for part in parts) for c in golden_flops.swin(size)),
     )
 
 
 def compare(network: str, release: str, parts: list[str]) -> Iterator[Comparison]:
     """Those of a network, if it is asked for."""
     if any(part in network for part in parts):
-        yield from golden.flops.ride(release, network)
+        yield from golden_flops.ride(release, network)
 
 
 def show(counter: str, comparisons: Iterator[Comparison]) -> None:

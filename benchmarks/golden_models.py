@@ -22,11 +22,21 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import golden
-from golden.networks import COUNTED_CASES, ROUTED_CASES, RUN_CASES, Case, architecture, distance, load, measure, shapes
-from golden.routers import TAGS, measure_routed
+from helpers import golden
+from helpers.golden.networks import (
+    COUNTED_CASES,
+    ROUTED_CASES,
+    RUN_CASES,
+    Case,
+    architecture,
+    distance,
+    load,
+    measure,
+    shapes,
+)
+from helpers.golden.routers import TAGS, measure_routed
 
-from longtail.models.experts import create_model
+from longtail.models.multi_expert import create_model
 
 COLUMNS = ("logits", "expert logits", "features", "noise", "float64", "gradient")
 ROUTED_COLUMNS = ("logits", "expert logits", "features", "router", "loss", "gradient")

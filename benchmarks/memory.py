@@ -26,15 +26,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import torch
+from helpers.saved_tensors import saved_bytes
 from result import report
-from saved_tensors import saved_bytes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from longtail.data.longtail import imbalanced_counts
+from longtail.data.imbalance import imbalanced_counts
 from longtail.losses import RIDELoss
-from longtail.models.checkpointing import checkpoint_activations
-from longtail.models.experts import create_model
+from longtail.models.activation_checkpointing import checkpoint_activations
+from longtail.models.multi_expert import create_model
 
 MIB = 2**20
 

@@ -14,17 +14,17 @@ from pathlib import Path
 import torch
 from result import report
 
-from longtail import build
-from longtail.evaluation import answers
-from longtail.metrics import score
-from longtail.model_file import MODEL_FILE
-from longtail.models.folding import folded
-from longtail.models.routing import experts_used
-from longtail.run import Run
-from longtail.runtime import Runtime, pick_device
-from longtail.settings import resolve
-from longtail.tradeoff import prefix_predictions
-from longtail.wording import percent
+from longtail.config.recipes import resolve
+from longtail.data import build as data_build
+from longtail.evaluation.metrics import score
+from longtail.evaluation.outputs import answers
+from longtail.evaluation.routing import prefix_predictions
+from longtail.models.fuse import folded
+from longtail.models.router import experts_used
+from longtail.runs.model_file import MODEL_FILE
+from longtail.runs.run import Run
+from longtail.runtime.device import Runtime, pick_device
+from longtail.utils.format import percent
 
 
 def table(run: Run, settings: list[str]) -> Iterator[str]:
@@ -32,8 +32,8 @@ def table(run: Run, settings: list[str]) -> Iterator[str]:
     device = pick_device(config.device)
     model, card = run.load_model()
     model = folded(model, card.image_size).to(device, memory_format=torch.channels_last)
-    dataset = build.load_data(config)
-    loader = build.eval_loader(config, dataset, dataset.test, Runtime(device))
+    dataset = data_build.load_data(config)
+    loader = data_build.eval_loader(config, dataset, dataset.test, Runtime(device))
     yield f"{config.name}: {card.architecture['name']}, {model.num_experts} experts, {len(dataset.test):,} test images"
     yield f"{'':20}{'overall':>8}{'many':>7}{'medium':>8}{'few':>7}{'other answers':>15}{'other experts':>15}"
     first = {}

@@ -18,18 +18,19 @@ import torch
 from result import report
 from torch import Tensor
 
-from longtail import build
-from longtail.ensembles import partial_ensembles
-from longtail.flops import cost
-from longtail.frozen import FrozenOutputs
+from longtail.config.recipes import resolve
+from longtail.data import build as data_build
+from longtail.evaluation.flops import cost
+from longtail.evaluation.routing import Point, curve, oracle_curve, prefix_predictions, random_curve
 from longtail.losses import router_targets
-from longtail.models.experts import create_router
-from longtail.run import Run
-from longtail.runtime import Runtime, pick_device
-from longtail.settings import resolve
-from longtail.tasks import TrainRouter
-from longtail.tradeoff import Point, curve, oracle_curve, prefix_predictions, random_curve
-from longtail.training import fit
+from longtail.models import build as model_build
+from longtail.models.multi_expert import create_router
+from longtail.runs.run import Run
+from longtail.runtime.device import Runtime, pick_device
+from longtail.training.cached_outputs import FrozenOutputs
+from longtail.training.loop import fit, optim
+from longtail.training.tasks import TrainRouter
+from longtail.utils.ensembles import partial_ensembles
 
 COSTS = (1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.7)
 SEEDS = 3
@@ -71,9 +72,9 @@ def table(run: Run, settings: list[str]) -> Iterator[str]:
     device = pick_device(config.device)
     model, card = run.load_model()
     model.to(device, memory_format=torch.channels_last).eval()
-    dataset = build.load_data(config)
+    dataset = data_build.load_data(config)
     assert dataset.val is not None, "the data set has no validation part"
-    options = build.router_options(config)
+    options = model_build.router_options(config)
     model.router = create_router(model, **options)
     price = cost(model, card.image_size)
     costs = [price.routed(k) for k in range(1, model.num_experts + 1)]
@@ -82,11 +83,11 @@ def table(run: Run, settings: list[str]) -> Iterator[str]:
     # With features: every trained router is asked about the same ones.
     seen = {}
     for part, split in (("val", dataset.val), ("test", dataset.test)):
-        loader = build.eval_loader(config, dataset, split, Runtime(device))
+        loader = data_build.eval_loader(config, dataset, split, Runtime(device))
         with torch.inference_mode():
             outputs = [(*model(images), labels) for images, labels in loader.epoch(0)]
         seen[part] = tuple(torch.cat(values).cpu() for values in zip(*outputs, strict=True))
-    source = build.shuffled_loader(config, dataset, Runtime(device))
+    source = data_build.shuffled_loader(config, dataset, Runtime(device))
     frozen = FrozenOutputs(model, source, batch_size=config.router.batch_size, cache_gib=64.0, seed=config.seed)
 
     def routers(weight: float, epochs: int, per_step: bool) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
@@ -94,9 +95,9 @@ def table(run: Run, settings: list[str]) -> Iterator[str]:
         for seed in range(SEEDS):
             torch.manual_seed(seed)
             router = create_router(model, **(options | {"shared": not per_step})).to(device)
-            optimizer = build.router_optimizer(how, router)
+            optimizer = optim.router_optimizer(how, router)
             task = TrainRouter(router, weight)
-            for _ in fit(task, frozen, optimizer, build.router_learning_rate(how), epochs):
+            for _ in fit(task, frozen, optimizer, optim.router_learning_rate(how), epochs):
                 pass
             yield router.eval().cpu()
 

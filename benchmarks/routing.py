@@ -17,17 +17,17 @@ from pathlib import Path
 import torch
 from result import report
 
-from longtail import build
-from longtail.config import Config
+from longtail.config.recipes import resolve
+from longtail.config.schema import Config
+from longtail.data import build as data_build
 from longtail.data.splits import Dataset
-from longtail.flops import cost
-from longtail.frozen import FrozenOutputs
-from longtail.model_file import MODEL_FILE
-from longtail.models.experts import MultiExpert
-from longtail.run import Run
-from longtail.runtime import Runtime, pick_device
-from longtail.settings import resolve
-from longtail.speed import images_per_second
+from longtail.evaluation.flops import cost
+from longtail.evaluation.throughput import images_per_second
+from longtail.models.multi_expert import MultiExpert
+from longtail.runs.model_file import MODEL_FILE
+from longtail.runs.run import Run
+from longtail.runtime.device import Runtime, pick_device
+from longtail.training.cached_outputs import FrozenOutputs
 
 SECONDS = 10.0
 BATCHES = {64: 1024, 1: 200}
@@ -48,8 +48,8 @@ def table(run: Run, settings: list[str]) -> Iterator[str]:
     model, card = run.load_model()
     assert model.router is not None, f"{run.folder} has no router"
     model.to(device, memory_format=torch.channels_last)
-    dataset = build.load_data(config)
-    loader = build.eval_loader(config, dataset, dataset.test, Runtime(device))
+    dataset = data_build.load_data(config)
+    loader = data_build.eval_loader(config, dataset, dataset.test, Runtime(device))
     images = torch.cat([batch[0] for batch, _ in zip(loader.epoch(0), range(8), strict=False)])
     # In an order of no meaning, as images come; and in one piece of channels-last memory.
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -78,7 +78,7 @@ def table(run: Run, settings: list[str]) -> Iterator[str]:
 def caching(config: Config, model: MultiExpert, dataset: Dataset, device: torch.device) -> Iterator[str]:
     for gib in (config.router.cache_gib, 0.0):
         settings = replace(config.router, cache_gib=gib)
-        source = build.shuffled_loader(config, dataset, Runtime(device))
+        source = data_build.shuffled_loader(config, dataset, Runtime(device))
         outputs = FrozenOutputs(model.eval(), source, batch_size=settings.batch_size, cache_gib=gib, seed=config.seed)
         seconds = []
         for epoch in (1, 2):

@@ -4,7 +4,7 @@
     python benchmarks/throughput.py --device cuda --batch_sizes 128 64
 
 Each variant runs in a process of its own, which its peak memory is taken of; variants take turns, and the median of the
-rounds counts. The loop is `longtail.training.fit`, the batch is always the same one: data are not part of this.
+rounds counts. The loop is `longtail.training.loop.fit`, the batch is always the same one: data are not part of this.
 """
 
 import argparse
@@ -20,12 +20,12 @@ import torch
 from result import report
 from torch import Tensor
 
-from longtail import build
-from longtail.data.sharing import ALL
-from longtail.models.experts import create_model
-from longtail.runtime import Runtime, pick_device
-from longtail.settings import recipe
-from longtail.training import fit
+from longtail.config.recipes import recipe
+from longtail.models import build as model_build
+from longtail.models.multi_expert import create_model
+from longtail.runtime.device import Runtime, pick_device
+from longtail.runtime.shard import ALL
+from longtail.training.loop import fit, optim
 
 RECIPES = {"cifar100-lt-ride": 128, "imagenet-lt-resnet50-ride": 4}
 """And the batch that each is measured with on a CPU."""
@@ -76,7 +76,7 @@ class SameBatch:
 def measure(name: str, variant: Variant, batch_size: int, steps: int, device: torch.device) -> dict[str, float]:
     """One variant, in this process."""
     config = recipe(name, {"training.compile": variant.compile})
-    architecture = build.planned_architecture(config)
+    architecture = model_build.planned_architecture(config)
     torch.manual_seed(0)
     model = create_model(**{key: value for key, value in architecture.items() if key != "router"}).to(device)
     size = architecture["image_size"]
@@ -86,8 +86,8 @@ def measure(name: str, variant: Variant, batch_size: int, steps: int, device: to
         images = images.contiguous(memory_format=torch.channels_last)
     runtime = Runtime(device, variant.precision)
     counts = [max(1, 500 - 4 * number) for number in range(architecture["num_classes"])]
-    task = build.experts_task(config, counts, build.for_training(config, model, runtime), None).to(device)
-    optimizer = build.optimizer(config, task)
+    task = model_build.experts_task(config, counts, model_build.for_training(config, model, runtime), None).to(device)
+    optimizer = optim.optimizer(config, task)
     for group in optimizer.param_groups:
         group["fused"] = variant.fused
     loader = SameBatch(images, torch.randint(0, len(counts), (batch_size,), device=device), steps)

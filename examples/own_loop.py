@@ -6,11 +6,11 @@ python examples/own_loop.py
 import torch
 from torch import Tensor, nn
 
-from longtail.data.digits import digits
-from longtail.data.longtail import choose_subset, imbalanced_counts
-from longtail.data.sampling import class_draws, class_probabilities, progressively_balanced
+from longtail.data.imbalance import choose_subset, imbalanced_counts
+from longtail.data.samplers import class_draws, class_probabilities, progressively_balanced
+from longtail.data.sources.digits import digits
+from longtail.evaluation.metrics import evaluate_logits
 from longtail.losses import Criterion, CrossEntropyLoss, LDAMLoss, LogitAdjustedLoss
-from longtail.metrics import evaluate_logits
 
 EPOCHS, BATCH_SIZE = 30, 64
 

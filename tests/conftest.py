@@ -10,5 +10,5 @@ torch.set_num_threads(1)
 @pytest.fixture
 def no_plots(monkeypatch):
     """They, and measuring speed, take most of the time of a short run, and say nothing of the model."""
-    monkeypatch.setattr("longtail.testing.write_report", lambda *arguments, **options: None)
-    monkeypatch.setattr("longtail.testing.SPEED_SECONDS", 0.01)
+    monkeypatch.setattr("longtail.evaluation.evaluator.write_report", lambda *arguments, **options: None)
+    monkeypatch.setattr("longtail.evaluation.evaluator.SPEED_SECONDS", 0.01)

@@ -10,22 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden.networks import load
+from helpers.golden.networks import load
+from helpers.hostile import Call
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_official_file import Call
 
-from longtail.convert import _config, convert
-from longtail.data.files import list_files
-from longtail.data.pictures import decode, problem
-from longtail.data.soundness import from_text, to_text
-from longtail.errors import InputError
-from longtail.model_file import ModelCard, load_model_file, save_model
-from longtail.models.experts import create_model
-from longtail.settings import checked_types, recipe, to_yaml
+from longtail.config.recipes import checked_types, recipe, to_yaml
+from longtail.data.corrupt_images import from_text, to_text
+from longtail.data.image_io import decode, problem
+from longtail.data.sources.files import list_files
+from longtail.interop.original.convert import _config, convert
+from longtail.models.multi_expert import create_model
+from longtail.runs.model_file import ModelCard, load_model_file, save_model
+from longtail.utils.errors import InputError
 
 FUZZ = settings(
     derandomize=True,

@@ -2,10 +2,10 @@
 
 import json
 
-import golden
 import numpy as np
 import pytest
-from golden.extract import KEPT_ARRAYS, KEPT_TABLES
+from helpers import golden
+from helpers.golden.extract import KEPT_ARRAYS, KEPT_TABLES
 
 
 def test_no_larger_than_a_megabyte():

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from layouts import write_folder
+from helpers.hostile import HOSTILE
+from helpers.layouts import write_folder
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_official_file import HOSTILE
 
 from longtail.cli import main
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from longtail.models.cifar import BasicBlock, PaddedShortcut
-from longtail.models.experts import MultiExpert
+from longtail.models.multi_expert import MultiExpert
+from longtail.models.resnet_cifar import BasicBlock, PaddedShortcut
 
 WORKERS = 2
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)

@@ -23,12 +23,12 @@ from machine import BATCH_SIZE, NUM_CLASSES, NUM_EXPERTS, matmul_rates, pictures
 from result import report
 from torch import Tensor
 
-from longtail.data.loading import MemoryLoader, Normalise
+from longtail.data.loaders import MemoryLoader, Normalise
 from longtail.data.splits import Split
-from longtail.flops import FLOPS_PER_MAC, cost
-from longtail.models.experts import MultiExpert, create_model
-from longtail.models.folding import folded
-from longtail.runtime import Runtime
+from longtail.evaluation.flops import FLOPS_PER_MAC, cost
+from longtail.models.fuse import folded
+from longtail.models.multi_expert import MultiExpert, create_model
+from longtail.runtime.device import Runtime
 
 SHARES = (0.41, 0.10, 0.49)
 """Of the images that see 1, 2 and 3 experts: published RIDE on CIFAR-100-LT."""

@@ -34,15 +34,15 @@ from torchvision import transforms
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from longtail.data.colours import change_colours, draw_changes
-from longtail.data.file_crops import FileCrop
-from longtail.data.file_loader import FileLoader
-from longtail.data.loading import Normalise
-from longtail.data.parts import Box, decode_part, reduction
-from longtail.data.pictures import decode
+from longtail.data.color_jitter import change_colours, draw_changes
+from longtail.data.fast_crop import FileCrop
+from longtail.data.image_io import decode
+from longtail.data.image_loader import FileLoader
+from longtail.data.loaders import Normalise
+from longtail.data.partial_decode import Box, decode_part, reduction
 from longtail.data.splits import Split, as_paths
 from longtail.data.transforms import train_transform
-from longtail.seeds import seeded
+from longtail.runtime.seed import seeded
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from result import report

@@ -20,11 +20,11 @@ from result import report
 from torch import Tensor
 
 from longtail.losses import RIDELoss
-from longtail.models.cifar import BasicBlock, PaddedShortcut
-from longtail.models.experts import MultiExpert, create_model
-from longtail.models.folding import folded
-from longtail.runtime import Runtime
-from longtail.tasks import TrainExperts
+from longtail.models.fuse import folded
+from longtail.models.multi_expert import MultiExpert, create_model
+from longtail.models.resnet_cifar import BasicBlock, PaddedShortcut
+from longtail.runtime.device import Runtime
+from longtail.training.tasks import TrainExperts
 
 CPU = torch.device("cpu")
 

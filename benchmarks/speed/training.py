@@ -114,13 +114,12 @@ def longtail_way(
 ) -> None:
     from baseline import AUGMENTATION, MEAN, STD
 
-    from longtail import build
-    from longtail.data.loading import MemoryLoader, Normalise
+    from longtail.data.loaders import MemoryLoader, Normalise
     from longtail.data.splits import Split
     from longtail.models.compiled import compiled
-    from longtail.runtime import Runtime
-    from longtail.tasks import TrainExperts
-    from longtail.training import fit
+    from longtail.runtime.device import Runtime
+    from longtail.training.loop import fit, optim
+    from longtail.training.tasks import TrainExperts
 
     model, criterion, config = parts(device)
     model = model.to(memory_format=torch.channels_last)
@@ -139,22 +138,22 @@ def longtail_way(
     rate = config.training.learning_rate
     try:
         with runtime.tf32(True):
-            list(fit(task, loader, build.optimizer(config, task), lambda _: rate, 10**6, on_step, runtime=runtime))
+            list(fit(task, loader, optim.optimizer(config, task), lambda _: rate, 10**6, on_step, runtime=runtime))
     except Enough:
         pass
 
 
 def parts(device: torch.device) -> tuple[Any, Any, Any]:
     """The same weights, loss and settings for both ways."""
-    from longtail import build
-    from longtail.models.experts import create_model
-    from longtail.settings import recipe
+    from longtail.config.recipes import recipe
+    from longtail.models import build as model_build
+    from longtail.models.multi_expert import create_model
 
     config = recipe(RECIPE, {"training.learning_rate": 0.001})  # pictures of noise teach nothing
     torch.manual_seed(0)
     model = create_model("resnet32", NUM_CLASSES, NUM_EXPERTS).to(device)
     counts = [max(5, 500 - 5 * number) for number in range(NUM_CLASSES)]
-    return model, build.criterion(config, counts).to(device), config
+    return model, model_build.criterion(config, counts).to(device), config
 
 
 def measure(variant: Variant, device: torch.device, warmup: int, steps: int, started: float) -> dict[str, float]:
@@ -178,9 +177,9 @@ def measured(name: str, given: argparse.Namespace, cache: str) -> dict[str, floa
 
 
 def table(given: argparse.Namespace) -> Iterator[str]:
-    from longtail.flops import FLOPS_PER_MAC, cost
-    from longtail.models.experts import create_model
-    from longtail.runtime import Runtime
+    from longtail.evaluation.flops import FLOPS_PER_MAC, cost
+    from longtail.models.multi_expert import create_model
+    from longtail.runtime.device import Runtime
 
     device = torch.device(given.device)
     flops = 3 * FLOPS_PER_MAC * cost(create_model("resnet32", NUM_CLASSES, NUM_EXPERTS), 32).total

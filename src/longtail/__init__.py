@@ -7,35 +7,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longtail.config import Config
-    from longtail.errors import InputError
-    from longtail.metrics import Evaluation
-    from longtail.model_file import load_model
-    from longtail.models.experts import ExpertOutput, MultiExpert, create_model
-    from longtail.models.routing import RoutedOutput
-    from longtail.pipeline import add_router, change_classifier, evaluate, resume, train
-    from longtail.prediction import Classifier, predict
-    from longtail.run import Run
-    from longtail.settings import recipe
+    from longtail.api import add_router, change_classifier, evaluate, resume, train
+    from longtail.config.recipes import recipe
+    from longtail.config.schema import Config
+    from longtail.evaluation.metrics import Evaluation
+    from longtail.inference import Classifier, predict
+    from longtail.models.multi_expert import ExpertOutput, MultiExpert, create_model
+    from longtail.models.router import RoutedOutput
+    from longtail.runs.model_file import load_model
+    from longtail.runs.run import Run
+    from longtail.utils.errors import InputError
 
 _HOMES = {
-    "Classifier": "longtail.prediction",
-    "Config": "longtail.config",
-    "Evaluation": "longtail.metrics",
-    "ExpertOutput": "longtail.models.experts",
-    "InputError": "longtail.errors",
-    "MultiExpert": "longtail.models.experts",
-    "RoutedOutput": "longtail.models.routing",
-    "Run": "longtail.run",
-    "add_router": "longtail.pipeline",
-    "change_classifier": "longtail.pipeline",
-    "create_model": "longtail.models.experts",
-    "evaluate": "longtail.pipeline",
-    "load_model": "longtail.model_file",
-    "predict": "longtail.prediction",
-    "recipe": "longtail.settings",
-    "resume": "longtail.pipeline",
-    "train": "longtail.pipeline",
+    "Classifier": "longtail.inference",
+    "Config": "longtail.config.schema",
+    "Evaluation": "longtail.evaluation.metrics",
+    "ExpertOutput": "longtail.models.multi_expert",
+    "InputError": "longtail.utils.errors",
+    "MultiExpert": "longtail.models.multi_expert",
+    "RoutedOutput": "longtail.models.router",
+    "Run": "longtail.runs.run",
+    "add_router": "longtail.api",
+    "change_classifier": "longtail.api",
+    "create_model": "longtail.models.multi_expert",
+    "evaluate": "longtail.api",
+    "load_model": "longtail.runs.model_file",
+    "predict": "longtail.inference",
+    "recipe": "longtail.config.recipes",
+    "resume": "longtail.api",
+    "train": "longtail.api",
 }
 
 __all__ = [

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from longtail.errors import InputError
-from longtail.processors import num_processors
+from longtail.runtime.process import num_processors
+from longtail.utils.errors import InputError
 
 EXIT_INPUT = 2
 EXIT_STOPPED = 75
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return EXIT_INPUT
     except KeyboardInterrupt as error:
-        from longtail.signals import Stopped
+        from longtail.runtime.process import Stopped
 
         print(f"longtail: {'stopped' if isinstance(error, Stopped) else 'interrupted'}", file=sys.stderr)
         return EXIT_STOPPED if isinstance(error, Stopped) else EXIT_INTERRUPTED
@@ -90,7 +90,7 @@ def _is_about_memory(error: Exception) -> bool:
 
 def train(known: argparse.Namespace, settings: list[str]) -> None:
     """`longtail train`."""
-    from longtail.settings import DEFAULT_RECIPE, resolve, settings_parser, to_yaml
+    from longtail.config.recipes import DEFAULT_RECIPE, resolve, settings_parser, to_yaml
 
     if known.help:
         _print_train_help(known.parser, settings_parser(usage=argparse.SUPPRESS, add_help=False))
@@ -121,7 +121,7 @@ def experiment(known: argparse.Namespace, settings: list[str]) -> None:
 
     from rich.console import Console
 
-    from longtail.experiments.conduct import conduct
+    from longtail.experiments.runner import conduct
 
     conduct(
         known.file,
@@ -141,8 +141,8 @@ def classifier(known: argparse.Namespace, settings: list[str]) -> None:
     from rich.console import Console
 
     from longtail import pipeline
-    from longtail.run import Run
-    from longtail.settings import resolve
+    from longtail.config.recipes import resolve
+    from longtail.runs.run import Run
 
     _only(settings, ("classifier", "data", "evaluation", "device"), "the classifiers of a run")
     run = Run.open(known.folder)
@@ -154,8 +154,8 @@ def router(known: argparse.Namespace, settings: list[str]) -> None:
     from rich.console import Console
 
     from longtail import pipeline
-    from longtail.run import Run
-    from longtail.settings import resolve
+    from longtail.config.recipes import resolve
+    from longtail.runs.run import Run
 
     _only(settings, ("router", "data", "evaluation", "device"), "the router's training")
     run = Run.open(known.folder)
@@ -173,8 +173,8 @@ def evaluate(known: argparse.Namespace, settings: list[str]) -> None:
     from rich.console import Console
 
     from longtail import pipeline
-    from longtail.run import Run
-    from longtail.settings import resolve
+    from longtail.config.recipes import resolve
+    from longtail.runs.run import Run
 
     _only(settings, ("data", "evaluation", "device"), "a test")
     run = Run.open(known.folder)
@@ -191,7 +191,7 @@ def predict(known: argparse.Namespace, settings: list[str]) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from longtail.prediction import Classifier, find_pictures
+    from longtail.inference import Classifier, find_pictures
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold anything
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
@@ -217,8 +217,8 @@ def predict(known: argparse.Namespace, settings: list[str]) -> None:
 
 def convert(known: argparse.Namespace, settings: list[str]) -> None:
     """`longtail convert`."""
-    from longtail.convert import convert as convert_file
-    from longtail.wording import counted
+    from longtail.interop.original.convert import convert as convert_file
+    from longtail.utils.format import counted
 
     run = convert_file(known.file, known.output)
     model, card = run.load_model()
@@ -238,11 +238,11 @@ def flops(known: argparse.Namespace, settings: list[str]) -> None:
 
     from rich.console import Console
 
-    from longtail import build
-    from longtail.flops_table import Subject, cost_table
-    from longtail.model_file import load_model_file
-    from longtail.run import Run
-    from longtail.settings import recipe_names, resolve
+    from longtail.config.recipes import recipe_names, resolve
+    from longtail.models import build as model_build
+    from longtail.reports.cost_table import Subject, cost_table
+    from longtail.runs.model_file import load_model_file
+    from longtail.runs.run import Run
 
     shares = None if known.experts_used is None else _numbers("--experts_used", known.experts_used)
     path = Path(known.model)
@@ -254,7 +254,7 @@ def flops(known: argparse.Namespace, settings: list[str]) -> None:
         subject = Subject(model, card.architecture, card.image_size)
     else:
         config = resolve(known.model, {}, settings)
-        subject = Subject.planned(build.planned_architecture(config, known.num_classes))
+        subject = Subject.planned(model_build.planned_architecture(config, known.num_classes))
     Console().print(cost_table(subject, shares))
 
 
@@ -284,7 +284,7 @@ def recipes(known: argparse.Namespace, settings: list[str]) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    from longtail.settings import DEFAULT_RECIPE, about, recipe_names
+    from longtail.config.recipes import DEFAULT_RECIPE, about, recipe_names
 
     console = Console(highlight=False)
     for name in recipe_names():

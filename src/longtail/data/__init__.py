@@ -1,1 +1,1 @@
-"""Long-tailed data: sources, splits, augmentation, loading."""
+"""From files to batches: data sources, the long tail, augmentation, loaders."""

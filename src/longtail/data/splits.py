@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from longtail.data.longtail import Profile, choose_subset, hold_out, imbalanced_counts
-from longtail.errors import InputError
+from longtail.data.imbalance import Profile, choose_subset, hold_out, imbalanced_counts
+from longtail.utils.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from longtail.errors import InputError
+from longtail.utils.errors import InputError
 
 Transform = Callable[[Image.Image], Tensor]
 Interpolation = Literal["bilinear", "bicubic"]

@@ -1,1 +1,1 @@
-"""Experiments: several recipes with several seeds, and one table of what they reach."""
+"""Several recipes with several seeds, and one table of their results."""

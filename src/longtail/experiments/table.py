@@ -8,13 +8,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from longtail.experiments.definition import Planned, Published
-from longtail.flops import cost
-from longtail.run import Run
-from longtail.settings import Settings, flat
-from longtail.tensor_file import write_atomically
-from longtail.tradeoff import macs
-from longtail.wording import counted, duration, markdown_table, percent
+from longtail.config.recipes import Settings, flat
+from longtail.evaluation.flops import cost
+from longtail.evaluation.routing import macs
+from longtail.experiments.spec import Planned, Published
+from longtail.runs.run import Run
+from longtail.utils.files import write_atomically
+from longtail.utils.format import counted, duration, markdown_table, percent
 
 ACCURACIES = ("overall", "balanced", "many", "medium", "few")
 COLUMNS = ("row", *ACCURACIES, "ECE", "MACs", "routed", "MACs", "time", "published")

@@ -12,7 +12,7 @@ from longtail.losses.class_counts import (
 )
 from longtail.losses.criteria import Criterion, CrossEntropyLoss, FocalLoss, LDAMLoss, LogitAdjustedLoss, RIDELoss
 from longtail.losses.distillation import DistilledLoss, distillation
-from longtail.losses.experts import adjust_logits, cross_entropy, divergence, focal, focused, ldam, subtract_margins
+from longtail.losses.functional import adjust_logits, cross_entropy, divergence, focal, focused, ldam, subtract_margins
 from longtail.losses.router import router_loss, router_targets
 
 __all__ = [

@@ -13,7 +13,7 @@ from longtail.losses.class_counts import (
     ldam_margins,
     log_prior,
 )
-from longtail.losses.experts import adjust_logits, cross_entropy, divergence, focal, ldam
+from longtail.losses.functional import adjust_logits, cross_entropy, divergence, focal, ldam
 
 
 class Criterion(Protocol):

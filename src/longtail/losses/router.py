@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from longtail.ensembles import Average, partial_ensembles
+from longtail.utils.ensembles import Average, partial_ensembles
 
 
 def router_targets(expert_logits: Tensor, labels: Tensor, average: Average = "logits") -> Tensor:

@@ -13,9 +13,9 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from longtail.errors import InputError, did_you_mean
-from longtail.models import cifar
+from longtail.models import resnet_cifar
 from longtail.models.swin import narrow_swin
+from longtail.utils.errors import InputError, did_you_mean
 
 Width = Literal["narrow", "full"] | Sequence[int]
 Build = Callable[[], nn.Module]
@@ -35,7 +35,7 @@ _WIDTH_KEYWORDS = ("channels", "dims", "embed_dims")
 
 def backbone_names() -> list[str]:
     """The names that `create_model` takes: all of these can be built, nearly all can be cut."""
-    return [*cifar.BLOCKS_PER_STAGE, *_RESNETS, *timm.list_models()]
+    return [*resnet_cifar.BLOCKS_PER_STAGE, *_RESNETS, *timm.list_models()]
 
 
 class InputFormat(NamedTuple):
@@ -105,16 +105,16 @@ def backbone(
 
 
 def _builder(name: str, width: Width, options: Mapping[str, Any]) -> Build:
-    if name in cifar.BLOCKS_PER_STAGE:
+    if name in resnet_cifar.BLOCKS_PER_STAGE:
         if options:
             raise InputError(f"{name} does not take {', '.join(options)}; networks of timm do")
-        widths = _widths(name, cifar.WIDTHS, width)
-        return partial(cifar.CifarResNet, cifar.BLOCKS_PER_STAGE[name], widths)
+        widths = _widths(name, resnet_cifar.WIDTHS, width)
+        return partial(resnet_cifar.CifarResNet, resnet_cifar.BLOCKS_PER_STAGE[name], widths)
     if name in _RESNETS:
         channels = _widths(name, (64, 128, 256, 512), width)
         return partial(ResNet, **_RESNETS[name], channels=channels, num_classes=0, zero_init_last=False, **options)
     if not timm.is_model(name):
-        known = f"{', '.join(cifar.BLOCKS_PER_STAGE)} for small images, {', '.join(_RESNETS)} and the networks of timm"
+        known = f"{', '.join(resnet_cifar.BLOCKS_PER_STAGE)} for small images, {', '.join(_RESNETS)} and the networks of timm"
         raise InputError(f"unknown backbone '{name}'{did_you_mean(name, backbone_names())}; there are {known}")
     build = partial(timm.create_model, name, num_classes=0, **options)
     try:

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import Module
 
-from longtail.models.experts import MultiExpert
+from longtail.models.multi_expert import MultiExpert
 
 
 def compiled(model: MultiExpert) -> MultiExpert:

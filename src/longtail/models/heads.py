@@ -9,8 +9,8 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from longtail.models.cifar import CifarResNet
-from longtail.models.full_precision import full_precision
+from longtail.models.resnet_cifar import CifarResNet
+from longtail.runtime.precision import full_precision
 
 
 def classify(head: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:

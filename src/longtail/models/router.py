@@ -1,13 +1,18 @@
 """The expert-assignment head: after each expert, whether an image needs one more."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longtail.ensembles import partial_ensembles
-from longtail.errors import InputError
-from longtail.models.full_precision import full_precision
-from longtail.models.routing import THRESHOLD
+from longtail.runtime.precision import full_precision
+from longtail.utils.ensembles import partial_ensembles
+from longtail.utils.errors import InputError
+
+THRESHOLD = 0.5
+"""The original's"""
 
 TOP_CHOICES, HIDDEN = 30, 16
 """The original's for CIFAR; for a thousand classes and more it looks at 50 choices."""
@@ -80,3 +85,43 @@ class Router(nn.Module):
         means = partial_ensembles(logits)
         steps = range(len(self.hidden))
         return torch.stack([self.step(i, features[:, i], means[:, i]) for i in steps], dim=1)
+
+
+class RoutedOutput(NamedTuple):
+    """What the experts that were asked say about a batch of B images: E experts, C classes."""
+
+    logits: Tensor
+    """(B, C), of the ensemble of the experts asked"""
+
+    experts_used: Tensor
+    """(B,), int64, from 1 to E"""
+
+
+def experts_used(router_logits: Tensor, threshold: float | Sequence[float] = THRESHOLD) -> Tensor:
+    """How many experts each image is shown to: (B, E - 1) -> (B,), int64, from 1 to E.
+
+    Raises:
+        InputError: the number of thresholds is wrong.
+    """
+    limits = thresholds(threshold, router_logits.shape[1])
+    going = [goes_on(router_logits[:, i], limit) for i, limit in enumerate(limits)]
+    # Whoever stops once does not go on later, whatever the router says then.
+    return 1 + torch.stack(going, dim=1).long().cumprod(dim=1).sum(dim=1)
+
+
+def goes_on(router_logits: Tensor, threshold: float) -> Tensor:
+    """Which images are to see the next expert: (B,) -> bool (B,)."""
+    return router_logits.sigmoid() > threshold
+
+
+def thresholds(given: float | Sequence[float], num_steps: int) -> list[float]:
+    """One threshold for each step.
+
+    Raises:
+        InputError: there are several, but not as many as steps.
+    """
+    if not isinstance(given, Sequence):
+        return [given] * num_steps
+    if len(given) != num_steps:
+        raise InputError(f"{len(given)} thresholds {list(given)}: one for all steps, or one for each of {num_steps}")
+    return list(given)

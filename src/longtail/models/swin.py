@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, SwinTransformerStage
 from torch import nn
 
-from longtail.errors import InputError
+from longtail.utils.errors import InputError
 
 
 def narrow_swin(network: SwinTransformer, widths: Sequence[int]) -> SwinTransformer:

@@ -1,0 +1,1 @@
+"""Evaluation where test classes are not as common as training classes."""

@@ -1,0 +1,170 @@
+"""What network an original checkpoint holds, read off its names and shapes, and that network with its weights."""
+
+import re
+from collections.abc import Mapping, Sequence
+from math import isqrt
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from longtail.interop.original.names import convert_state_dict, listed
+from longtail.models import resnet_cifar
+from longtail.models.initialisation import Uninitialised
+from longtail.models.multi_expert import MultiExpert, create_model
+from longtail.utils.errors import InputError
+
+SCALE = 30.0
+"""What every recipe of the original multiplies cosines by: RIDE in the model, RIDE-Swin in the loss."""
+
+# (bottleneck, width of a group, blocks of each stage) -> name. Networks without groups have the width 64.
+RESNETS: dict[tuple[bool, int, tuple[int, ...]], str] = {
+    (False, 64, (1, 1, 1, 1)): "resnet10",
+    (False, 64, (2, 2, 2, 2)): "resnet18",
+    (False, 64, (3, 4, 6, 3)): "resnet34",
+    (True, 64, (3, 4, 6, 3)): "resnet50",
+    (True, 64, (3, 4, 23, 3)): "resnet101",
+    (True, 64, (3, 8, 36, 3)): "resnet152",
+    (True, 4, (3, 4, 6, 3)): "resnext50_32x4d",
+    (True, 4, (3, 4, 23, 3)): "resnext101_32x4d",
+    (True, 4, (3, 8, 36, 3)): "resnext152_32x4d",
+}
+
+# (channels of the first stage, blocks of each stage) -> size
+SWINS: dict[tuple[int, tuple[int, ...]], str] = {
+    (96, (2, 2, 6, 2)): "tiny",
+    (96, (2, 2, 18, 2)): "small",
+    (128, (2, 2, 18, 2)): "base",
+    (192, (2, 2, 18, 2)): "large",
+}
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+class OfficialModel(NamedTuple):
+    """An original checkpoint as ours."""
+
+    model: MultiExpert
+    architecture: dict[str, Any]
+    """Arguments of `create_model`"""
+
+
+def load_official(official: Mapping[str, Tensor]) -> OfficialModel:
+    """Our network with the weights of an original checkpoint.
+
+    Raises:
+        InputError: names or shapes do not fit any network of the original; all of these are named.
+    """
+    architecture = infer_architecture(official)
+    weights = convert_state_dict(official)
+    with Uninitialised():
+        model = create_model(**architecture)
+    if problems := _differences(_shapes(model.state_dict()), _shapes(weights)):
+        experts = architecture["num_experts"]
+        raise InputError(f"does not fit {architecture['name']} with {experts} expert(s): {listed(problems)}")
+    model.load_state_dict(weights, strict=True)
+    return OfficialModel(model, architecture)
+
+
+def infer_architecture(official: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments of `create_model` for the network of an original checkpoint.
+
+    Args:
+        official: its tensors under their own names; only names and shapes matter.
+
+    Raises:
+        InputError: the original has no such network.
+    """
+    shapes = _shapes(convert_state_dict(official))
+    # The whole network of the first expert, under timm's names.
+    first = {re.sub(r"^(trunk|branches\.0|neck)\.", "", name): shape for name, shape in shapes.items()}
+    try:
+        name, full, widths = _swin(first) if "patch_embed.proj.weight" in first else _resnet(first)
+        num_classes, _ = shapes["heads.0.weight"]
+    except (KeyError, IndexError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"not a whole RIDE checkpoint: {error} is missing or of a strange shape") from error
+    own = {match[1] for key in shapes if (match := re.match(r"branches\.0\.(layer\d|layers\.\d\.blocks)\.", key))}
+    architecture = {
+        "name": name,
+        "num_classes": num_classes,
+        "num_experts": sum(re.fullmatch(r"heads\.\d+\.weight", key) is not None for key in shapes),
+        "width": _width(full, widths),
+        "head": "linear" if "heads.0.bias" in shapes else "cosine",
+        "scale": SCALE,
+        "expert_stages": len(own),
+    }
+    router = _router(shapes)
+    return architecture if router is None else architecture | {"router": router}
+
+
+def _router(shapes: Shapes) -> dict[str, Any] | None:
+    """The options of the checkpoint's router, or None where it has none."""
+    step, output = shapes.get("router.hidden.0.weight"), shapes.get("router.output.0.weight")
+    if step is None or output is None:
+        return None
+    hidden = step[0]
+    # It sees the largest logits and the hidden numbers. Of two experts, one layer is as good as shared.
+    return {"top_choices": output[1] - hidden, "hidden": hidden, "shared": "router.output.1.weight" not in shapes}
+
+
+def _resnet(shapes: Shapes) -> tuple[str, Sequence[int], list[int]]:
+    """Name, the full widths of the last two stages, and those that the checkpoint has."""
+    depths = _depths(shapes, r"layer(\d)\.(\d+)\.conv1\.weight")
+    if len(depths) == 3:
+        names = {(blocks,) * 3: name for name, blocks in resnet_cifar.BLOCKS_PER_STAGE.items()}
+        if depths not in names:
+            raise _unknown(f"{depths} blocks in its stages")
+        return names[depths], resnet_cifar.WIDTHS[-2:], [shapes[f"layer{stage}.0.conv1.weight"][0] for stage in (2, 3)]
+    bottleneck = "layer1.0.conv3.weight" in shapes
+    key = (bottleneck, shapes["layer1.0.conv2.weight"][1] if depths else 0, depths)
+    if key not in RESNETS:
+        raise _unknown(f"{depths} blocks in its stages and groups of {key[1]} channels")
+    # A bottleneck is named by its planes; its output has four times as many.
+    last, expansion = ("conv3", 4) if bottleneck else ("conv2", 1)
+    return RESNETS[key], (256, 512), [shapes[f"layer{stage}.0.{last}.weight"][0] // expansion for stage in (3, 4)]
+
+
+def _swin(shapes: Shapes) -> tuple[str, Sequence[int], list[int]]:
+    depths = _depths(shapes, r"layers\.(\d)\.blocks\.(\d+)\.norm1\.weight")
+    channels = shapes["patch_embed.proj.weight"][0]
+    if (channels, depths) not in SWINS:
+        raise _unknown(f"{depths} blocks in its stages and {channels} channels")
+    # The table has an entry for each of (2 window - 1)^2 distances.
+    window = (isqrt(shapes["layers.0.blocks.0.attn.relative_position_bias_table"][0]) + 1) // 2
+    name = f"swin_{SWINS[channels, depths]}_patch4_window{window}_{32 * window}"
+    return name, (4 * channels, 8 * channels), [shapes[f"layers.{stage}.blocks.0.norm1.weight"][0] for stage in (2, 3)]
+
+
+def _depths(shapes: Shapes, pattern: str) -> tuple[int, ...]:
+    """Blocks of each stage."""
+    stages = [match[1] for name in shapes if (match := re.fullmatch(pattern, name))]
+    return tuple(stages.count(stage) for stage in sorted(set(stages)))
+
+
+def _width(full: Sequence[int], widths: list[int]) -> Literal["narrow", "full"] | list[int]:
+    if widths == list(full):
+        return "full"
+    return "narrow" if widths == [channels * 3 // 4 for channels in full] else widths
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _differences(needed: Shapes, given: Shapes) -> list[str]:
+    missing = [f"{name} is missing" for name in needed if name not in given]
+    unknown = [f"{name} is not part of it" for name in given if name not in needed]
+    others = [
+        f"{name} is {given[name]} and not {shape}"
+        for name, shape in needed.items()
+        if name in given and given[name] != shape
+    ]
+    return missing + unknown + others
+
+
+def _unknown(found: str) -> InputError:
+    return InputError(
+        f"no network of the original repositories has {found}; known are {', '.join(RESNETS.values())}, "
+        f"swin {', '.join(SWINS.values())} and {', '.join(resnet_cifar.BLOCKS_PER_STAGE)}"
+    )

@@ -1,0 +1,108 @@
+"""The machine: which device to use, in what precision, with which other processes, and what to record of it."""
+
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Literal
+
+import torch
+
+from longtail.runtime.distributed import ALONE, Group
+from longtail.utils.errors import InputError
+
+Precision = Literal["float32", "bf16", "fp16"]
+
+_TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How training is computed. Every combination takes the same way through the code."""
+
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  # immutable
+    precision: Precision = "float32"
+    """Of matrix products and convolutions in training; weights, losses and their gradients' sums stay float32."""
+
+    group: Group = ALONE
+
+    @contextmanager
+    def tf32(self, allowed: bool) -> Iterator[None]:
+        """Within it, float32 products on an NVIDIA GPU may keep 10 bits of each factor, or not."""
+        if self.device.type != "cuda":
+            yield
+            return
+        backends: Any = torch.backends  # not all of it is typed
+        newer = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul]
+        before = [setting.fp32_precision for setting in newer]
+        try:
+            older = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
+        except RuntimeError:  # whoever has called us uses torch's newer settings, and then the older ones are errors
+            older = None
+            for setting in newer[:3]:
+                setting.fp32_precision = "tf32" if allowed else "ieee"
+        else:  # which compilation reads
+            torch.set_float32_matmul_precision("high" if allowed else "highest")
+            backends.cudnn.allow_tf32 = allowed
+        try:
+            yield
+        finally:
+            if older is not None:
+                torch.set_float32_matmul_precision(older[0])
+                backends.cudnn.allow_tf32 = older[1]
+            for setting, value in zip(newer, before, strict=True):  # also "none", which the older ones cannot say
+                setting.fp32_precision = value
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Within it, what gains by lower precision is computed in it."""
+        enabled = self.precision != "float32"
+        return torch.autocast(self.device.type, _TYPES[self.precision] if enabled else None, enabled=enabled)
+
+    def scaler(self) -> torch.amp.GradScaler:  # type: ignore[name-defined]
+        """Keeps the small gradients of fp16 from vanishing; does nothing in other precisions."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")  # type: ignore[attr-defined]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called ``name``; "auto" is the GPU if there is one. With several processes each takes its own.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device is '{name}', which is not here; 'auto' and 'cpu' always work") from error
+    return device
+
+
+def environment(device: torch.device, num_processes: int) -> dict[str, Any]:
+    """Versions and hardware, JSON-ready."""
+    packages = ("longtail", "torchvision", "numpy", "scikit-learn", "pillow", "safetensors")
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "processes": num_processes,
+        "threads": torch.get_num_threads(),
+        "packages": {name: version(name) for name in packages} | {"torch": torch.__version__},
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
+            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

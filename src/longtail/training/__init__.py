@@ -1,0 +1,1 @@
+"""One training loop, and the tasks that it trains: experts, classifiers, router."""

@@ -1,0 +1,80 @@
+"""Measured speed: what is run, how often, and what is left behind."""
+
+import json
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from longtail.evaluation.throughput import images_per_second
+from longtail.models.multi_expert import MultiExpert, create_model
+from longtail.models.router import Router
+
+
+class Slow(nn.Module):
+    """A branch that takes some milliseconds, and knows how many images it saw and in which mode."""
+
+    def __init__(self, seconds=0.002):
+        super().__init__()
+        self.seconds, self.seen = seconds, []
+
+    def forward(self, images):
+        assert torch.is_inference_mode_enabled()
+        assert not self.training
+        self.seen.append(len(images))
+        time.sleep(self.seconds)
+        return images.flatten(1)
+
+
+def slow_model(num_experts=3, router=True):
+    heads = [nn.Linear(6, 4) for _ in range(num_experts)]
+    own = Router(num_experts, 6, 4) if router else None
+    return MultiExpert(nn.Identity(), [Slow() for _ in heads], heads, router=own)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_each_expert_takes_its_time(training):
+    model = slow_model().train(training)
+    images = torch.randn(22, 3, 1, 2)
+    speed = images_per_second(model, images, 8, seconds=0.2, threshold=1.0)
+    first, second, third = speed.prefixes
+    assert first > 1.4 * second > 1.4 * third
+    assert first < 8 / 0.002
+    assert speed.routed > 1.4 * second  # with this threshold only the first expert runs
+    assert set(model.branches[0].seen) == {8, 6}  # a last batch that is smaller
+    assert model.training == model.branches[0].training == training
+    assert speed.batch_size == 8
+    assert speed.rounds > 2
+
+
+def test_it_ends_in_time():
+    model = slow_model()
+    images_per_second(model, torch.randn(1000, 3, 1, 2), 10, seconds=0.1)
+    # Every call takes 2 ms at least, however slow the machine: in 4 times 0.1 s there cannot be more than 200, a
+    # warm-up and a last turn. All batches once would be 400.
+    assert len(model.branches[0].seen) < 300
+
+
+def test_one_batch_at_least_and_no_router():
+    model = slow_model(num_experts=2, router=False)
+    speed = images_per_second(model, torch.randn(3, 3, 1, 2), 8, seconds=0)
+    assert speed.rounds == 1
+    assert speed.routed is None
+    assert len(speed.prefixes) == 2
+    assert json.loads(json.dumps(speed.as_dict())) == speed.as_dict()
+    assert set(model.branches[0].seen) == {3}
+
+
+def test_a_real_network():
+    model = create_model("resnet20", 10, 2, router={})
+    speed = images_per_second(model, torch.randn(5, 3, 32, 32), 4, seconds=0.05)
+    assert all(rate > 0 for rate in (*speed.prefixes, speed.routed))
+
+
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="no accelerator")
+def test_on_an_accelerator():
+    device = torch.accelerator.current_accelerator()
+    model = create_model("resnet20", 10, 3, router={}).to(device)
+    speed = images_per_second(model, torch.randn(512, 3, 32, 32, device=device), 128, seconds=0.2)
+    assert speed.prefixes[0] > speed.prefixes[-1]

@@ -1,0 +1,209 @@
+"""Our counts beside those of the original code, with every difference between the two put in numbers.
+
+The original RIDE counts with thop, which adds batch norms and pooling; RIDE-Swin with formulas of its own, which add
+layer norms. Both leave something out or count it twice as well. `Comparison.terms` derives all of it from the shapes.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from helpers import golden
+from helpers.golden.networks import SWIN_SIZES, architecture
+from torch import nn
+
+from longtail.evaluation.flops import Cost, cost
+from longtail.models.initialisation import Uninitialised
+from longtail.models.multi_expert import MultiExpert, create_model
+
+THOP = {"0.1.1": ("flops/ride_gflops.json", 4), "0.0.31": ("flops/ride_gflops_thop_0.0.31.json", 2)}
+"""Release -> its counts, and what it counts for each number that leaves a batch norm."""
+
+NETWORKS = ("ResNet32", "ResNet10", "ResNet50", "ResNeXt50", "ResNet101", "ResNet152", "ResNeXt152")
+"""What `ride` takes, smallest first."""
+
+CLASSES = {0: 1000, 1: 8142, 2: 100}
+"""By the number that the original's counter calls a data set: ImageNet-LT, iNaturalist 2018, CIFAR-100-LT."""
+
+TOP_CHOICES, HIDDEN = 5, 16
+"""The router as the counter builds it. In training it has 30 or 50 choices."""
+
+
+class Comparison(NamedTuple):
+    """One network, counted twice; in multiply-accumulates."""
+
+    name: str
+    ours: float
+    theirs: float
+    terms: dict[str, float]
+    """What they add to our count"""
+
+    @property
+    def unexplained(self) -> float:
+        """Theirs, less ours, less the terms."""
+        return self.theirs - self.ours - sum(self.terms.values())
+
+
+class Measured(NamedTuple):
+    """A network's cost and, as nobody else counts them, the numbers that leave its norms."""
+
+    cost: Cost
+    trunk_norms: int
+    branch_norms: list[int]
+    """each with its use of the neck"""
+    num_features: int
+
+
+def ride(release: str, network: str) -> Iterator[Comparison]:
+    """The networks of one depth, such as ``ResNet32``, routed ones included, by thop of one release."""
+    file, per_norm = THOP[release]
+    found = golden.table(file)
+    entries = [
+        entry for entry in found["results"] if "macs" in entry and re.match(rf"{network}(EA)?Model$", entry["model"])
+    ]
+    for entry in {_name(entry): entry for entry in entries}.values():
+        yield _ride(_name(entry), _arguments(entry), entry["macs"], per_norm, entry["options"].get("ea_percentage"))
+    for entry in (entry for entry in found["ea_direct"] if re.match(rf"{network}(EA)?Model$", entry["model"])):
+        arguments = {key: entry[key] for key in ("num_classes", "use_norm")}
+        arguments |= {"num_experts": entry["experts"], "reduce_dimension": entry["reduce_dim"]}
+        last = ",".join(["0"] * (entry["experts"] - 1) + ["100"])
+        name = f"{entry['model']} {entry['num_classes']} {entry['experts']} experts, all asked"
+        yield _ride(name, {"class": entry["model"], "args": arguments}, entry["macs"], per_norm, last)
+
+
+def swin(size: str) -> Iterator[Comparison]:
+    """RIDE-Swin's networks of a size, by its own formulas."""
+    found = golden.table("flops/swin_flops.json")["flops"]
+    for name, theirs in ((name, theirs) for name, theirs in found.items() if size in name):
+        _, size, experts, variant = name.split("_", 3)
+        num_experts, num_classes = int(experts[1:]), 1000
+        narrow = num_experts > 1 and variant != "origdim"
+        width: Any = "narrow" if narrow else "full"
+        if variant == "branch3":  # the experts' one stage is narrow, the one before is not
+            width = (384, 576)
+        ours = _measure(
+            SWIN_SIZES[size], num_classes, num_experts, width=width, expert_stages=1 if variant == "branch3" else 2
+        )
+        channels, positions = ours.num_features, 7 * 7
+        # The first narrow down-sampling: 4C -> 3C/2 at half the resolution, counted as 4C -> 2C. The same number in
+        # either stage, as channels double and positions are quartered.
+        patches, entering = 14 * 14, 192
+        yield Comparison(
+            name,
+            ours.cost.total,
+            theirs,
+            {
+                "layer norm": ours.trunk_norms + sum(ours.branch_norms),
+                "final norm, once and as of 4 times the positions": channels * positions * (4 - num_experts),
+                "down-sampling, as if not narrow": narrow * patches * 4 * entering * entering // 2,
+                "heads, only one counted": -(num_experts - 1) * channels * num_classes,
+            },
+        )
+
+
+def _ride(name: str, keys: dict[str, Any], theirs: float, per_norm: int, percents: str | None) -> Comparison:
+    """One network; with ``percents``, routed such that those shares of the images use 1, 2, ... experts."""
+    arguments = architecture(keys | {"args": {"top_choices_num": TOP_CHOICES} | keys["args"]})
+    arguments.pop("router", None)  # the counter's own is added below
+    num_experts, num_classes = arguments["num_experts"], arguments["num_classes"]
+    cosine = arguments["head"] == "cosine"
+    ours = _measure(**arguments, routed=percents is not None)
+    channels = ours.num_features
+    if percents is None:
+        shares = [0.0] * (num_experts - 1) + [1.0]
+        count: float = ours.cost.total
+    else:
+        shares = [float(percent) / 100 for percent in percents.split(",")]
+        count = ours.cost.expected(shares)
+    # Of cosine heads the counter knows those of single experts and of routed ResNets, for which it adds one number per
+    # feature; it passes over the others.
+    known = num_experts == 1 or (percents is not None and "ResNeXt" not in name)
+    head = channels if known else -channels * num_classes
+    terms = {
+        "batch norm": per_norm * (ours.trunk_norms + _mean(shares, ours.branch_norms)),
+        "pooling": 0 if num_classes == 100 else _mean(shares, [channels] * num_experts),  # CIFAR's is not a module
+        "cosine heads": _mean(shares, [head] * num_experts) if cosine else 0,
+    }
+    if percents is not None:  # the step that tells an image to stop; after the last expert there is none
+        stops = zip(shares, ours.cost.router, strict=False)
+        terms["router's last step, not counted"] = -sum(share * step for share, step in stops)
+    return Comparison(name, count, theirs, terms)
+
+
+def _mean(shares: list[float], each: list[int]) -> float:
+    """Sum over the experts used, in the mean."""
+    return sum(share * sum(each[:used]) for used, share in enumerate(shares, start=1))
+
+
+def _name(entry: dict[str, Any]) -> str:
+    options = dict(entry["options"])
+    experts = options.pop("num_experts")
+    classes = CLASSES[entry["dataset"]]
+    return " ".join([entry["model"], str(classes), experts, *(f"{key}={value}" for key, value in options.items())])
+
+
+def _arguments(entry: dict[str, Any]) -> dict[str, Any]:
+    """As `golden.networks.architecture` takes them."""
+    options = entry["options"]
+    arguments: dict[str, Any] = {
+        "num_classes": CLASSES[entry["dataset"]],
+        "num_experts": int(options["num_experts"]),
+        "use_norm": options["use_norm"] == "True",
+        "reduce_dimension": options.get("reduce_dim") == "True",
+    }
+    if "layer2_dim" in options:
+        arguments |= {f"layer{stage}_output_dim": int(options[f"layer{stage}_dim"]) for stage in (2, 3)}
+    return {"class": entry["model"], "args": arguments}
+
+
+def _measure(
+    name: str, num_classes: int, num_experts: int, width: Any, routed: bool = False, **options: Any
+) -> Measured:
+    width = width if isinstance(width, str) else tuple(width)
+    return _measure_once(name, num_classes, num_experts, width, routed, tuple(options.items()))
+
+
+@cache
+def _measure_once(
+    name: str, num_classes: int, num_experts: int, width: Any, routed: bool, options: tuple[Any, ...]
+) -> Measured:
+    size = 32 if num_classes == 100 else 224
+    with torch.device("meta"), Uninitialised():
+        model = create_model(name, num_classes, num_experts, width=width, **dict(options)).eval()
+        channels = model(torch.empty(1, 3, size, size)).features.shape[-1]
+        if routed:
+            model.router = router(num_experts, channels, TOP_CHOICES + HIDDEN)
+        trunk, branches = _norms(model, torch.empty(1, 3, size, size))
+    return Measured(cost(model, size), trunk, branches, channels)
+
+
+def router(
+    num_experts: int, num_features: int, num_inputs: int, hidden: int = HIDDEN, shared: bool = True
+) -> nn.Module:
+    """The linear layers of a router, which is all that its cost depends on."""
+    found = nn.Module()
+    steps = range(num_experts - 1)
+    found.hidden = nn.ModuleList(nn.Linear(num_features, hidden) for _ in steps)
+    found.output = nn.ModuleList(nn.Linear(num_inputs, 1) for _ in (steps[:1] if shared else steps))
+    return found
+
+
+def _norms(model: MultiExpert, image: torch.Tensor) -> tuple[int, list[int]]:
+    """Numbers that leave the trunk's norms, and those of each branch and the neck after it."""
+    sizes: dict[str, int] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+            part = re.sub(r"^(branches\.\d+|\w+)\..*", r"\1", name)
+
+            def add(module: nn.Module, inputs: Any, output: torch.Tensor, part: str = part) -> None:
+                sizes[part] = sizes.get(part, 0) + output.numel()
+
+            hooks.append(module.register_forward_hook(add))
+    model(image)
+    for hook in hooks:
+        hook.remove()
+    neck = sizes.get("neck", 0) // model.num_experts
+    return sizes["trunk"], [sizes[f"branches.{e}"] + neck for e in range(model.num_experts)]

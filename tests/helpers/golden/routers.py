@@ -1,0 +1,51 @@
+"""What our routed networks yield for the golden weights and images."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from helpers.golden.networks import Case, our_names
+
+from longtail.losses import router_loss, router_targets
+
+TAGS = ("trainhook", "trainhook_targets_b", "trainnohook", "trainnohook_targets_b")
+"""How the original's batch norms were when it trained a router ("hook": as in evaluation), and for which labels."""
+
+
+class Routed(NamedTuple):
+    """What a network with a router yields, under the names of the golden arrays."""
+
+    values: dict[str, np.ndarray]
+
+    gradient_norms: dict[str, np.ndarray]
+    """Of each of `TAGS`: (P,), in the original's order of parameters; -1 where there is none"""
+
+
+def measure_routed(case: Case) -> Routed:
+    """Routes the case's images, and takes the router's loss for each of `TAGS`; trunk and experts are frozen."""
+    model = case.model().eval()
+    images, names = case.images, our_names(case.keys["params"])
+    with torch.no_grad():
+        out, routed, forced = model(images), model.route(images), model.route(images, threshold=-1)
+        in_training = model.train()(images)
+    values = {
+        "eval_logits": routed.logits,
+        "eval_num_experts": routed.experts_used[:, None],
+        "forceall_logits": forced.logits,
+        "forceall_num_experts": forced.experts_used[:, None],
+        "forceall_expert_logits": out.logits.transpose(0, 1),
+        "forceall_expert_feats": out.features.transpose(0, 1),
+        "forceall_router_outputs": model.router(*out).T,
+    }
+    norms = {}
+    for tag in TAGS:
+        heard = in_training if tag.startswith("trainnohook") else out
+        labels = torch.from_numpy(case.outputs["targets_b" if tag.endswith("targets_b") else "targets"])
+        model.zero_grad()
+        router_logits = model.router(*heard)
+        loss = router_loss(router_logits, router_targets(heard.logits, labels), case.keys["args"]["pos_weight"])
+        loss.backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        norms[tag] = np.array([-1.0 if (g := gradients[name]) is None else float(g.norm()) for name in names])
+        values |= {f"{tag}_output": heard.ensemble, f"{tag}_router_outputs": router_logits.T, f"loss_{tag}": loss[None]}
+    return Routed({name: value.detach().numpy() for name, value in values.items()}, norms)

@@ -1,0 +1,287 @@
+"""`longtail convert`: from a file of the original repositories to a run that can be used."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import golden
+from helpers.golden.networks import ROUTED_CASES, Case, distance, load
+from PIL import Image
+
+import longtail
+from longtail.cli import main
+from longtail.data.sources.cifar_names import CIFAR_NAMES
+from longtail.data.splits import Dataset, Split
+from longtail.interop.original import convert as convert_module
+from longtail.interop.original.convert import convert
+from longtail.runs.run import Run
+from longtail.utils.errors import InputError
+
+CASE = "cifar_resnet32_e3_rd1_un1"
+SETTINGS = {
+    "name": "theirs",
+    "arch": {"type": "ResNet32Model", "args": {"num_classes": 100}},
+    "data_loader": {"args": {"data_dir": "somewhere", "batch_size": 64, "imb_type": "step", "imb_factor": 0.1}},
+    "optimizer": {"type": "SGD", "args": {"lr": 0.2, "weight_decay": 2e-4, "momentum": 0.8}},
+    "loss": {"type": "RIDELoss", "args": {"additional_diversity_factor": -0.2, "reweight_epoch": 80}},
+    "lr_scheduler": {"args": {"step1": 60, "step2": 80, "gamma": 0.1, "warmup_epoch": 5}},
+    "trainer": {"epochs": 100},
+}
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A checkpoint with the golden weights, without settings."""
+    path = tmp_path / "official.pth"
+    torch.save({"state_dict": load(CASE).official, "epoch": 200, "arch": "ResNet32Model"}, path)
+    return path
+
+
+def change(path, edit):
+    content = torch.load(path)
+    content["state_dict"] = edit(content["state_dict"])
+    torch.save(content, path)
+
+
+@torch.no_grad()
+def error_against(case, model, array):
+    logits = model(case.images).logits.transpose(0, 1).numpy()
+    return distance(logits, case.outputs[array])
+
+
+def test_golden_checkpoint(tmp_path, capsys):
+    original = golden.path("ckpt/imbalance_cifar100_ride3.pth")
+    assert main(["convert", str(original), str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "resnet32, 3 experts, 100 classes, 783,856 parameters, epoch 200" in out
+    assert "router" not in out
+    model = longtail.load_model(tmp_path / "run")
+    assert error_against(load(CASE), model, "eval_expert_logits") < 1e-5
+    run = Run.open(tmp_path / "run")
+    assert run.config.name == "Imbalance_CIFAR100_LT_RIDE"
+    assert (run.config.data.name, run.config.loss.reweight_after) == ("cifar100", 160)
+    assert sum(run.load_model()[1].class_counts) == 10_847
+
+
+@torch.no_grad()
+def test_golden_checkpoint_with_router(tmp_path, capsys):
+    original = golden.path("ckpt/ea/imbalance_cifar100_ride3_ea.pth")
+    assert main(["convert", str(original), str(tmp_path / "run")]) == 0
+    assert "resnet32, 3 experts with a router, 100 classes" in capsys.readouterr().out
+    folder = "models/cifar_resnet32ea_e3"
+    case = Case(golden.table(f"{folder}/keys.json"), golden.arrays(f"{folder}/outputs.npz"), official={})
+    run = Run.open(tmp_path / "run")
+    assert {path.name for path in run.folder.glob("*.safetensors")} == {run.model_path.name}
+    model, card = run.load_model()
+    assert card.architecture["router"] == {"top_choices": 30, "hidden": 16, "shared": True}
+    assert model.num_parameters == case.keys["num_params"]
+    routed = model.route(case.images)
+    assert np.array_equal(routed.experts_used[:, None].numpy(), case.outputs["eval_num_experts"])
+    assert distance(routed.logits.numpy(), case.outputs["eval_logits"]) < 1e-5
+    assert error_against(case, model, "forceall_expert_logits") < 1e-5
+    # The settings beside the file are about five epochs of training the router, and not about the experts.
+    assert run.config.training.epochs == longtail.Config().training.epochs
+
+
+@pytest.mark.parametrize("name", [name for name in ROUTED_CASES if name.startswith("cifar")])
+@torch.no_grad()
+def test_routes_as_the_original(name, tmp_path):
+    case = load(name)
+    torch.save({"state_dict": case.official}, tmp_path / "official.pth")
+    model, _ = convert(tmp_path / "official.pth", tmp_path / "run").load_model()
+    routed = model.route(case.images)
+    assert np.array_equal(routed.experts_used[:, None].numpy(), case.outputs["eval_num_experts"])
+    assert distance(routed.logits.numpy(), case.outputs["eval_logits"]) < 1e-5
+
+
+def test_same_logits_without_any_settings(file, tmp_path):
+    run = convert(file, tmp_path / "run")
+    assert error_against(load(CASE), longtail.load_model(run.folder), "eval_expert_logits") < 1e-5
+    _, card = run.load_model()
+    assert card.class_names == tuple(CIFAR_NAMES["cifar100"].split())
+    assert card.epoch == 200
+    assert card.architecture == {
+        "name": "resnet32", "num_classes": 100, "num_experts": 3, "width": "narrow", "head": "cosine", "scale": 30.0,
+        "expert_stages": 2, "image_size": 32,
+    }  # fmt: skip
+    assert run.config.name == "official"
+    assert run.environment()["converted_from"] == str(file)
+
+
+def test_parallel_prefix(file, tmp_path):
+    plain = convert(file, tmp_path / "plain")
+    change(file, lambda weights: {f"module.{name}": value for name, value in weights.items()})
+    parallel = convert(file, tmp_path / "parallel")
+    assert plain.model_path.read_bytes() == parallel.model_path.read_bytes()
+
+
+def test_settings_beside_the_file(file, tmp_path):
+    file.with_name("config.json").write_text(json.dumps(SETTINGS))
+    config = convert(file, tmp_path / "run").config
+    assert (config.name, config.data.root, config.data.imbalance) == ("theirs", "somewhere", "step")
+    assert (config.data.imbalance_factor, config.loss.diversity_factor, config.loss.reweight_after) == (0.1, -0.2, 80)
+    training = config.training
+    assert (training.epochs, training.batch_size, training.learning_rate, training.decay) == (100, 64, 0.2, 0.1)
+    assert (training.milestones, training.momentum, training.nesterov, training.warmup) == ([60, 80], 0.8, False, 5)
+    counts = Run.open(tmp_path / "run").load_model()[1].class_counts
+    assert counts == (500,) * 50 + (50,) * 50
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("{", "config.json: not a readable JSON file"),
+        ("[]", "config.json: must hold settings"),
+        (json.dumps({"arch": {"args": {"num_classes": 10}}}), "is about 10 classes"),
+        (json.dumps({"trainer": {"epochs": "many"}}), "config.json"),
+        (json.dumps({"optimizer": {"args": {"lr": -1}}}), "training.learning_rate is -1"),
+    ],
+)
+def test_wrong_settings(file, tmp_path, settings, says):
+    file.with_name("config.json").write_text(settings)
+    with pytest.raises(InputError, match=says):
+        convert(file, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_there_is_not_overwritten(file, tmp_path, capsys):
+    convert(file, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert main(["convert", str(file), str(tmp_path / "run")]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_wrong_architecture_is_listed(file, tmp_path, capsys):
+    def edit(weights):
+        renamed = {name.replace("layer3s.1.4.", "layer3s.1.five."): value for name, value in weights.items()}
+        return renamed | {"fc.weight": torch.zeros(3, 3)}
+
+    change(file, edit)
+    assert main(["convert", str(file), str(tmp_path / "run")]) == 2
+    err = capsys.readouterr().err
+    assert len(err.strip().splitlines()) == 1
+    assert "fc.weight" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_network_are_listed(file, tmp_path):
+    change(file, lambda weights: weights | {"backbone.linears.1.weight": torch.zeros(47, 100)})
+    with pytest.raises(InputError, match=r"heads.1.weight is \(100, 47\) and not \(100, 48\)"):
+        convert(file, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def few_images(num_classes, names):
+    labels = np.arange(2 * num_classes) % num_classes
+    pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+    split = Split(labels, pixels)
+    return Dataset(split, None, split, tuple(names))
+
+
+def test_evaluates_where_the_classes_are_known(file, tmp_path, monkeypatch):
+    run = convert(file, tmp_path / "run")
+    monkeypatch.setattr(
+        "longtail.data.build.load_data", lambda config, skipped: few_images(100, CIFAR_NAMES["cifar100"].split())
+    )
+    with pytest.raises(InputError, match="class_counts"):  # two images a class are not CIFAR-100-LT
+        longtail.evaluate(run, device="cpu")
+    card = run.load_model()[1]
+    monkeypatch.setattr("longtail.data.splits.Dataset.class_counts", list(card.class_counts))
+    assert longtail.evaluate(run, device="cpu").num_images == 200
+    assert (run.folder / "report.md").is_file()
+
+
+def test_evaluates_with_the_classes_of_the_data_where_it_knows_none(file, tmp_path):
+    def seven(weights):
+        return {name: value[:, :7] if "linears" in name else value for name, value in weights.items()}
+
+    change(file, seven)
+    run = convert(file, tmp_path / "run")
+    assert run.config.data.name == "folder"
+    assert run.load_model()[1].class_counts == ()
+    names = [f"bird {number}" for number in range(8)]
+    for number, name in enumerate(names):
+        root = tmp_path / ("seven" if number < 7 else "eight") / name
+        root.mkdir(parents=True)
+        for picture in range(3):
+            Image.new("RGB", (40, 40), (30 * number, picture, 0)).save(root / f"{picture}.png")
+    config = longtail.recipe(run.config_path, {"data.root": str(tmp_path / "seven"), "data.workers": 0})
+    longtail.evaluate(run, config=config, device="cpu")
+    results = json.loads((run.folder / "results.json").read_text())
+    assert (results["class_names"], results["class_counts"]) == (names[:7], [2] * 7)
+    (tmp_path / "eight" / names[7]).rename(tmp_path / "seven" / names[7])
+    with pytest.raises(InputError, match="other classes"):
+        longtail.evaluate(run, config=config, device="cpu")
+
+
+def seven_classes(case, folder):
+    """A run of an original checkpoint whose heads are cut to seven classes, and a folder of their pictures."""
+    path = folder / "official.pth"
+    torch.save({"state_dict": load(case).official, "epoch": 200}, path)
+
+    def seven(weights):
+        linear = {name: value[:7] for name, value in weights.items() if "backbone.linear." in name}
+        return weights | linear | {name: value[:, :7] for name, value in weights.items() if "linears" in name}
+
+    change(path, seven)
+    draw = np.random.default_rng(0)
+    for label in range(7):
+        (folder / "pictures" / f"bird {label}").mkdir(parents=True)
+        for picture in range(3):
+            pixels = draw.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "pictures" / f"bird {label}" / f"{picture}.png")
+    return convert(path, folder / "run"), ["--device", "cpu", "--data.root", str(folder / "pictures")]
+
+
+@pytest.mark.parametrize(
+    ("case", "possible"),
+    [(CASE, ("retrain", "nearest-mean")), ("cifar_resnet32_e1_rd0_un0", ("retrain", "scale", "tau", "nearest-mean"))],
+)
+def test_other_classifiers(case, possible, tmp_path, capsys, monkeypatch):
+    """Each from the experts' own, which come back in the end; what cannot be made is refused in one line."""
+    monkeypatch.setattr("longtail.evaluation.evaluator.write_report", lambda *arguments, **options: None)
+    run, where = seven_classes(case, tmp_path)
+    before = run.load_model()[0].state_dict()
+    quick = ["--classifier.epochs", "1", "--classifier.views", "1", "--data.workers", "0"]
+    for method in ("retrain", "scale", "tau", "nearest-mean"):
+        options = ["--classifier.method", method, *where, *quick]
+        options += ["--classifier.tau", "1"] if method == "tau" else []
+        assert main(["classifier", str(run.folder), *options]) == (0 if method in possible else 2), capsys.readouterr()
+        err = capsys.readouterr().err
+        if method not in possible:
+            assert "none, retrain or nearest-mean where model.head is 'cosine'" in err
+            assert len(err.splitlines()) == 1
+            continue
+        model, card = Run.open(run.folder).load_model()
+        assert (card.classifier, card.class_names[0]) == (method, "bird 0")
+        changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+        assert changed
+        assert all(name.startswith("heads.") for name in changed)
+    assert main(["evaluate", str(run.folder), *where, "--data.workers", "0"]) == 0
+    assert main(["classifier", str(run.folder), "--classifier.method", "none", *where, "--data.workers", "0"]) == 0
+    after = Run.open(run.folder).load_model()[0].state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+def test_what_follows_sees_images_as_the_experts_did():
+    small, large = (
+        convert_module._augmentation("cifar100", True, False),
+        [
+            convert_module._augmentation(*given)
+            for given in (("imagenet-lt", False, False), ("inaturalist2018", False, False), ("folder", False, False))
+        ],
+    )
+    assert (small.crop, small.padding, small.rotation) == ("padded", 4, 15)
+    assert {(own.crop, own.rotation) for own in large} == {("resized", 0)}
+    assert [own.color_jitter[0] for own in large] == [0.4, 0, 0.4]
+    assert convert_module._augmentation("imagenet-lt", False, True).rand_augment == "rand-m9-mstd0.5-inc1"
+
+
+def test_class_names_of_cifar():
+    for name, number in (("cifar10", 10), ("cifar100", 100)):
+        names = CIFAR_NAMES[name].split()
+        assert len(set(names)) == number
+        assert names == sorted(names)

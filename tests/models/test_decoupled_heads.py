@@ -1,0 +1,204 @@
+"""Classifiers on learned features: tau-normalisation, learnable weight scaling, nearest class means."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import golden
+from torch import nn
+
+from longtail.models.decoupled_heads import (
+    DISTANCES,
+    ScaledClassifier,
+    class_means,
+    nearest_mean_heads,
+    tau_normalised,
+)
+from longtail.models.heads import CosineClassifier
+from longtail.models.multi_expert import create_model
+from longtail.utils.errors import InputError
+
+TAUS = ["0", "0.3146", "0.5", "0.6968", "0.7", "1"]
+NUM, EXPERTS, CLASSES, DIM = 40, 3, 4, 6
+
+
+@pytest.fixture
+def features() -> torch.Tensor:
+    """Far from the origin, and of different lengths, so that angles, centred angles and distances disagree."""
+    drawn = np.random.default_rng(1).standard_normal((NUM, EXPERTS, DIM)) + 0.5
+    return torch.from_numpy(drawn * np.random.default_rng(2).uniform(0.2, 5, (NUM, 1, 1))).float()
+
+
+@pytest.fixture
+def labels() -> torch.Tensor:
+    return torch.tensor([0] * 20 + [1] * 12 + [2] * 7 + [3])
+
+
+def linear(seed: int = 3) -> nn.Linear:
+    drawn = np.random.default_rng(seed).standard_normal((CLASSES, DIM + 1))
+    head = nn.Linear(DIM, CLASSES)
+    head.weight.data, head.bias.data = (torch.from_numpy(part).float() for part in (drawn[:, 1:], drawn[:, 0]))
+    return head
+
+
+# ---- tau-normalisation ----
+
+
+@pytest.mark.parametrize("tau", TAUS)
+def test_tau_normalisation_is_the_originals(tau):
+    arrays = golden.arrays("tau_norm/tau_norm.npz")
+    weight = torch.from_numpy(arrays["weight"])
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    head.weight.data = weight.clone()
+    ours = tau_normalised(head, float(tau))
+    np.testing.assert_allclose(ours.weight.detach(), arrays[f"tau_{tau}"], rtol=3e-7)
+    assert not ours.bias.any()
+    assert head.bias.any()
+    assert torch.equal(head.weight, weight)
+
+
+def test_tau_normalisation_of_weights_that_are_0():
+    head = linear()
+    head.weight.data[1] = 0
+    assert not tau_normalised(head, 0.7).weight[1].any()
+    assert tau_normalised(head, 1).weight.norm(dim=1).tolist() == pytest.approx([1, 0, 1, 1])
+
+
+def test_tau_normalisation_changes_nothing_about_a_cosine_head():
+    """As the message says: a cosine head yields the same with weights of any length."""
+    head = CosineClassifier(DIM, CLASSES)
+    with pytest.raises(InputError, match="changes nothing about a cosine head"):
+        tau_normalised(head, 0.5)
+    features = torch.randn(5, DIM)
+    before = head(features)
+    head.weight.data *= torch.tensor([0.1, 1, 3, 10])[:, None]
+    torch.testing.assert_close(head(features), before)
+
+
+# ---- learnable weight scaling ----
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_scales_fold_into_a_linear_head(bias, features):
+    head = linear() if bias else nn.Linear(DIM, CLASSES, bias=False)
+    scaled = ScaledClassifier(head)
+    assert torch.equal(scaled(features[:, 0]), head(features[:, 0]))
+    scaled.scales.data = torch.tensor([0.5, 1.0, -2.0, 3.0])
+    folded = scaled.folded()
+    torch.testing.assert_close(folded(features[:, 0]), scaled(features[:, 0]))
+    slow = head(features[:, 0])[:, 2] * -2
+    torch.testing.assert_close(folded(features[:, 0])[:, 2], slow)
+    assert set(folded.state_dict()) == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_only_scales_are_trained(kind, features, labels):
+    head = linear() if kind == "linear" else CosineClassifier(DIM, CLASSES)
+    scaled = ScaledClassifier(head)
+    before = head.weight.detach().clone()
+    optimizer = torch.optim.SGD(scaled.parameters(), 0.1, weight_decay=5e-4)
+    losses = []
+    for _ in range(20):
+        loss = nn.functional.cross_entropy(scaled(features[:, 0]), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert torch.equal(head.weight, before)
+    assert [name for name, parameter in scaled.named_parameters() if parameter.requires_grad] == ["scales"]
+
+
+def test_scales_of_a_cosine_head_cannot_be_folded():
+    with pytest.raises(InputError, match="cosine head cannot take in"):
+        ScaledClassifier(CosineClassifier(DIM, CLASSES)).folded()
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_a_model_takes_scaled_heads(kind):
+    model = create_model("resnet20", CLASSES, 2, head=kind).eval()
+    images = torch.randn(2, 3, 8, 8)
+    before = model(images).logits
+    for number, head in enumerate(model.heads):
+        model.heads[number] = ScaledClassifier(head)
+        model.heads[number].scales.data[1] = 3 + number
+    factors = torch.tensor([[1.0, 3, 1, 1], [1, 4, 1, 1]])
+    torch.testing.assert_close(model(images).logits, before * factors)
+    assert (model.num_classes, model.num_features) == (CLASSES, 48)
+
+
+# ---- nearest class means ----
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / math.sqrt(sum(vector**2))
+
+
+def slow_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray, distance: str) -> list[list[float]]:
+    """How near each image is to each class, one image after the other: minus the squared distance, or the cosine."""
+    train, test = train.astype(float), test.astype(float)
+    if distance == "euclidean":
+        means = [sum(train[labels == k]) / sum(labels == k) for k in range(CLASSES)]
+        return [[-sum((image - mean) ** 2) for mean in means] for image in test]
+    centre = sum(train) / len(train) if distance == "centred cosine" else np.zeros(DIM)
+    means = [sum(unit(image - centre) for image in train[labels == k]) for k in range(CLASSES)]
+    return [[float(unit(image - centre) @ unit(mean)) for mean in means] for image in test]
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_nearest_class_means(distance, features, labels):
+    test = torch.from_numpy(np.random.default_rng(4).standard_normal((50, EXPERTS, DIM)) + 0.5).float()
+    heads = nearest_mean_heads(features, labels, CLASSES, distance, scale=30)
+    assert len(heads) == EXPERTS
+    for e, head in enumerate(heads):
+        slow = np.array(slow_scores(features[:, e].numpy(), labels.numpy(), test[:, e].numpy(), distance))
+        given = head(test[:, e]).detach().double().numpy()
+        assert (given.argmax(1) == slow.argmax(1)).all()
+        if distance == "cosine":
+            np.testing.assert_allclose(given, 30 * slow, atol=3e-5)
+        elif distance == "euclidean":  # but for the same number for all classes
+            np.testing.assert_allclose(
+                given - given.mean(1, keepdims=True), slow - slow.mean(1, keepdims=True), atol=1e-3
+            )
+        else:
+            centre = features[:, e].double().mean(0).numpy()
+            lengths = [math.sqrt(sum((image - centre) ** 2)) for image in test[:, e].double().numpy()]
+            np.testing.assert_allclose(given, 30 * slow * np.array(lengths)[:, None], atol=3e-4)
+
+
+def test_distances_differ(features, labels):
+    answers = [
+        nearest_mean_heads(features, labels, CLASSES, distance)[0](features[:, 0]).argmax(1) for distance in DISTANCES
+    ]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert not torch.equal(answers[one], answers[other])
+
+
+@pytest.mark.parametrize(
+    ("kind", "distance"), [("cosine", "cosine"), ("linear", "euclidean"), ("linear", "centred cosine")]
+)
+def test_a_model_takes_nearest_means_and_its_file_keeps_its_names(kind, distance):
+    model = create_model("resnet20", CLASSES, 2, head=kind).eval()
+    names = {name: value.shape for name, value in model.state_dict().items()}
+    images, labels = torch.randn(12, 3, 8, 8), torch.arange(12) % CLASSES
+    features = model(images).features
+    before = torch.get_rng_state()
+    model.heads = nn.ModuleList(nearest_mean_heads(features, labels, CLASSES, distance))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {name: value.shape for name, value in model.state_dict().items()} == names
+    assert (model(images).ensemble.argmax(1) == labels).float().mean() > 1 / CLASSES
+
+
+def test_class_means_are_exact(labels):
+    """Also of float32 features that are large beside their differences."""
+    features = 1e4 + torch.from_numpy(np.random.default_rng(5).standard_normal((NUM, DIM))).float()
+    slow = [features[labels == k].double().mean(0).float() for k in range(CLASSES)]
+    assert torch.equal(class_means(features, labels, CLASSES), torch.stack(slow))
+
+
+def test_what_has_no_mean_is_refused(features, labels):
+    with pytest.raises(InputError, match="1 of 5 classes have no images to take a mean of; first 4"):
+        nearest_mean_heads(features, labels, 5)
+    with pytest.raises(InputError, match=r"distance 'euclid': .* did you mean 'euclidean'"):
+        nearest_mean_heads(features, labels, CLASSES, "euclid")

@@ -1,0 +1,215 @@
+"""Routed inference: the same answers as from all experts' outputs, with the work of fewer."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from helpers.networks import HIERARCHICAL, PLAIN, options
+from torch import nn
+
+from longtail import ExpertOutput, RoutedOutput
+from longtail.models.multi_expert import MultiExpert, create_model
+from longtail.models.router import Router, route_outputs
+from longtail.utils.ensembles import partial_ensembles
+from longtail.utils.errors import InputError
+
+NETWORKS = HIERARCHICAL | PLAIN
+BACKBONES = (
+    *("resnet32", "resnet10", "convnext_atto", "efficientnet_b0", "densenet121"),
+    *("swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "eva02_tiny_patch14_224"),
+)
+
+
+class Count(nn.Module):
+    """Passes images on and remembers how many it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, images):
+        self.seen.append(len(images))
+        return images
+
+
+def whole_numbers(experts=4, features=6, classes=5, seed=0):
+    """A model whose logits are whole numbers: however images are put together, no rounding differs."""
+    torch.manual_seed(seed)
+    heads = [nn.Linear(features, classes) for _ in range(experts)]
+    for head in heads:
+        for parameter in head.parameters():
+            nn.init.uniform_(parameter, -9, 9).data.round_()
+    router = Router(experts, features, classes, top_choices=3)
+    with torch.no_grad():
+        router.output[0].weight.mul_(0.1)
+    return MultiExpert(nn.Flatten(), [Count() for _ in heads], heads, router=router).eval()
+
+
+def whole_images(number, seed=1):
+    return torch.randint(-5, 6, (number, 3, 1, 2), generator=torch.Generator().manual_seed(seed)).float()
+
+
+THRESHOLDS = [-1, 0.2, 0.5, 0.6, 1.0, [0.3, 0.6, 0.5], [-1, -1, 1], [0.5, 1.0, 0.0]]
+
+
+def assert_equal(first: RoutedOutput, second: RoutedOutput) -> None:
+    for a, b in zip(first, second, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("number", [0, 1, 2, 50])
+@torch.no_grad()
+def test_route_is_route_outputs(number, threshold):
+    model = whole_numbers()
+    images = whole_images(number)
+    out = model(images)
+    expected = route_outputs(out.logits, model.router(*out), threshold)
+    assert_equal(model.route(images, threshold), expected)
+    assert expected.logits.shape == (number, 5)
+    assert expected.experts_used.dtype == torch.int64
+
+
+@torch.no_grad()
+def test_alone_as_in_a_batch():
+    model = whole_numbers()
+    images = whole_images(20)
+    together = model.route(images)
+    assert len(together.experts_used.unique()) > 2  # so that this says something
+    for position in range(len(images)):
+        alone = model.route(images[position : position + 1])
+        assert_equal(alone, RoutedOutput(*(value[position : position + 1] for value in together)))
+
+
+@torch.no_grad()
+def test_slow_version():
+    model, images, limits = whole_numbers(), whole_images(30), [0.4, 0.5, 0.6]
+    logits, experts_used = model.route(images, limits)
+    for image, answer, used in zip(images, logits, experts_used.tolist(), strict=True):
+        asked = []
+        for e, head in enumerate(model.heads):
+            feature = image.flatten()
+            asked.append(head(feature))
+            mean = torch.stack(asked).mean(dim=0)
+            last = e == len(model.heads) - 1
+            if last or model.router.step(e, feature[None], mean[None]).sigmoid() <= limits[e]:
+                break
+        assert used == len(asked)
+        torch.testing.assert_close(answer, mean)
+
+
+@torch.no_grad()
+def test_limits_of_the_threshold():
+    model, images = whole_numbers(), whole_images(20)
+    everything, first = model.route(images, threshold=-1), model.route(images, threshold=1)
+    out = model(images)
+    assert (everything.experts_used == 4).all()
+    torch.testing.assert_close(everything.logits, out.ensemble)
+    assert (first.experts_used == 1).all()
+    assert torch.equal(first.logits, out.logits[:, 0])
+
+
+def test_higher_thresholds_ask_fewer():
+    model, images = whole_numbers(), whole_images(200)
+    used = [model.route(images, threshold).experts_used for threshold in torch.linspace(-0.1, 1.0, 12).tolist()]
+    assert all((a >= b).all() for a, b in pairwise(used))
+    assert len({int(each.sum()) for each in used}) > 4
+
+
+def test_who_stopped_does_not_go_on():
+    logits = torch.arange(6.0).view(1, 3, 2)
+    routed = route_outputs(logits, torch.tensor([[-1.0, 5.0]]))
+    assert routed.experts_used.tolist() == [1]
+    assert torch.equal(routed.logits, logits[:, 0])
+
+
+# ---- the work ----
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@torch.no_grad()
+def test_branches_see_only_the_images_that_go_on(threshold):
+    model = whole_numbers()
+    in_heads = [0] * 4
+    for e, head in enumerate(model.heads):
+        head.register_forward_hook(lambda _, inputs, output, e=e: in_heads.__setitem__(e, len(inputs[0])))
+    experts_used = model.route(whole_images(50), threshold).experts_used
+    expected = [int((experts_used > e).sum()) for e in range(4)]
+    for branch, number in zip(model.branches, expected, strict=True):
+        assert branch.seen == ([number] if number else [])
+    assert in_heads == expected
+
+
+@pytest.mark.parametrize("name", ["resnet32", "efficientnet_b0"])
+@torch.no_grad()
+def test_channels_last_is_kept(name):
+    model = create_model(name, 5, 3, width="full", router={}).eval().to(memory_format=torch.channels_last)
+    formats = []
+    for branch in model.branches:
+        branch.register_forward_pre_hook(
+            lambda _, inputs: formats.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+        )
+    images = torch.randn(6, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    middle = model.router(*model(images))[:, 0].sigmoid().median().item()
+    formats.clear()
+    routed = model.route(images, [middle, -1])
+    assert 1 < routed.experts_used.float().mean() < 3
+    assert formats == [True] * 3
+
+
+# ---- real networks ----
+
+
+def spread(router: Router, out: ExpertOutput) -> None:
+    """Changes a fresh router, which finds all images alike, so that its logits have mean 0 and deviation 1."""
+    deviation, mean = torch.std_mean(router(*out), dim=0)
+    for layer, a, b in zip(router.output, deviation, mean, strict=True):
+        layer.weight.div_(a)
+        layer.bias.sub_(b).div_(a)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@torch.no_grad()
+def test_route_is_route_outputs_in_real_networks(name):
+    size, num_images = NETWORKS[name], 8
+    torch.manual_seed(0)
+    width = "full" if name in PLAIN or name.startswith(("eff", "dense")) else "narrow"
+    router = {"top_choices": 10, "shared": False}
+    model = create_model(name, 20, 3, width=width, router=router, **options(name, size)).eval()
+    images = torch.randn(num_images, 3, size, size) * torch.linspace(0.1, 3, num_images)[:, None, None, None]
+    out = model(images)
+    spread(model.router, out)
+    router_logits = model.router(*out)
+    expected, routed = route_outputs(out.logits, router_logits), model.route(images)
+    assert len(routed.experts_used.unique()) > 1
+    clear = (router_logits.abs() > 1e-2).all(dim=1)
+    assert clear.sum() > num_images / 2
+    assert torch.equal(routed.experts_used[clear], expected.experts_used[clear])
+    # An image that was near a threshold may have stopped elsewhere, but then it has that place's answer.
+    answers = partial_ensembles(out.logits)[torch.arange(num_images), routed.experts_used - 1]
+    torch.testing.assert_close(routed.logits, answers, rtol=1e-4, atol=1e-4)
+
+
+def test_trunk_may_learn_through_routed_answers():
+    model, images = whole_numbers(), whole_images(5).requires_grad_()
+    model.route(images, threshold=-1).logits.sum().backward()
+    expected = torch.stack([head.weight.sum(dim=0) for head in model.heads]).mean(dim=0)
+    torch.testing.assert_close(images.grad.flatten(1), expected.expand(5, -1))
+
+
+# ---- refusals ----
+
+
+def test_no_router():
+    model = create_model("resnet20", 5, 2)
+    with pytest.raises(InputError, match="no router; 'longtail router RUN'"):
+        model.route(torch.zeros(1, 3, 8, 8))
+
+
+def test_wrong_number_of_thresholds():
+    model = whole_numbers()
+    with pytest.raises(InputError, match=r"2 thresholds \[0.5, 0.5\]: one for all steps, or one for each of 3"):
+        model.route(whole_images(1), [0.5, 0.5])
+    with pytest.raises(InputError, match="4 thresholds"):
+        route_outputs(torch.zeros(1, 4, 5), torch.zeros(1, 3), [0.5] * 4)
