@@ -21,7 +21,7 @@ from result import report
 
 from longtail.models.backbones import backbone
 from longtail.models.multi_expert import create_model
-from longtail.models.split import cut
+from longtail.models.split import split_backbone
 from longtail.utils.errors import InputError
 
 SIZES = HIERARCHICAL | PLAIN
@@ -37,7 +37,7 @@ def row(name: str) -> str:
         return new().eval()
 
     network = build()
-    trunk, (branch,), neck, _ = cut(build, num_branches=1)
+    trunk, (branch,), neck, _ = split_backbone(build, num_branches=1)
     images = torch.randn(2, 3, size, size)
     with torch.inference_mode():
         wanted = network(images)

@@ -21,7 +21,7 @@ from helpers.golden import flops as golden_flops
 from helpers.golden.flops import Comparison
 
 from longtail.evaluation.flops import Cost, cost
-from longtail.models.initialisation import Uninitialised
+from longtail.models.initialisation import skip_init
 from longtail.models.multi_expert import create_model
 
 BATCH_NORMS = "theirs has batch norms"
@@ -63,8 +63,8 @@ def show(counter: str, comparisons: Iterator[Comparison]) -> None:
 
 def published() -> Iterator[tuple[str, float, float, int, str]]:
     """Name, our count, the printed number, its decimals in millions, and why they differ."""
-    ride, rounded = counted("resnet32", 100, 4), "rounding"
-    full = counted("resnet32", 100, 1, width="full", head="linear")
+    ride, rounded = pluralize("resnet32", 100, 4), "rounding"
+    full = pluralize("resnet32", 100, 1, width="full", head="linear")
     yield "CIFAR ResNet-32", full.total, 68.9e6, 1, rounded
     yield "CIFAR ResNet-32 RIDE, trunk", ride.trunk, 24.0e6, 1, rounded
     yield "CIFAR ResNet-32 RIDE, an expert", ride.branches[0] + ride.heads[0], 25.4e6, 1, rounded
@@ -74,15 +74,15 @@ def published() -> Iterator[tuple[str, float, float, int, str]]:
         ("ResNeXt-50", "resnext50_32x4d", 1000, 4.26e9, 6.08e9, f"{BATCH_NORMS}: thop 0.0.31 gives 4.26"),
         ("ResNet-50", "resnet50", 8142, 4.14e9, 5.80e9, f"{BATCH_NORMS}: thop 0.0.31 gives 4.13, thop 0.1.1 4.15"),
     ):
-        plain = counted(name, classes, 1, width="full", head="linear").total
+        plain = pluralize(name, classes, 1, width="full", head="linear").total
         yield title, plain, single, 0, why
         why = f"{BATCH_NORMS}, and not the cosine heads"
-        yield f"{title} RIDE, 3 experts", counted(name, classes, 3).total, three, 0, why
+        yield f"{title} RIDE, 3 experts", pluralize(name, classes, 3).total, three, 0, why
 
 
-def counted(name: str, num_classes: int, num_experts: int, **options: str) -> Cost:
+def pluralize(name: str, num_classes: int, num_experts: int, **options: str) -> Cost:
     """The cost of a network at the original's size of images."""
-    with torch.device("meta"), Uninitialised():
+    with torch.device("meta"), skip_init():
         model = create_model(name, num_classes, num_experts, **options)  # type: ignore[arg-type]
     return cost(model, 32 if num_classes == 100 else 224)
 

@@ -7,7 +7,7 @@ Each line is a process of its own. "kept" is what autograd holds between forward
 tensors of a step take at once, gradients included, without weights, momentum and images (on CUDA: what the allocator
 hands out); "resident" by how much the process grows at most from before the first step, which also has the momentum,
 the memory inside the operations and what the allocator does not give back. The first step warms up, the second is
-timed ("CPU seconds" are this process's alone: on a busy machine go by these), in the third tensors are counted;
+timed ("CPU seconds" are this process's alone: on a busy machine go by these), in the third tensors are pluralize;
 "loss" is the third's, the same with and without.
 """
 
@@ -86,18 +86,18 @@ def measure(backbone: str, settings: argparse.Namespace) -> dict[str, float]:
     figures: dict[str, float] = {"blocks": blocks, "parameters": model.num_parameters}
     resident_before = resident()
     for kind in ("warm up", "time", "memory"):
-        counted = kind == "memory"
+        pluralize = kind == "memory"
         momentum = [state["momentum_buffer"] for state in optimiser.state.values()]
-        live = LiveBytes(*known, *momentum) if counted and not cuda else nullcontext()
+        live = LiveBytes(*known, *momentum) if pluralize and not cuda else nullcontext()
         optimiser.zero_grad()
         if cuda:
             allocated_before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
         began, cpu_began = time.perf_counter(), time.process_time()
         with live:
-            with saved_bytes(model) if counted else nullcontext() as saved:
+            with saved_bytes(model) if pluralize else nullcontext() as saved:
                 loss = criterion(model(images).logits, labels, epoch=0)
-            if counted:
+            if pluralize:
                 figures["kept"] = saved.total
             loss.backward()
             optimiser.step()
@@ -105,7 +105,7 @@ def measure(backbone: str, settings: argparse.Namespace) -> dict[str, float]:
         if kind == "time":
             figures["seconds"] = time.perf_counter() - began
             figures["CPU seconds"] = time.process_time() - cpu_began
-        if counted:
+        if pluralize:
             figures["peak"] = torch.cuda.max_memory_allocated() - allocated_before if cuda else live.peak
     figures["resident"] = resident() - resident_before
     return figures

@@ -2,7 +2,7 @@
 
     python benchmarks/precision.py runs/cifar100-lt-ride [more runs] [--data.root FOLDER] [--device cuda]
 
-Batch norms are folded into convolutions, as `longtail predict` does it. "other answers" and "other experts" are the
+Batch norms are fuse_batch_norms into convolutions, as `longtail predict` does it. "other answers" and "other experts" are the
 shares of the images that get another class, or are shown to another number of experts, than in float32. fp16 is for
 GPUs: few CPUs have instructions for it. Writes benchmarks/results/precision-cpu.txt, or -cuda.txt.
 """
@@ -17,9 +17,9 @@ from result import report
 from longtail.config.recipes import resolve
 from longtail.data import build as data_build
 from longtail.evaluation.metrics import score
-from longtail.evaluation.outputs import answers
+from longtail.evaluation.outputs import collect_outputs
 from longtail.evaluation.routing import prefix_predictions
-from longtail.models.fuse import folded
+from longtail.models.fuse import fuse_batch_norms
 from longtail.models.router import experts_used
 from longtail.runs.model_file import MODEL_FILE
 from longtail.runs.run import Run
@@ -30,16 +30,16 @@ from longtail.utils.format import percent
 def table(run: Run, settings: list[str]) -> Iterator[str]:
     config = resolve(str(run.config_path), {}, settings)
     device = pick_device(config.device)
-    model, card = run.load_model()
-    model = folded(model, card.image_size).to(device, memory_format=torch.channels_last)
+    model, metadata = run.load_model()
+    model = fuse_batch_norms(model, metadata.image_size).to(device, memory_format=torch.channels_last)
     dataset = data_build.load_data(config)
     loader = data_build.eval_loader(config, dataset, dataset.test, Runtime(device))
-    yield f"{config.name}: {card.architecture['name']}, {model.num_experts} experts, {len(dataset.test):,} test images"
+    yield f"{config.name}: {metadata.architecture['name']}, {model.num_experts} experts, {len(dataset.test):,} test images"
     yield f"{'':20}{'overall':>8}{'many':>7}{'medium':>8}{'few':>7}{'other answers':>15}{'other experts':>15}"
     first = {}
     for precision in ("float32", "bf16") if device.type == "cpu" else ("float32", "bf16", "fp16"):
         with Runtime(device, precision).autocast():
-            given = answers(model, loader)
+            given = collect_outputs(model, loader)
         predicted = prefix_predictions(given.logits, given.average)
         asked = {"all experts": torch.full_like(given.labels, model.num_experts)}
         if model.router is not None and given.router_logits is not None:

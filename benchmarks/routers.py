@@ -70,13 +70,13 @@ def main() -> None:
 def table(run: Run, settings: list[str]) -> Iterator[str]:
     config = resolve(str(run.config_path), {}, settings)
     device = pick_device(config.device)
-    model, card = run.load_model()
+    model, metadata = run.load_model()
     model.to(device, memory_format=torch.channels_last).eval()
     dataset = data_build.load_data(config)
     assert dataset.val is not None, "the data set has no validation part"
     options = model_build.router_options(config)
     model.router = create_router(model, **options)
-    price = cost(model, card.image_size)
+    price = cost(model, metadata.image_size)
     costs = [price.routed(k) for k in range(1, model.num_experts + 1)]
     prefix_costs = [price.prefix(k) for k in range(1, model.num_experts + 1)]
 

@@ -45,7 +45,7 @@ def main() -> None:
 def table(run: Run, settings: list[str]) -> Iterator[str]:
     config = resolve(str(run.config_path), {}, settings)
     device = pick_device(config.device)
-    model, card = run.load_model()
+    model, metadata = run.load_model()
     assert model.router is not None, f"{run.folder} has no router"
     model.to(device, memory_format=torch.channels_last)
     dataset = data_build.load_data(config)
@@ -54,10 +54,10 @@ def table(run: Run, settings: list[str]) -> Iterator[str]:
     # In an order of no meaning, as images come; and in one piece of channels-last memory.
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     images = images[order.to(device)].contiguous(memory_format=torch.channels_last)
-    price, num = cost(model, card.image_size), model.num_experts
+    price, num = cost(model, metadata.image_size), model.num_experts
     with torch.inference_mode():
         used = torch.cat([model.route(part).experts_used for part in torch.split(images, 64)])
-    yield f"{config.name}: {card.architecture['name']}, {num} experts, threshold {model.router.threshold:.4g}"
+    yield f"{config.name}: {metadata.architecture['name']}, {num} experts, threshold {model.router.threshold:.4g}"
     yield "batch  answer           MACs  experts  images/s  time/all  MACs/all  ratio"
     for batch, number in BATCHES.items():
         some = images[:number]

@@ -20,7 +20,7 @@ import torch
 from result import report
 from torch import Tensor
 
-from longtail.config.recipes import recipe
+from longtail.config.recipes import load_recipe
 from longtail.models import build as model_build
 from longtail.models.multi_expert import create_model
 from longtail.runtime.device import Runtime, pick_device
@@ -75,7 +75,7 @@ class SameBatch:
 
 def measure(name: str, variant: Variant, batch_size: int, steps: int, device: torch.device) -> dict[str, float]:
     """One variant, in this process."""
-    config = recipe(name, {"training.compile": variant.compile})
+    config = load_recipe(name, {"training.compile": variant.compile})
     architecture = model_build.planned_architecture(config)
     torch.manual_seed(0)
     model = create_model(**{key: value for key, value in architecture.items() if key != "router"}).to(device)

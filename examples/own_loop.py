@@ -35,7 +35,7 @@ def train(images: Tensor, labels: Tensor, criterion: Criterion, progressive: boo
 
 
 def main() -> dict[str, float]:
-    """Accuracies with every class counted once, by method."""
+    """Accuracies with every class pluralize once, by method."""
     data, counts = digits(), imbalanced_counts("exponential", 114, 10, 0.02)  # from 114 images of a digit down to 2
     tail = data.train.take(choose_subset(data.train.labels, counts))
     (images, labels), (test_images, test_labels) = (

@@ -24,7 +24,7 @@ SHORT = {"training.epochs": 3, "model.backbone": "resnet20", "model.num_experts"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    config = longtail.recipe("digits-lt-ride", SHORT | {"data.val_fraction": 0.2, "training.validate_every": 2})
+    config = longtail.load_recipe("digits-lt-ride", SHORT | {"data.val_fraction": 0.2, "training.validate_every": 2})
     return longtail.train(config, tmp_path_factory.mktemp("runs") / "short")
 
 
@@ -63,11 +63,11 @@ def test_results_agree_with_the_model(run):
 
 
 def test_same_seed_same_weights_and_config_file_runs_again(run, tmp_path):
-    again = longtail.train(longtail.recipe(run.folder / "config.yaml"), tmp_path / "again")
+    again = longtail.train(longtail.load_recipe(run.folder / "config.yaml"), tmp_path / "again")
     first, second = (load_file(r.folder / "model.safetensors") for r in (run, again))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    other = longtail.train(longtail.recipe("digits-lt-ride", SHORT | {"seed": 1}), tmp_path / "other")
+    other = longtail.train(longtail.load_recipe("digits-lt-ride", SHORT | {"seed": 1}), tmp_path / "other")
     third = load_file(other.folder / "model.safetensors")
     assert not torch.equal(first["trunk.conv1.weight"], third["trunk.conv1.weight"])
 
@@ -87,7 +87,7 @@ def test_evaluate_again_writes_the_same_results(run):
 
 def test_validation_chooses_nothing(run):
     """Training with and without looking at the validation part ends in the same weights."""
-    config = longtail.recipe(run.folder / "config.yaml", {"training.validate_every": 0})
+    config = longtail.load_recipe(run.folder / "config.yaml", {"training.validate_every": 0})
     blind = longtail.train(config, run.folder.parent / "blind")
     first, second = (load_file(r.folder / "model.safetensors") for r in (run, blind))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -95,7 +95,7 @@ def test_validation_chooses_nothing(run):
 
 def test_training_learns(tmp_path):
     """A handful of epochs on three balanced experts beats chance by far."""
-    config = longtail.recipe(
+    config = longtail.load_recipe(
         "digits-lt-ride", SHORT | {"training.epochs": 4, "data.imbalance": "none", "router.train": False}
     )
     result = longtail.evaluate(longtail.train(config, tmp_path / "run"))
@@ -116,7 +116,7 @@ def test_folder_of_pictures_to_predictions(tmp_path):
         "training.epochs": 10, "training.batch_size": 8, "model.backbone": "resnet20", "data.workers": 0,
         "router.train": False,
     }  # fmt: skip
-    run = longtail.train(longtail.recipe("digits-lt-ride", settings), tmp_path / "run")
+    run = longtail.train(longtail.load_recipe("digits-lt-ride", settings), tmp_path / "run")
     assert json.loads((run.folder / "results.json").read_text())["class_names"] == ["blue|sky", "green", "red"]
     # What it says of each test picture, which longtail predict says too.
     with (run.folder / "predictions.csv").open(newline="") as lines:
@@ -134,7 +134,7 @@ def test_folder_of_pictures_to_predictions(tmp_path):
     assert 0.5 < prediction.probability <= 1
     for other in longtail.predict(run.folder, [new] * 3, batch_size=2):
         assert other == (new, "red", pytest.approx(prediction.probability, abs=1e-5), ())
-    streamed = longtail.recipe("digits-lt-ride", settings | {"data.cache_gib": 0, "training.epochs": 1})
+    streamed = longtail.load_recipe("digits-lt-ride", settings | {"data.cache_gib": 0, "training.epochs": 1})
     longtail.train(streamed, tmp_path / "streamed")
 
 
@@ -151,16 +151,17 @@ def test_new_run_never_overwrites(tmp_path, monkeypatch):
 def test_wrong_input_leaves_nothing_behind(tmp_path):
     for settings in ({"data.name": "folder", "data.root": str(tmp_path / "none")}, {"model.backbone": "resnet33"}):
         with pytest.raises(longtail.InputError):
-            longtail.train(longtail.recipe("digits-lt-ride", settings), tmp_path / "run")
+            longtail.train(longtail.load_recipe("digits-lt-ride", settings), tmp_path / "run")
     with pytest.raises(longtail.InputError, match="val_fraction"):
         longtail.train(
-            longtail.recipe("digits-lt-ride", {"training.validate_every": 1, "data.val_spare": 0}), tmp_path / "run"
+            longtail.load_recipe("digits-lt-ride", {"training.validate_every": 1, "data.val_spare": 0}),
+            tmp_path / "run",
         )
     with pytest.raises(longtail.InputError, match="no validation images to choose the router's threshold on"):
-        longtail.train(longtail.recipe("digits-lt-ride", {"data.imbalance": "none"}), tmp_path / "run")
+        longtail.train(longtail.load_recipe("digits-lt-ride", {"data.imbalance": "none"}), tmp_path / "run")
     budget = {"router.compute_budget": "x", "router.max_accuracy_drop": None}
     with pytest.raises(longtail.InputError, match="compute budget 'x'"):
-        longtail.train(longtail.recipe("digits-lt-ride", budget), tmp_path / "run")
+        longtail.train(longtail.load_recipe("digits-lt-ride", budget), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -217,10 +218,10 @@ def test_changed_data_are_refused(tmp_path):
     make_folder(tmp_path / "photos", [9, 6])
     settings = SHORT | {"data.name": "folder", "data.root": str(tmp_path / "photos"), "data.imbalance": "none",
                         "data.image_size": 8, "training.epochs": 1, "router.train": False}  # fmt: skip
-    run = longtail.train(longtail.recipe("digits-lt-ride", settings), tmp_path / "run")
+    run = longtail.train(longtail.load_recipe("digits-lt-ride", settings), tmp_path / "run")
     assert longtail.evaluate(run).num_images == 3
     (tmp_path / "photos").rename(tmp_path / "moved")
-    moved = longtail.recipe(run.config_path, {"data.root": str(tmp_path / "moved")})
+    moved = longtail.load_recipe(run.config_path, {"data.root": str(tmp_path / "moved")})
     assert longtail.evaluate(run, config=moved).num_images == 3
     Image.new("RGB", (8, 8)).save(tmp_path / "moved" / "class 0" / "new.png")
     with pytest.raises(longtail.InputError, match="train again"):
@@ -236,7 +237,7 @@ def test_bad_test_pictures_are_all_found_before_training(tmp_path):
     settings = SHORT | {"data.name": "folder", "data.root": str(tmp_path / "photos"), "data.imbalance": "none",
                         "data.image_size": 8, "router.train": False}  # fmt: skip
     with pytest.raises(longtail.InputError) as caught:
-        longtail.train(longtail.recipe("digits-lt-ride", settings), tmp_path / "run")
+        longtail.train(longtail.load_recipe("digits-lt-ride", settings), tmp_path / "run")
     assert [str(path) in line for path, line in zip(bad, str(caught.value).splitlines(), strict=True)] == [True, True]
     assert not (tmp_path / "run").exists()
 
@@ -244,7 +245,7 @@ def test_bad_test_pictures_are_all_found_before_training(tmp_path):
 def test_global_random_numbers_are_left_alone(run, tmp_path):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    longtail.train(longtail.recipe("digits-lt-ce", {"training.epochs": 1}), tmp_path / "run")
+    longtail.train(longtail.load_recipe("digits-lt-ce", {"training.epochs": 1}), tmp_path / "run")
     longtail.load_model(run.folder)
     longtail.evaluate(run)
     assert torch.equal(torch.get_rng_state(), before)

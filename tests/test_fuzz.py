@@ -18,13 +18,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from longtail.config.recipes import checked_types, recipe, to_yaml
+from longtail.config.recipes import checked_types, load_recipe, to_yaml
 from longtail.data.corrupt_images import from_text, to_text
 from longtail.data.image_io import decode, problem
 from longtail.data.sources.files import list_files
 from longtail.interop.original.convert import _config, convert
 from longtail.models.multi_expert import create_model
-from longtail.runs.model_file import ModelCard, load_model_file, save_model
+from longtail.runs.model_file import ModelMetadata, load_model_file, save_model
 from longtail.utils.errors import InputError
 
 FUZZ = settings(
@@ -132,7 +132,7 @@ SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5),
     st.sampled_from(["folder", "2001-13-01", "0x", "1e999", ".nan", "!!float x", "!!python/name:os.system", "*a", "&a 1", "~", "1_0", "12:30"]),  # noqa: E501
 )  # fmt: skip
-SECTIONS = list(json.loads(json.dumps(recipe().__dict__, default=vars)).items())
+SECTIONS = list(json.loads(json.dumps(load_recipe().__dict__, default=vars)).items())
 NAMES = [(section, field) for section, fields in SECTIONS if isinstance(fields, dict) for field in fields]
 VALUES = st.recursive(
     SCALARS,
@@ -154,10 +154,10 @@ def test_settings_of_any_value(config_file, name, value, quoted):
     config_file.write_text(f"{section}:\n  {field}: {text}\n", encoding="utf-8", errors="surrogatepass")
 
     def read():
-        config = recipe(config_file)
+        config = load_recipe(config_file)
         copy = config_file.with_name("copy.yaml")
         copy.write_text(to_yaml(config), encoding="utf-8")
-        assert recipe(copy) == config
+        assert load_recipe(copy) == config
 
     is_read(read)
 
@@ -170,11 +170,13 @@ YAML_PIECES = st.lists(st.sampled_from(
 
 @often(400)
 @given(
-    content=st.one_of(YAML_PIECES.map(str.encode), st.binary(max_size=60), changed(to_yaml(recipe()).encode()[:400]))
+    content=st.one_of(
+        YAML_PIECES.map(str.encode), st.binary(max_size=60), changed(to_yaml(load_recipe()).encode()[:400])
+    )
 )
 def test_config_files_of_any_bytes(config_file, content):
     config_file.write_bytes(content)
-    is_read(recipe, config_file)
+    is_read(load_recipe, config_file)
 
 
 # ---- pictures ----
@@ -211,8 +213,8 @@ def model_bytes(tmp_path_factory):
     """A model file of few bytes, so that many changes hit the description."""
     path = tmp_path_factory.mktemp("models") / "model.safetensors"
     architecture = {"name": "resnet20", "num_classes": 3, "num_experts": 2, "width": [4, 4], "image_size": 8}
-    card = ModelCard(architecture, ("a", "b", "c"), (3, 2, 1), 8, 8, (0.5,) * 3, (0.5,) * 3)
-    save_model(path, create_model(**architecture), card)
+    metadata = ModelMetadata(architecture, ("a", "b", "c"), (3, 2, 1), 8, 8, (0.5,) * 3, (0.5,) * 3)
+    save_model(path, create_model(**architecture), metadata)
     return path, path.read_bytes()
 
 
@@ -252,9 +254,9 @@ def test_model_files_of_any_description(model_bytes):
     @often(250)
     @given(where=st.sampled_from([*((name,) for name in described), *inner]), value=JSON)
     def check(where, value):
-        card = json.loads(json.dumps(described))
-        (card if len(where) == 1 else card["architecture"])[where[-1]] = value
-        save_file(tensors, broken, {"longtail": json.dumps(card)})
+        metadata = json.loads(json.dumps(described))
+        (metadata if len(where) == 1 else metadata["architecture"])[where[-1]] = value
+        save_file(tensors, broken, {"longtail": json.dumps(metadata)})
 
         def use():
             model, read = load_model_file(broken)
@@ -387,6 +389,6 @@ def test_settings_of_the_original(tmp_path):
         except (TypeError, ValueError, OverflowError):  # which `convert` tells with the file's name
             return
         (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        assert recipe(tmp_path / "config.yaml") == config
+        assert load_recipe(tmp_path / "config.yaml") == config
 
     check()

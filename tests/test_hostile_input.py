@@ -78,25 +78,25 @@ def described(change: Callable[[dict[str, Any]], Any]) -> Preparation:
 
     def prepare(here: Path) -> None:
         with safe_open(here / "run/model.safetensors", "pt") as file:
-            card = json.loads(file.metadata()["longtail"])
-        card.pop("sha256")  # who wants to deceive can leave it out
-        changed = change(card)
-        text = changed if isinstance(changed, str) else json.dumps(card)
+            metadata = json.loads(file.metadata()["longtail"])
+        metadata.pop("sha256")  # who wants to deceive can leave it out
+        changed = change(metadata)
+        text = changed if isinstance(changed, str) else json.dumps(metadata)
         save_file(load_file(here / "run/model.safetensors"), here / "model.safetensors", {"longtail": text})
 
     return prepare
 
 
 def card_case(says: str, **fields: Any) -> Case:
-    return Case(MODEL, rf"model\.safetensors: .*{says}", described(lambda card: card.update(fields)))
+    return Case(MODEL, rf"model\.safetensors: .*{says}", described(lambda metadata: metadata.update(fields)))
 
 
 def architecture_case(says: str, **fields: Any) -> Case:
-    change = described(lambda card: card["architecture"].update(fields))
+    change = described(lambda metadata: metadata["architecture"].update(fields))
     return Case(MODEL, rf"model\.safetensors: .*{says}", change)
 
 
-def cut(name: str, length: int) -> Preparation:
+def split_backbone(name: str, length: int) -> Preparation:
     def prepare(here: Path) -> None:
         content = (here / "run/model.safetensors").read_bytes()
         (here / name).write_bytes(content[:length])
@@ -152,9 +152,11 @@ ARGUMENTS = {
     "value out of range": Case(["train", "--training.epochs", "-3"], "training.epochs is -3; it must be at least 1"),
     "value of another type": Case(["train", "--training.epochs", "many"], "training.epochs is 'many'.* int"),
     "value of no choice": Case(
-        ["train", "--data.on_bad_image", "ignore"], "data.on_bad_image is 'ignore'.*error, skip"
+        ["train", "--data.on_corrupt_image", "ignore"], "data.on_corrupt_image is 'ignore'.*error, skip"
     ),
-    "share of bad images": Case(["train", "--data.max_bad_images", "5"], "data.max_bad_images is 5.0.*from 0 to 1"),
+    "share of bad images": Case(
+        ["train", "--data.max_corrupt_images", "5"], "data.max_corrupt_images is 5.0.*from 0 to 1"
+    ),
     "device that is absent": Case(["train", "--device", "cuda:77"], "device is 'cuda:77', which is not here"),
     "device that is none": Case(["train", "--device", "gpu"], "device is 'gpu', which is not here"),
     "device without memory": Case(["train", "--device", "meta"], "device is 'meta'"),
@@ -382,7 +384,9 @@ PICTURES = {
 
 MODELS = {
     "zero bytes": Case(MODEL, "model.safetensors: cannot be read as safetensors", writes("model.safetensors", b"")),
-    "truncated": Case(MODEL, "model.safetensors: cannot be read as safetensors", cut("model.safetensors", 100_000)),
+    "truncated": Case(
+        MODEL, "model.safetensors: cannot be read as safetensors", split_backbone("model.safetensors", 100_000)
+    ),
     "endless header": Case(
         MODEL, "model.safetensors: cannot be read", writes("model.safetensors", b"\xff" * 8 + b"{}")
     ),
@@ -398,9 +402,9 @@ MODELS = {
         lambda here: save_file({"a": torch.zeros(1)}, here / "model.safetensors"),
     ),
     "description that is deep": Case(
-        MODEL, "its description is damaged .maximum recursion", described(lambda card: "[" * 100_000)
+        MODEL, "its description is damaged .maximum recursion", described(lambda metadata: "[" * 100_000)
     ),
-    "description that is a list": Case(MODEL, "its description is damaged", described(lambda card: "[]")),
+    "description that is a list": Case(MODEL, "its description is damaged", described(lambda metadata: "[]")),
     "too few names": card_case("there are 10 classes, 1 names", class_names=["a"]),
     "names that are equal": card_case("there are 10 classes, 1 names", class_names=["a"] * 10),
     "names that are numbers": card_case("class_names is", class_names=list(range(10))),
@@ -439,12 +443,12 @@ RUNS = {
 
 SKIPPING = {
     "too many": Case(
-        [*PHOTOS, "--data.on_bad_image", "skip"],
-        r"1 of 12 images do not decode .8.3%., and data.max_bad_images allows 1.0%.*\nclass 0/0.jpg: the file is empty\n$",  # noqa: E501
+        [*PHOTOS, "--data.on_corrupt_image", "skip"],
+        r"1 of 12 images do not decode .8.3%., and data.max_corrupt_images allows 1.0%.*\nclass 0/0.jpg: the file is empty\n$",  # noqa: E501
         writes("photos/class 0/0.jpg", b""),
     ),
     "a whole class": Case(
-        [*PHOTOS, "--data.on_bad_image", "skip", "--data.max_bad_images", "1"],
+        [*PHOTOS, "--data.on_corrupt_image", "skip", "--data.max_corrupt_images", "1"],
         r"class 'class 2' has no training image that decodes .of 2.*class 2/.\.jpg: the file is empty",
         lambda here: [(here / f"photos/class 2/{number}.jpg").write_bytes(b"") for number in range(3)],
     ),

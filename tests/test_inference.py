@@ -15,7 +15,7 @@ from longtail.data.image_io import decode
 from longtail.data.loaders import Normalise
 from longtail.data.transforms import eval_transform
 from longtail.models.multi_expert import create_model
-from longtail.runs.model_file import ModelCard, load_model_file, save_model
+from longtail.runs.model_file import ModelMetadata, load_model_file, save_model
 from longtail.utils.errors import InputError
 
 NUM, CLASSES = 10, ("ant", "bee, large", "cat", "dog")
@@ -25,9 +25,9 @@ NUM, CLASSES = 10, ("ant", "bee, large", "cat", "dog")
 def model(tmp_path_factory):
     torch.manual_seed(0)
     architecture = {"name": "resnet20", "num_classes": len(CLASSES), "num_experts": 2, "router": {}}
-    card = ModelCard(architecture, CLASSES, (9, 4, 2, 1), 16, 20, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    metadata = ModelMetadata(architecture, CLASSES, (9, 4, 2, 1), 16, 20, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_model(path, create_model(**architecture).eval(), card)
+    save_model(path, create_model(**architecture).eval(), metadata)
     return path
 
 
@@ -46,11 +46,11 @@ def rows(capsys):
 
 
 def slow_probabilities(path, picture):
-    network, card = load_model_file(path)
-    image = eval_transform(card.image_size, card.resize, card.interpolation)(decode(picture))
-    normalise = Normalise(card.mean, card.std, torch.device("cpu"))
+    network, metadata = load_model_file(path)
+    image = eval_transform(metadata.image_size, metadata.resize, metadata.interpolation)(decode(picture))
+    normalise = Normalise(metadata.mean, metadata.std, torch.device("cpu"))
     with torch.no_grad():
-        return network.answer(normalise(image[None]))[0].softmax(dim=0).tolist()
+        return network.predict_logits(normalise(image[None]))[0].softmax(dim=0).tolist()
 
 
 @pytest.mark.parametrize("top", [1, 3, 9])
@@ -123,8 +123,8 @@ def test_a_classifier_of_pictures_in_memory(model, pictures):
     turned.save(pictures / "0.png", exif=exif)
     Image.open(pictures / "1.png").convert("P").save(pictures / "1.png")
     paths = sorted(pictures.iterdir())
-    classifier = longtail.Classifier(model)
-    assert classifier.card.class_names == CLASSES
+    classifier = longtail.Predictor(model)
+    assert classifier.metadata.class_names == CLASSES
     images = [Image.open(path) for path in paths]
     found = classifier.classify(images, top=2)
     for choices, prediction in zip(found, longtail.predict(model, paths, top=2), strict=True):

@@ -1,10 +1,10 @@
-"""Answers of CIFAR RIDE-3 (resnet32, 3 narrow experts) to pixels in memory, against the plain way.
+"""ModelOutputs of CIFAR RIDE-3 (resnet32, 3 narrow experts) to pixels in memory, against the plain way.
 
     python benchmarks/speed/inference.py                      # on the CPU
     python benchmarks/speed/inference.py --device cuda --images 10752 --seconds 5
 
 Preparing the pictures is part of it. All variants take turns on the same pictures in one process, after a turn that is
-not counted; the median of the rounds counts. Pictures are noise and the network untrained, but for running statistics
+not pluralize; the median of the rounds counts. Pictures are noise and the network untrained, but for running statistics
 of its batch norms; what a router of random weights says of the pictures is cut where 41, 10 and 49 % of them see 1, 2
 and 3 experts, as with RIDE's published one. Ratios and differences are to the baseline that asks as many experts. "of
 matmul" and "per CPU s" are as in training.py. "difference" is the largest one between two logits, as a share of the
@@ -26,7 +26,7 @@ from torch import Tensor
 from longtail.data.loaders import MemoryLoader, Normalise
 from longtail.data.splits import Split
 from longtail.evaluation.flops import FLOPS_PER_MAC, cost
-from longtail.models.fuse import folded
+from longtail.models.fuse import fuse_batch_norms
 from longtail.models.multi_expert import MultiExpert, create_model
 from longtail.runtime.device import Runtime
 
@@ -58,7 +58,7 @@ def table(given: argparse.Namespace) -> Iterator[str]:
     ours = MemoryLoader(Split(labels, pixels), BATCH_SIZE, device=device, normalise=Normalise(MEAN, STD, device))
     theirs = plain_loader(pixels, labels, BATCH_SIZE, False, device)
     model = network(ours, device)
-    faster, before = folded(model, 32), plain(copy.deepcopy(model))
+    faster, before = fuse_batch_norms(model, 32), plain(copy.deepcopy(model))
     with torch.inference_mode(), Runtime(device).tf32(False):
         thresholds = limits(model, ours)
         used = torch.cat([model.route(images, thresholds).experts_used for images, _ in ours.epoch(0)])
@@ -84,12 +84,12 @@ def table(given: argparse.Namespace) -> Iterator[str]:
     variants = {
         "baseline": (answer(before, "float32"), "float32", everything),
         "all experts": (answer(model, "float32"), "float32", everything),
-        "all experts, folded": (answer(faster, "float32"), "float32", everything),
-        "all experts, folded, bf16": (answer(faster, "bf16"), "bf16", everything),
+        "all experts, fuse_batch_norms": (answer(faster, "float32"), "float32", everything),
+        "all experts, fuse_batch_norms, bf16": (answer(faster, "bf16"), "bf16", everything),
         "baseline, routed": (answer(before, "float32", True), "float32", routed),
         "routed": (answer(model, "float32", True), "float32", routed),
-        "routed, folded": (answer(faster, "float32", True), "float32", routed),
-        "routed, folded, bf16": (answer(faster, "bf16", True), "bf16", routed),
+        "routed, fuse_batch_norms": (answer(faster, "float32", True), "float32", routed),
+        "routed, fuse_batch_norms, bf16": (answer(faster, "bf16", True), "bf16", routed),
     }
     said = {name: run() for name, (run, _, _) in variants.items()}
     rates = matmul_rates(device)

@@ -52,7 +52,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALE, JITTER, NO_JITTER = (0.08, 1.0), (0.4, 0.4, 0.4, 0.0), (0.0,) * 4
 CPU = torch.device("cpu")
 SETS = {"500 x 375": (1, 48), "1000 to 2000 pixels": (4, 24)}
-"""Parts of photographs in a picture, at most, on each side; number of pictures."""
+"""SplitModel of photographs in a picture, at most, on each side; number of pictures."""
 
 
 # ---- pictures ----

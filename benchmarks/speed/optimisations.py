@@ -20,7 +20,7 @@ from result import report
 from torch import Tensor
 
 from longtail.losses import RIDELoss
-from longtail.models.fuse import folded
+from longtail.models.fuse import fuse_batch_norms
 from longtail.models.multi_expert import MultiExpert, create_model
 from longtail.models.resnet_cifar import BasicBlock, PaddedShortcut
 from longtail.runtime.device import Runtime
@@ -114,7 +114,7 @@ def inference(precision: str) -> dict[str, Callable[[], None]]:
         "+ channels-last": running(BEFORE, answer(model, last)),
         "+ ReLUs in place": running(BEFORE | {BasicBlock: NOW[BasicBlock]}, answer(model, last)),
         "+ subsampling": running(NOW, answer(model, last)),
-        "+ batch norms folded": running(NOW, answer(folded(model, 32), last)),
+        "+ batch norms fuse_batch_norms": running(NOW, answer(fuse_batch_norms(model, 32), last)),
     }
 
 

@@ -145,11 +145,11 @@ def longtail_way(
 
 def parts(device: torch.device) -> tuple[Any, Any, Any]:
     """The same weights, loss and settings for both ways."""
-    from longtail.config.recipes import recipe
+    from longtail.config.recipes import load_recipe
     from longtail.models import build as model_build
     from longtail.models.multi_expert import create_model
 
-    config = recipe(RECIPE, {"training.learning_rate": 0.001})  # pictures of noise teach nothing
+    config = load_recipe(RECIPE, {"training.learning_rate": 0.001})  # pictures of noise teach nothing
     torch.manual_seed(0)
     model = create_model("resnet32", NUM_CLASSES, NUM_EXPERTS).to(device)
     counts = [max(5, 500 - 5 * number) for number in range(NUM_CLASSES)]

@@ -10,24 +10,24 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from longtail.config.recipes import what_counts
+from longtail.config.recipes import config_fingerprint
 from longtail.config.schema import Config
 from longtail.data import build as data_build
-from longtail.data.corrupt_images import SKIPPED_FILE, BadImage, from_text, to_text
+from longtail.data.corrupt_images import SKIPPED_FILE, CorruptImage, from_text, to_text
 from longtail.data.loaders import Loader
 from longtail.data.splits import Dataset
-from longtail.evaluation.evaluator import Part, eval_loaders, print_results, tested
+from longtail.evaluation.evaluator import Part, eval_loaders, evaluate_splits, log_results
 from longtail.evaluation.flops import cost
 from longtail.evaluation.label_shift.evaluators import LabelShiftTest, PriorTest
 from longtail.evaluation.metrics import Evaluation
-from longtail.evaluation.outputs import answers
+from longtail.evaluation.outputs import collect_outputs
 from longtail.evaluation.routing import macs, parse_budget
 from longtail.models.multi_expert import MultiExpert
-from longtail.runs.context import Workplace
-from longtail.runs.model_file import ModelCard, set_average
+from longtail.runs.context import RunContext
+from longtail.runs.model_file import ModelMetadata, set_average
 from longtail.runs.run import Run, new_run
 from longtail.runtime.device import Runtime, environment, pick_device
-from longtail.runtime.distributed import Group, processes
+from longtail.runtime.distributed import Group, init_distributed
 from longtail.runtime.process import Signals, Stopped
 from longtail.training.decoupled import train_classifier
 from longtail.training.experts import Experts
@@ -35,9 +35,9 @@ from longtail.training.progress import say
 from longtail.training.router import set_threshold, train_router
 from longtail.training.teacher import check_planned, find_teacher, load_teacher
 from longtail.utils.errors import InputError
-from longtail.utils.format import counted
+from longtail.utils.format import pluralize
 
-Skipped = list[BadImage] | None
+Skipped = list[CorruptImage] | None
 """Images that were left out because they do not decode; None where nobody looked"""
 
 
@@ -48,7 +48,7 @@ def train(config: Config, output: str | Path | None = None, console: Console | N
     used; the last epoch is the result, whatever the validation images say.
 
     Args:
-        config: the settings, see `longtail.recipe`.
+        config: the settings, see `longtail.load_recipe`.
         output: folder of the run; a new one below runs/ by default. A run with the same settings that is in it already
             is gone on with, so that a scheduler can start the same command again; if it is finished it is returned.
         console: where to tell how it goes; nowhere by default.
@@ -57,7 +57,7 @@ def train(config: Config, output: str | Path | None = None, console: Console | N
         InputError: settings, data or machine do not allow it, and nothing is left behind; or training diverged.
         Stopped: a signal asked for it; everything is saved.
     """
-    with processes(config.device) as group:
+    with init_distributed(config.device) as group:
         if output is not None and _is_same(Run(output), config):
             known = Run(output, group.is_main)
             if not known.is_finished:
@@ -69,7 +69,9 @@ def train(config: Config, output: str | Path | None = None, console: Console | N
             if console is not None and group.is_main:
                 say(console, f"{output} is finished, with these settings; longtail evaluate {output} tests it again")
             return known
-        run = Run(group.text(str(new_run(config.name, output).folder) if group.is_main else ""), group.is_main)
+        run = Run(
+            group.broadcast_object(str(new_run(config.name, output).folder) if group.is_main else ""), group.is_main
+        )
         return _train(run, config, console, group)
 
 
@@ -87,13 +89,17 @@ def resume(run: Run | str | Path, console: Console | None = None) -> Run:
         raise InputError(f"'{run.folder}' was converted, not trained here: there is nothing to go on with")
     if run.is_finished:
         raise InputError(f"'{run.folder}' is finished; 'longtail evaluate {run.folder}' tests it again")
-    with processes(run.config.device) as group:
+    with init_distributed(run.config.device) as group:
         return _train(Run(run.folder, group.is_main), run.config, console, group)
 
 
 def _is_same(run: Run, config: Config) -> bool:
     """Whether a run has these settings."""
-    return run.config_path.is_file() and not run.is_converted and what_counts(run.config) == what_counts(config)
+    return (
+        run.config_path.is_file()
+        and not run.is_converted
+        and config_fingerprint(run.config) == config_fingerprint(config)
+    )
 
 
 def _train(
@@ -106,26 +112,26 @@ def _train(
 ) -> Run:
     begun, is_teacher = run.config_path.is_file(), signals is not None
     signals = signals or Signals()
-    group.wait()  # before anything is written that the others look for
+    group.barrier()  # before anything is written that the others look for
     with signals.caught(), ExitStack() as stack:
         if begun:
             stack.enter_context(_resumable(run))
-            stack.enter_context(run.held())
-        place = _workplace(run, config, console, group, signals, skipped)
-        stack.enter_context(place.runtime.tf32(config.training.tf32))
-        plan = _Plan(place)
+            stack.enter_context(run.lock())
+        context = _workplace(run, config, console, group, signals, skipped)
+        stack.enter_context(context.runtime.tf32(config.training.tf32))
+        plan = _Plan(context)
         if not begun:
-            stack.enter_context(run.held())
-            run.start(config, environment(place.runtime.device, group.size))
+            stack.enter_context(run.lock())
+            run.start(config, environment(context.runtime.device, group.size))
             stack.enter_context(_resumable(run))
-        place.keep_skipped()
+        context.write_skipped()
         try:
             with _timed(run):
-                model, card = plan.carry_out()
-            results = tested(place, model, card, plan.loaders)
+                model, metadata = plan.carry_out()
+            results = evaluate_splits(context, model, metadata, plan.loaders)
         except KeyboardInterrupt:
             if not is_teacher:  # its student's run is what to go on with
-                plan.tell_interrupted()
+                plan.log_interrupted()
             raise
         except BaseException:
             # Not where hours may have gone into something that can be gone on with.
@@ -133,7 +139,7 @@ def _train(
             if run.writes and not begun and not any(path.exists() for path in kept):
                 run.discard()
             raise
-    print_results(place.console, run, results, "test", config)
+    log_results(context.console, run, results, "test", config)
     return run
 
 
@@ -149,51 +155,51 @@ def _resumable(run: Run) -> Iterator[None]:
 class _Plan:
     """What is still to be done for a run. Making it finds whatever can be wrong, before hours of training."""
 
-    def __init__(self, place: Workplace):
-        self.place, config = place, place.config
+    def __init__(self, context: RunContext):
+        self.context, config = context, context.config
         self.stage = "experts"
-        begun = place.run.config_path.is_file()
-        self.has_experts = begun and place.run.has_experts
-        self.has_classifier = self.has_experts and place.run.has_classifier
-        self.is_routed = self.has_classifier and place.run.is_routed
-        self.experts = None if self.has_experts else Experts(place)
-        self.loaders = eval_loaders(place)
+        begun = context.run.config_path.is_file()
+        self.has_experts = begun and context.run.has_experts
+        self.has_classifier = self.has_experts and context.run.has_classifier
+        self.is_routed = self.has_classifier and context.run.is_routed
+        self.experts = None if self.has_experts else Experts(context)
+        self.loaders = eval_loaders(context)
         _check_classifier(config, self.loaders)
         if config.router.train:
             _check_choice(config.router.compute_budget, config.router.max_accuracy_drop, self.loaders)
         if self.experts is not None:
-            _check_budget(config.router.compute_budget, self.experts.model, place.card())
+            _check_budget(config.router.compute_budget, self.experts.model, context.metadata())
         self.source = None if self.has_experts else find_teacher(config)
         if isinstance(self.source, Config):
-            check_planned(self.source, place)
-        self.teacher = load_teacher(self.source, place) if isinstance(self.source, Path) else None
+            check_planned(self.source, context)
+        self.teacher = load_teacher(self.source, context) if isinstance(self.source, Path) else None
 
-    def carry_out(self) -> tuple[MultiExpert, ModelCard]:
+    def carry_out(self) -> tuple[MultiExpert, ModelMetadata]:
         """Trains what is not trained yet; returns the model, on the device, with its description."""
-        place, val_loader = self.place, self.loaders.get("val")
+        context, val_loader = self.context, self.loaders.get("val")
         if self.experts is None:
-            model, card = place.run.load_model()
-            card = _checked(card, place)
-            place.on_device(model)
+            model, metadata = context.run.load_model()
+            metadata = _checked(metadata, context)
+            context.on_device(model)
         else:
             if isinstance(self.source, Config):
-                self.teacher = load_teacher(_trained_teacher(place, self.source).model_path, place)
-            _announce(place, self.experts.model)
-            card, model = self.experts.train(val_loader, self.teacher), self.experts.model
+                self.teacher = load_teacher(_trained_teacher(context, self.source).model_path, context)
+            _announce(context, self.experts.model)
+            metadata, model = self.experts.train(val_loader, self.teacher), self.experts.model
             self.experts = self.teacher = None  # and their images
         self.stage = "classifier"
-        if place.config.classifier.method != "none" and not self.has_classifier:
-            card = train_classifier(place, model, card, val_loader)
+        if context.config.classifier.method != "none" and not self.has_classifier:
+            metadata = train_classifier(context, model, metadata, val_loader)
         self.stage = "router"
-        if place.config.router.train and not self.is_routed:
-            card = train_router(place, model, card, val_loader)
+        if context.config.router.train and not self.is_routed:
+            metadata = train_router(context, model, metadata, val_loader)
         self.stage = "test"
-        place.run.remove_checkpoints()  # somebody may have been killed before doing so
-        return model, card
+        context.run.remove_checkpoints()  # somebody may have been killed before doing so
+        return model, metadata
 
-    def tell_interrupted(self) -> None:
+    def log_interrupted(self) -> None:
         """How far it came, and how to go on."""
-        run, epochs = self.place.run, self.place.config.training.epochs
+        run, epochs = self.context.run, self.context.config.training.epochs
         resumed = f"go on with: longtail train --resume {run.folder}"
         if self.stage == "test":
             holds = "the trained model"
@@ -206,14 +212,14 @@ class _Plan:
             holds = f"the model after epoch {done} of {epochs}" if done else f"the model in epoch 1 of {epochs}"
             resumed += f"; test it with: longtail evaluate {run.folder}"
         else:
-            self.place.say(f"Stopped before the experts' training; {resumed}")
+            self.context.say(f"Stopped before the experts' training; {resumed}")
             return
-        self.place.say(f"Stopped. {run.folder} holds {holds}; {resumed}")
+        self.context.say(f"Stopped. {run.folder} holds {holds}; {resumed}")
 
 
 def _workplace(
     run: Run, config: Config, console: Console | None, group: Group, signals: Signals, skipped: Skipped = None
-) -> Workplace:
+) -> RunContext:
     device = pick_device(config.device)
     if console is None or not group.is_main:
         console = Console(quiet=True)
@@ -221,23 +227,23 @@ def _workplace(
         skipped = run.skipped()
     with group.main_first():  # it may download them
         dataset = data_build.load_data(config, skipped or ())
-    if skipped is None and config.data.on_bad_image == "skip":
-        skipped = _bad_images(config, dataset, console, group)
+    if skipped is None and config.data.on_corrupt_image == "skip":
+        skipped = _corrupt_images(config, dataset, console, group)
         dataset = data_build.load_data(config, skipped)
     runtime = Runtime(device, config.training.precision, group)
-    return Workplace(run, config, dataset, runtime, console, signals, skipped)
+    return RunContext(run, config, dataset, runtime, console, signals, skipped)
 
 
-def _bad_images(config: Config, dataset: Dataset, console: Console, group: Group) -> list[BadImage]:
+def _corrupt_images(config: Config, dataset: Dataset, console: Console, group: Group) -> list[CorruptImage]:
     """What the first process finds, for all."""
 
-    def watch(walk: Iterable[BadImage | None], total: int) -> Iterable[BadImage | None]:
+    def watch(walk: Iterable[CorruptImage | None], total: int) -> Iterable[CorruptImage | None]:
         return track(walk, "checking images", total=total, console=console, transient=True, disable=not total)
 
-    found = data_build.find_bad_images(config, dataset, watch) if group.is_main else []
+    found = data_build.find_corrupt_images(config, dataset, watch) if group.is_main else []
     if found:
-        say(console, f"{counted(len(found), 'image does', 'images do')} not decode: skipped, see {SKIPPED_FILE}")
-    return from_text(os.fsencode(group.text(os.fsdecode(to_text(found)))), Path(SKIPPED_FILE))
+        say(console, f"{pluralize(len(found), 'image does', 'images do')} not decode: skipped, see {SKIPPED_FILE}")
+    return from_text(os.fsencode(group.broadcast_object(os.fsdecode(to_text(found)))), Path(SKIPPED_FILE))
 
 
 @contextmanager
@@ -252,17 +258,17 @@ def _timed(run: Run) -> Iterator[None]:
         run.write_json("environment.json", known | {"training_seconds": seconds})
 
 
-def _trained_teacher(place: Workplace, config: Config) -> Run:
+def _trained_teacher(context: RunContext, config: Config) -> Run:
     """The teacher's own run within the student's, trained as far as it is not yet."""
-    teacher = Run(place.run.teacher_folder, place.run.writes)
-    if teacher.is_finished and what_counts(teacher.config) != what_counts(config):
+    teacher = Run(context.run.teacher_folder, context.run.writes)
+    if teacher.is_finished and config_fingerprint(teacher.config) != config_fingerprint(config):
         raise InputError(
-            f"{teacher.folder} was trained with other settings than teacher '{place.config.teacher}' now has; "
+            f"{teacher.folder} was trained with other settings than teacher '{context.config.teacher}' now has; "
             "take back what was changed there, or remove that folder to train it again"
         )
     if not teacher.is_finished:
-        _train(teacher, config, place.console, place.runtime.group, place.signals, place.skipped)
-    place.runtime.group.wait()  # until it is written
+        _train(teacher, config, context.console, context.runtime.group, context.signals, context.skipped)
+    context.runtime.group.barrier()  # until it is written
     return teacher
 
 
@@ -301,30 +307,30 @@ def evaluate(
     """
     run = _opened(run)
     config = replace(config or run.config, device=device)
-    with _at(run, config, console) as (place, model, card, loaders):
+    with _at(run, config, console) as (context, model, metadata, loaders):
         if split not in loaders:
             raise InputError(f"data set '{config.data.name}' has no part '{split}'; there is {' and '.join(loaders)}")
-        with_prior = None if prior is None else PriorTest(place, card, split, prior)
-        shifted = LabelShiftTest(place, card, split) if label_shift else None
+        with_prior = None if prior is None else PriorTest(context, metadata, split, prior)
+        shifted = LabelShiftTest(context, metadata, split) if label_shift else None
         if compute_budget is not None or max_accuracy_drop is not None:
             if model.router is None:
                 raise InputError(
-                    f"{place.run.folder} has no router to choose a threshold for; 'longtail router' trains one"
+                    f"{context.run.folder} has no router to choose a threshold for; 'longtail router' trains one"
                 )
             _check_choice(compute_budget, max_accuracy_drop, loaders)
-            given = answers(model, loaders["val"], place.runtime.group)
-            card = set_threshold(model, card, given, compute_budget, max_accuracy_drop)
-            place.run.save_model(model, card)
+            given = collect_outputs(model, loaders["val"], context.runtime.group)
+            metadata = set_threshold(model, metadata, given, compute_budget, max_accuracy_drop)
+            context.run.save_model(model, metadata)
         elif model.average != run.average:
-            place.run.save_model(model, card)
+            context.run.save_model(model, metadata)
             if model.router is not None:
-                place.say(
+                context.say(
                     f"The router and its threshold stay as they were, and the experts' {model.average} are averaged; "
                     f"train it for that with: longtail router {run.folder}"
                 )
         _keep_average(run, config)
-        results = tested(place, model, card, loaders)
-        print_results(place.console, place.run, results, split, config)
+        results = evaluate_splits(context, model, metadata, loaders)
+        log_results(context.console, context.run, results, split, config)
         if with_prior is not None:
             with_prior.tell(results.given[split])
         if shifted is not None:
@@ -348,23 +354,23 @@ def add_router(run: Run | str | Path, *, config: Config | None = None, console: 
     config = config or run.config
     if config.model.num_experts > 1:
         config = replace(config, router=replace(config.router, train=True))
-    with _at(run, config, console) as (place, model, card, loaders):
+    with _at(run, config, console) as (context, model, metadata, loaders):
         if model.num_experts == 1:
             raise InputError(f"{run.folder} has one expert; a router chooses among several")
         _check_choice(config.router.compute_budget, config.router.max_accuracy_drop, loaders)
         try:
-            card = train_router(place, model, card, loaders.get("val"))
+            metadata = train_router(context, model, metadata, loaders.get("val"))
         except KeyboardInterrupt as error:
-            place.say(f"Stopped. {run.folder} is as it was; the same command goes on where this one stopped")
+            context.say(f"Stopped. {run.folder} is as it was; the same command goes on where this one stopped")
             raise Stopped from error
         # The rest is how its experts were trained.
-        place.run.write_config(replace(run.config, router=config.router))
+        context.run.write_config(replace(run.config, router=config.router))
         _keep_average(run, config)
-        print_results(place.console, run, tested(place, model, card, loaders), "test", config)
+        log_results(context.console, run, evaluate_splits(context, model, metadata, loaders), "test", config)
     return run
 
 
-def change_classifier(run: Run | str | Path, *, config: Config | None = None, console: Console | None = None) -> Run:
+def retrain_classifier(run: Run | str | Path, *, config: Config | None = None, console: Console | None = None) -> Run:
     """Gives the experts of a finished run or a converted checkpoint other classifiers, and tests it.
 
     They are made from the experts' own, which the run keeps, whatever it has now; with method none it gets them back. A
@@ -381,8 +387,8 @@ def change_classifier(run: Run | str | Path, *, config: Config | None = None, co
     """
     run = _opened(run)
     config = config or run.config
-    with _at(run, config, console) as (place, model, card, loaders):
-        if config.classifier.method == "none" and not card.classifier:
+    with _at(run, config, console) as (context, model, metadata, loaders):
+        if config.classifier.method == "none" and not metadata.classifier:
             raise InputError(
                 f"{run.folder} has the experts' own classifiers, which is what classifier.method 'none' asks for; "
                 "retrain, scale, tau and nearest-mean make others"
@@ -393,16 +399,16 @@ def change_classifier(run: Run | str | Path, *, config: Config | None = None, co
         if routed:
             _check_choice(config.router.compute_budget, config.router.max_accuracy_drop, loaders)
         try:
-            card = train_classifier(place, model, card, loaders.get("val"))
-            place.run.write_config(replace(run.config, classifier=config.classifier))
+            metadata = train_classifier(context, model, metadata, loaders.get("val"))
+            context.run.write_config(replace(run.config, classifier=config.classifier))
             _keep_average(run, config)
             holds = f"has its new classifiers, but no router; go on with: longtail router {run.folder}"
             if routed:
-                card = train_router(place, model, card, loaders.get("val"))
+                metadata = train_router(context, model, metadata, loaders.get("val"))
         except KeyboardInterrupt as error:
-            place.say(f"Stopped. {run.folder} {holds}")
+            context.say(f"Stopped. {run.folder} {holds}")
             raise Stopped from error
-        print_results(place.console, run, tested(place, model, card, loaders), "test", config)
+        log_results(context.console, run, evaluate_splits(context, model, metadata, loaders), "test", config)
     return run
 
 
@@ -413,25 +419,25 @@ def _opened(run: Run | str | Path) -> Run:
 @contextmanager
 def _at(
     run: Run, config: Config, console: Console | None
-) -> Iterator[tuple[Workplace, MultiExpert, ModelCard, dict[Part, Loader]]]:
+) -> Iterator[tuple[RunContext, MultiExpert, ModelMetadata, dict[Part, Loader]]]:
     """A trained run that nobody else writes to: its model on the device, its description, and its images."""
     signals = Signals()
-    with processes(config.device) as group, signals.caught(), ExitStack() as stack:
+    with init_distributed(config.device) as group, signals.caught(), ExitStack() as stack:
         run.writes = group.is_main
-        stack.enter_context(run.held())
-        place = _workplace(run, config, console, group, signals)
-        stack.enter_context(place.runtime.tf32(config.training.tf32))
-        model, card = run.load_model()
-        card = _checked(card, place)
+        stack.enter_context(run.lock())
+        context = _workplace(run, config, console, group, signals)
+        stack.enter_context(context.runtime.tf32(config.training.tf32))
+        model, metadata = run.load_model()
+        metadata = _checked(metadata, context)
         if config.evaluation.average != model.average and not run.is_finished and not run.is_converted:
             raise InputError(
                 f"{run.folder} is not finished, and averages the experts' {model.average}; evaluation.average can be "
                 f"changed afterwards. Finish it with: longtail train --resume {run.folder}"
             )
-        card = set_average(model, card, config.evaluation.average)
-        place.keep_skipped()
-        loaders = eval_loaders(place)
-        yield place, place.on_device(model), card, loaders
+        metadata = set_average(model, metadata, config.evaluation.average)
+        context.write_skipped()
+        loaders = eval_loaders(context)
+        yield context, context.on_device(model), metadata, loaders
 
 
 def _keep_average(run: Run, config: Config) -> None:
@@ -471,19 +477,19 @@ def _check_classifier(config: Config, loaders: Mapping[Part, Loader]) -> None:
         )
 
 
-def _check_budget(compute_budget: float | str | None, model: MultiExpert, card: ModelCard) -> None:
+def _check_budget(compute_budget: float | str | None, model: MultiExpert, metadata: ModelMetadata) -> None:
     if compute_budget is None:
         return
-    budget, first = parse_budget(str(compute_budget)), cost(model, card.image_size).prefix(1)
+    budget, first = parse_budget(str(compute_budget)), cost(model, metadata.image_size).prefix(1)
     if budget.amount < (first if budget.unit == "MACs" else 1):
         raise InputError(
             f"router.compute_budget is {compute_budget}: below the first expert's cost, {macs(first)} MACs"
         )
 
 
-def _checked(trained: ModelCard, place: Workplace) -> ModelCard:
+def _checked(trained: ModelMetadata, context: RunContext) -> ModelMetadata:
     """The description of a model with what its data tell; refuses data and settings that are not its own."""
-    run, config, now = place.run, place.config, place.card()
+    run, config, now = context.run, context.config, context.metadata()
     if not trained.class_counts and len(now.class_names) == len(trained.class_names):  # converted: its data tell
         trained = replace(trained, class_names=now.class_names, class_counts=now.class_counts)
     if trained.class_names != now.class_names:
@@ -508,14 +514,14 @@ def _checked(trained: ModelCard, place: Workplace) -> ModelCard:
     return trained
 
 
-def _announce(place: Workplace, model: MultiExpert) -> None:
-    config, dataset, group = place.config, place.dataset, place.runtime.group
+def _announce(context: RunContext, model: MultiExpert) -> None:
+    config, dataset, group = context.config, context.dataset, context.runtime.group
     counts = dataset.class_counts
     together = f", {group.size} processes" if group.size > 1 else ""
-    place.say(
+    context.say(
         f"{config.name}: {len(dataset.train):,} training images in {dataset.num_classes} classes "
         f"({max(counts):,} to {min(counts):,} each), {len(dataset.test):,} test images\n"
-        f"{config.model.backbone}, {counted(model.num_experts, 'expert', 'experts')}, "
+        f"{config.model.backbone}, {pluralize(model.num_experts, 'expert', 'experts')}, "
         f"{model.num_parameters:,} parameters, "
-        f"{config.training.epochs} epochs on {place.runtime.device}{together}, into {place.run.folder}",
+        f"{config.training.epochs} epochs on {context.runtime.device}{together}, into {context.run.folder}",
     )

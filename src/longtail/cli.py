@@ -100,9 +100,9 @@ def train(known: argparse.Namespace, settings: list[str]) -> None:
             raise InputError("--resume goes on with a run as it is; it takes no --config, --output or settings")
         from rich.console import Console
 
-        from longtail import pipeline
+        from longtail import api
 
-        pipeline.resume(known.resume, Console())
+        api.resume(known.resume, Console())
         return
     config = resolve(known.config or DEFAULT_RECIPE, {}, settings)
     if known.print_config:
@@ -110,9 +110,9 @@ def train(known: argparse.Namespace, settings: list[str]) -> None:
         return
     from rich.console import Console
 
-    from longtail import pipeline
+    from longtail import api
 
-    pipeline.train(config, known.output, Console())
+    api.train(config, known.output, Console())
 
 
 def experiment(known: argparse.Namespace, settings: list[str]) -> None:
@@ -121,9 +121,9 @@ def experiment(known: argparse.Namespace, settings: list[str]) -> None:
 
     from rich.console import Console
 
-    from longtail.experiments.runner import conduct
+    from longtail.experiments.runner import run_experiment
 
-    conduct(
+    run_experiment(
         known.file,
         known.output,
         table=known.table,
@@ -140,20 +140,20 @@ def classifier(known: argparse.Namespace, settings: list[str]) -> None:
     """`longtail classifier`."""
     from rich.console import Console
 
-    from longtail import pipeline
+    from longtail import api
     from longtail.config.recipes import resolve
     from longtail.runs.run import Run
 
     _only(settings, ("classifier", "data", "evaluation", "device"), "the classifiers of a run")
     run = Run.open(known.folder)
-    pipeline.change_classifier(run, config=resolve(str(run.config_path), {}, settings), console=Console())
+    api.retrain_classifier(run, config=resolve(str(run.config_path), {}, settings), console=Console())
 
 
 def router(known: argparse.Namespace, settings: list[str]) -> None:
     """`longtail router`."""
     from rich.console import Console
 
-    from longtail import pipeline
+    from longtail import api
     from longtail.config.recipes import resolve
     from longtail.runs.run import Run
 
@@ -165,14 +165,14 @@ def router(known: argparse.Namespace, settings: list[str]) -> None:
             *settings,
             *(f"--router.{name}={'null' if value is None else value}" for name, value in choice.items()),
         ]
-    pipeline.add_router(run, config=resolve(str(run.config_path), {}, settings), console=Console())
+    api.add_router(run, config=resolve(str(run.config_path), {}, settings), console=Console())
 
 
 def evaluate(known: argparse.Namespace, settings: list[str]) -> None:
     """`longtail evaluate`."""
     from rich.console import Console
 
-    from longtail import pipeline
+    from longtail import api
     from longtail.config.recipes import resolve
     from longtail.runs.run import Run
 
@@ -181,7 +181,7 @@ def evaluate(known: argparse.Namespace, settings: list[str]) -> None:
     config = resolve(str(run.config_path), {}, settings)
     choice = {"compute_budget": known.compute_budget, "max_accuracy_drop": known.max_accuracy_drop}
     also = {"prior": known.prior, "label_shift": known.label_shift}
-    pipeline.evaluate(run, known.split, config=config, device=config.device, console=Console(), **choice, **also)
+    api.evaluate(run, known.split, config=config, device=config.device, console=Console(), **choice, **also)
 
 
 def predict(known: argparse.Namespace, settings: list[str]) -> None:
@@ -191,13 +191,13 @@ def predict(known: argparse.Namespace, settings: list[str]) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from longtail.inference import Classifier, find_pictures
+    from longtail.inference import Predictor, find_images
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold anything
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    classifier = Classifier(known.model, device=known.device, precision=known.precision, all_experts=known.all_experts)
-    pictures = find_pictures(known.pictures)
+    classifier = Predictor(known.model, device=known.device, precision=known.precision, all_experts=known.all_experts)
+    pictures = find_images(known.pictures)
     found = track(
         classifier.predict(pictures, batch_size=known.batch_size, top=known.top, workers=known.workers),
         "",
@@ -218,15 +218,15 @@ def predict(known: argparse.Namespace, settings: list[str]) -> None:
 def convert(known: argparse.Namespace, settings: list[str]) -> None:
     """`longtail convert`."""
     from longtail.interop.original.convert import convert as convert_file
-    from longtail.utils.format import counted
+    from longtail.utils.format import pluralize
 
     run = convert_file(known.file, known.output)
-    model, card = run.load_model()
+    model, metadata = run.load_model()
     data = run.config.data
     routed = "" if model.router is None else " with a router"
     print(
-        f"{card.architecture['name']}, {counted(model.num_experts, 'expert', 'experts')}{routed}, "
-        f"{len(card.class_names):,} classes, {model.num_parameters:,} parameters, epoch {card.epoch}: {run.folder}\n"
+        f"{metadata.architecture['name']}, {pluralize(model.num_experts, 'expert', 'experts')}{routed}, "
+        f"{len(metadata.class_names):,} classes, {model.num_parameters:,} parameters, epoch {metadata.epoch}: {run.folder}\n"
         f"Taken to be for {data.name} in '{data.root}' (data.name and data.root in {run.folder / 'config.yaml'}). "
         f"Test it with: longtail evaluate {run.folder}"
     )
@@ -238,7 +238,7 @@ def flops(known: argparse.Namespace, settings: list[str]) -> None:
 
     from rich.console import Console
 
-    from longtail.config.recipes import recipe_names, resolve
+    from longtail.config.recipes import list_recipes, resolve
     from longtail.models import build as model_build
     from longtail.reports.cost_table import Subject, cost_table
     from longtail.runs.model_file import load_model_file
@@ -246,12 +246,12 @@ def flops(known: argparse.Namespace, settings: list[str]) -> None:
 
     shares = None if known.experts_used is None else _numbers("--experts_used", known.experts_used)
     path = Path(known.model)
-    if known.model not in recipe_names() and (path.is_dir() or path.suffix == ".safetensors"):
+    if known.model not in list_recipes() and (path.is_dir() or path.suffix == ".safetensors"):
         if settings or known.num_classes is not None:
             given = settings[0] if settings else "--num_classes"
             raise InputError(f"'{path}' holds a trained model, which {given} cannot change; settings are for recipes")
-        model, card = load_model_file(Run.open(path).model_path if path.is_dir() else path)
-        subject = Subject(model, card.architecture, card.image_size)
+        model, metadata = load_model_file(Run.open(path).model_path if path.is_dir() else path)
+        subject = Subject(model, metadata.architecture, metadata.image_size)
     else:
         config = resolve(known.model, {}, settings)
         subject = Subject.planned(model_build.planned_architecture(config, known.num_classes))
@@ -284,10 +284,10 @@ def recipes(known: argparse.Namespace, settings: list[str]) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    from longtail.config.recipes import DEFAULT_RECIPE, about, recipe_names
+    from longtail.config.recipes import DEFAULT_RECIPE, about, list_recipes
 
     console = Console(highlight=False)
-    for name in recipe_names():
+    for name in list_recipes():
         described = about(name)
         console.print(f"[bold]{name}[/]{' (default)' if name == DEFAULT_RECIPE else ''}")
         words = f"{described.description}\nExpected: {described.expected}.\nTime: {described.time}."

@@ -12,11 +12,11 @@ from torch import Tensor
 from longtail.data.image_io import whole
 from longtail.data.image_loader import FileLoader
 from longtail.data.loaders import Normalise
-from longtail.data.sources.files import pictures_below, tell_of_others
+from longtail.data.sources.files import find_images_below, log_skipped_files
 from longtail.data.splits import Split, as_paths
 from longtail.data.transforms import eval_transform
-from longtail.models.fuse import folded
-from longtail.runs.model_file import ModelCard, load_model_file, model_file
+from longtail.models.fuse import fuse_batch_norms
+from longtail.runs.model_file import ModelMetadata, load_model_file, model_file
 from longtail.runtime.device import Precision, Runtime, pick_device
 from longtail.runtime.process import num_processors
 from longtail.utils.errors import InputError, raise_all
@@ -39,10 +39,10 @@ class Prediction(NamedTuple):
     """The next most likely, as many as were asked for"""
 
 
-class Classifier:
+class Predictor:
     """A trained model that is kept in memory and classifies pictures, as a service needs it.
 
-    Its batch norms are folded into convolutions, which is faster and changes last digits.
+    Its batch norms are fuse_batch_norms into convolutions, which is faster and changes last digits.
 
     Args:
         model: a run folder or a model file.
@@ -52,7 +52,7 @@ class Classifier:
         all_experts: ask all of them, whatever the router says; so do models without one.
 
     Attributes:
-        card: what is known of the model: ``class_names``, ``image_size`` and so on.
+        metadata: what is known of the model: ``class_names``, ``image_size`` and so on.
 
     Raises:
         InputError: no model, or no such device.
@@ -66,14 +66,14 @@ class Classifier:
         precision: Precision = "float32",
         all_experts: bool = False,
     ):
-        network, card = load_model_file(model_file(model))
-        self.card: ModelCard = card
+        network, metadata = load_model_file(model_file(model))
+        self.metadata: ModelMetadata = metadata
         self._runtime = Runtime(pick_device(device), precision)
-        network = folded(network, card.image_size)
+        network = fuse_batch_norms(network, metadata.image_size)
         self._network = network.to(self._runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._routed = network.router is not None and not all_experts
-        self._transform = eval_transform(card.image_size, card.resize, card.interpolation)
-        self._normalise = Normalise(card.mean, card.std, self._runtime.device)
+        self._transform = eval_transform(metadata.image_size, metadata.resize, metadata.interpolation)
+        self._normalise = Normalise(metadata.mean, metadata.std, self._runtime.device)
 
     def classify(self, images: Sequence[Image.Image], top: int = 1) -> list[list[Choice]]:
         """The most likely classes of each picture, the most likely first; all pictures in one step.
@@ -97,7 +97,7 @@ class Classifier:
     ) -> Iterator[Prediction]:
         """As `predict`, which see."""
         _check_least(batch_size=(batch_size, 1), top=(top, 1), workers=(workers, 0))
-        return self._predicted(find_pictures(pictures), batch_size, top, workers)
+        return self._predicted(find_images(pictures), batch_size, top, workers)
 
     def _predicted(self, paths: list[Path], batch_size: int, top: int, workers: int) -> Iterator[Prediction]:
         problems: list[str] = []
@@ -110,7 +110,7 @@ class Classifier:
             seed=0,
             shuffle=False,
             workers=min(workers, num_processors()) if len(paths) > batch_size else 0,
-            on_bad_image=lambda error: problems.append(str(error)),
+            on_corrupt_image=lambda error: problems.append(str(error)),
         )
         for images, positions in loader.epoch(0):
             for position, (first, *others) in zip(positions.tolist(), self._choices(images, top), strict=True):
@@ -118,9 +118,9 @@ class Classifier:
         raise_all(problems)
 
     def _choices(self, images: Tensor, top: int) -> list[list[Choice]]:
-        runtime, network, names = self._runtime, self._network, self.card.class_names
+        runtime, network, names = self._runtime, self._network, self.metadata.class_names
         with torch.inference_mode(), runtime.tf32(True), runtime.autocast():  # as models are tested
-            logits = network.route(images).logits if self._routed else network.answer(images)
+            logits = network.route(images).logits if self._routed else network.predict_logits(images)
             found = logits.softmax(dim=1).topk(min(top, len(names)))
         pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
         return [[Choice(names[k], likely) for k, likely in zip(*best, strict=True)] for best in pairs]
@@ -143,7 +143,7 @@ def predict(
         model: a run folder or a model file.
         pictures: pictures, or folders that are searched for pictures.
         batch_size: pictures in a step.
-        device: as of `Classifier`; and the next two.
+        device: as of `Predictor`; and the next two.
         precision: of products and convolutions.
         all_experts: whatever the router says.
         top: how many classes are wanted for each picture, the most likely first.
@@ -154,7 +154,7 @@ def predict(
         InputError: no model, no picture, a number that cannot be; or, after all others have been classified, pictures
             that cannot be decoded.
     """
-    classifier = Classifier(model, device=device, precision=precision, all_experts=all_experts)
+    classifier = Predictor(model, device=device, precision=precision, all_experts=all_experts)
     return classifier.predict(pictures, batch_size=batch_size, top=top, workers=workers)
 
 
@@ -164,7 +164,7 @@ def _check_least(**numbers: tuple[int, int]) -> None:
             raise InputError(f"{name} is {value}; it must be at least {least}")
 
 
-def find_pictures(places: Sequence[str | Path]) -> list[Path]:
+def find_images(places: Sequence[str | Path]) -> list[Path]:
     """Pictures, and those in folders, in order.
 
     Raises:
@@ -178,8 +178,8 @@ def _pictures(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError(f"'{path}' is neither a picture nor a folder")
-    found, others = pictures_below(path)
-    tell_of_others(path, others)
+    found, others = find_images_below(path)
+    log_skipped_files(path, others)
     if not found:
         raise InputError(f"no pictures in '{path}'")
     return found

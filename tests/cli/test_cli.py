@@ -60,7 +60,7 @@ def test_help_documents_every_setting(capsys):
 def test_recipes_are_listed_with_all_they_say(capsys):
     assert main(["recipes"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    for name in longtail.config.recipes.recipe_names():
+    for name in longtail.config.recipes.list_recipes():
         described = longtail.config.recipes.about(name)
         for words in (name, described.description, described.expected, described.time):
             assert " ".join(words.split()) in out

@@ -5,31 +5,31 @@ import pytest
 import yaml
 
 import longtail
-from longtail.config.recipes import about, make_config, recipe, recipe_names, resolve, to_yaml
+from longtail.config.recipes import about, list_recipes, load_recipe, make_config, resolve, to_yaml
 from longtail.config.schema import AugmentationConfig, Config, DataConfig, EvaluationConfig, TrainingConfig
 
 SECTIONS = [getattr(Config(), field.name) for field in dataclasses.fields(Config)]
 SECTIONS = [section for section in SECTIONS if dataclasses.is_dataclass(section)]
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", list_recipes())
 def test_every_recipe_is_valid_described_and_survives_yaml(name, tmp_path):
-    config = recipe(name)
+    config = load_recipe(name)
     assert config.name == name
     described = about(name)
     assert described.description
     assert described.expected
     assert described.time
     (tmp_path / "config.yaml").write_text(to_yaml(config))
-    assert recipe(tmp_path / "config.yaml") == config
+    assert load_recipe(tmp_path / "config.yaml") == config
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", list_recipes())
 def test_recipes_hold_differences_only(name):
     """No setting of a recipe repeats the value it would have without it."""
     text = (resources.files("longtail") / "recipes" / f"{name}.yaml").read_text()
     settings = yaml.safe_load(text)
-    base = recipe(settings["base"]) if "base" in settings else Config()
+    base = load_recipe(settings["base"]) if "base" in settings else Config()
     plain = yaml.safe_load(to_yaml(base))
     assert plain["teacher"] != settings.pop("teacher", "")
     for section in set(settings) - {"about", "base", "name"}:
@@ -46,14 +46,14 @@ def test_later_settings_win():
 
 
 def test_python_overrides_have_the_same_types():
-    config = longtail.recipe("digits-lt-ce", {"model.width": [40, 96], "training.learning_rate": "5e-4"})
+    config = longtail.load_recipe("digits-lt-ce", {"model.width": [40, 96], "training.learning_rate": "5e-4"})
     assert config.model.width == [40, 96]
     assert config.training.learning_rate == 5e-4
 
 
 def test_published_recipes_have_the_published_settings():
-    ride, ldam = recipe("cifar100-lt-ride"), recipe("cifar100-lt-ldam-drw")
-    for config in (ride, ldam, recipe("cifar100-lt-ce")):
+    ride, ldam = load_recipe("cifar100-lt-ride"), load_recipe("cifar100-lt-ldam-drw")
+    for config in (ride, ldam, load_recipe("cifar100-lt-ce")):
         training = config.training
         assert (training.epochs, training.batch_size, training.learning_rate) == (200, 128, 0.1)
         assert [round(m * 200) for m in training.milestones] == [160, 180]
@@ -145,7 +145,7 @@ def test_wrong_files_are_named_in_one_line(text, named, tmp_path):
     file, marker = tmp_path / "mine.yaml", tmp_path / "executed"
     file.write_text(text.replace("{file}", str(file)).replace("{marker}", str(marker)))
     with pytest.raises(longtail.InputError) as caught:
-        recipe(file)
+        load_recipe(file)
     message = str(caught.value)
     assert "\n" not in message
     for word in named:
@@ -156,19 +156,19 @@ def test_wrong_files_are_named_in_one_line(text, named, tmp_path):
 def test_binary_file_and_circle_of_bases(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(longtail.InputError, match=r"binary\.yaml"):
-        recipe(tmp_path / "binary.yaml")
+        load_recipe(tmp_path / "binary.yaml")
     one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
     one.write_text(f"base: {two}")
     two.write_text(f"base: {one}")
     with pytest.raises(longtail.InputError, match="base"):
-        recipe(one)
+        load_recipe(one)
 
 
 def test_base_is_looked_for_beside_the_file(tmp_path, monkeypatch):
     (tmp_path / "base.yaml").write_text("training: {epochs: 7}")
     (tmp_path / "mine.yaml").write_text("base: base.yaml")
     monkeypatch.chdir("/")
-    assert recipe(tmp_path / "mine.yaml").training.epochs == 7
+    assert load_recipe(tmp_path / "mine.yaml").training.epochs == 7
 
 
 def test_constructors_check_too():

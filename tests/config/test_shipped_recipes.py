@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import cifar_files
 import timm
-from helpers import golden, layouts
+from helpers import cifar_files, golden, layouts
 from safetensors.torch import save_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import longtail
-from longtail.config.recipes import recipe, recipe_names
+from longtail.config.recipes import list_recipes, load_recipe
 from longtail.data import build as data_build
 from longtail.data.sources.cifar import LAYOUTS
 from longtail.training import optim
@@ -65,7 +64,7 @@ def small_swin(monkeypatch):
 
 
 def overrides(name: str, data: Path) -> dict[str, Any]:
-    config = recipe(name)
+    config = load_recipe(name)
     changes: dict[str, Any] = {"device": "cpu", "training.epochs": 1, "data.workers": 0, "data.root": str(data)}
     changes |= {"router.epochs": 2, "classifier.epochs": 2, "classifier.views": 1}
     if config.data.name != "digits":
@@ -89,13 +88,13 @@ def steps():
     hook.remove()
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", list_recipes())
 def test_two_steps_and_a_whole_run(name, data, tmp_path, steps):
-    config = recipe(name, overrides(name, data))
+    config = load_recipe(name, overrides(name, data))
     images = len(data_build.load_data(config).train)
-    config = recipe(name, overrides(name, data) | {"training.batch_size": -(-images // 2)})
+    config = load_recipe(name, overrides(name, data) | {"training.batch_size": -(-images // 2)})
     if config.teacher:  # a recipe
-        teacher = longtail.train(recipe(config.teacher, overrides(name, data)), output=tmp_path / "teacher")
+        teacher = longtail.train(load_recipe(config.teacher, overrides(name, data)), output=tmp_path / "teacher")
         config = replace(config, teacher=str(teacher.folder))
         steps.clear()
     run = longtail.train(config, output=tmp_path / "run")
@@ -127,7 +126,7 @@ def test_published_settings_of_the_large_recipes():
         "imagenet-lt-resnext50-ride": (256, 0.1, 0.02),
         "inaturalist2018-resnet50-ride": (512, 0.2, 0.015),
     }.items():
-        config = recipe(name)
+        config = load_recipe(name)
         training, loss, augmentation = config.training, config.loss, config.augmentation
         assert (training.epochs, training.batch_size, training.learning_rate) == (100, batch, rate)
         assert [round(m * 100) for m in training.milestones] == [60, 80]
@@ -148,7 +147,7 @@ def test_published_settings_of_the_large_recipes():
         "imagenet-lt-swin-small-ldam-drw": (1, 0.05, 0.3, 240, "cosine"),
         "imagenet-lt-swin-small-ce": (1, 0.05, 0.3, None, "linear"),
     }.items():
-        config = recipe(name)
+        config = load_recipe(name)
         training, model, augmentation = config.training, config.model, config.augmentation
         assert (model.num_experts, model.drop_path_rate, model.head) == (experts, drop_path, head)
         assert model.width == ("full" if experts == 1 else "narrow")
@@ -171,8 +170,8 @@ def test_learning_rate_of_the_swin_recipes():
     settings = golden.table("schedules/swin_lr.json")
     values = golden.arrays("schedules/swin_lr.npz")["batch512_7steps/lr_after_update"]
     assert settings is not None
-    config = recipe("imagenet-lt-swin-tiny-ride", {"training.batch_size": 512})
+    config = load_recipe("imagenet-lt-swin-tiny-ride", {"training.batch_size": 512})
     rate = optim.learning_rate(config)
     np.testing.assert_allclose([rate(step / 7) for step in range(len(values))], values, rtol=1e-12)
-    doubled = optim.learning_rate(recipe("imagenet-lt-swin-tiny-ride"))
+    doubled = optim.learning_rate(load_recipe("imagenet-lt-swin-tiny-ride"))
     assert doubled(100.5) == pytest.approx(2 * rate(100.5))

@@ -8,7 +8,7 @@ import torchvision.transforms.functional as F
 from PIL import Image
 from scipy import stats
 
-from longtail.data.batch_augment import Moves, draw_moves, move
+from longtail.data.batch_augment import AugmentParams, apply_augment, draw_augment_params
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -20,22 +20,22 @@ def noise(num: int, height: int = 32, width: int = 32) -> torch.Tensor:
     return torch.randint(1, 256, (num, height, width, 3), generator=generator(9), dtype=torch.uint8)
 
 
-def stay(num: int, padding: int = 0) -> Moves:
-    return Moves(torch.full((num, 2), padding), torch.zeros(num, dtype=torch.bool), torch.zeros(num))
+def stay(num: int, padding: int = 0) -> AugmentParams:
+    return AugmentParams(torch.full((num, 2), padding), torch.zeros(num, dtype=torch.bool), torch.zeros(num))
 
 
-def one_by_one(images: torch.Tensor, moves: Moves, padding: int) -> torch.Tensor:
+def one_by_one(images: torch.Tensor, params: AugmentParams, padding: int) -> torch.Tensor:
     """The same with torchvision's functions on PIL images."""
     height, width = images.shape[1:3]
     results = []
-    for image, (top, left), flip, angle in zip(images, *(part.tolist() for part in moves), strict=True):
+    for image, (top, left), flip, angle in zip(images, *(part.tolist() for part in params), strict=True):
         picture = F.crop(F.pad(Image.fromarray(image.numpy()), padding), top, left, height, width)
         picture = F.rotate(F.hflip(picture) if flip else picture, angle)
         results.append(torch.from_numpy(np.array(picture)))
     return torch.stack(results)
 
 
-# ---- the same moves ----
+# ---- the same params ----
 
 
 @pytest.mark.parametrize(("height", "width", "padding"), [(32, 32, 4), (8, 8, 1), (20, 33, 3)])
@@ -43,50 +43,54 @@ def one_by_one(images: torch.Tensor, moves: Moves, padding: int) -> torch.Tensor
 def test_same_pixels_as_torchvision(height, width, padding, rotation):
     """Only where a source lies on the border of two pixels (to rounding) may the other one be taken."""
     images = noise(300, height, width)
-    moves = draw_moves(300, padding, True, rotation, generator())
-    ours, theirs = move(images, torch.arange(300), moves, padding), one_by_one(images, moves, padding)
+    params = draw_augment_params(300, padding, True, rotation, generator())
+    ours, theirs = apply_augment(images, torch.arange(300), params, padding), one_by_one(images, params, padding)
     assert ours.dtype == torch.uint8
     same = (ours == theirs).all(dim=3).float().mean().item()
     assert same >= 0.9995 if rotation else same == 1
 
 
 @pytest.mark.parametrize(
-    "moves",
+    "params",
     [
-        Moves(torch.tensor([[0, 8]]), torch.tensor([False]), torch.tensor([0.0])),
-        Moves(torch.tensor([[8, 0]]), torch.tensor([True]), torch.tensor([0.0])),
-        Moves(torch.tensor([[4, 4]]), torch.tensor([True]), torch.tensor([90.0])),
-        Moves(torch.tensor([[1, 6]]), torch.tensor([True]), torch.tensor([-90.0])),
-        Moves(torch.tensor([[2, 7]]), torch.tensor([False]), torch.tensor([12.3])),
+        AugmentParams(torch.tensor([[0, 8]]), torch.tensor([False]), torch.tensor([0.0])),
+        AugmentParams(torch.tensor([[8, 0]]), torch.tensor([True]), torch.tensor([0.0])),
+        AugmentParams(torch.tensor([[4, 4]]), torch.tensor([True]), torch.tensor([90.0])),
+        AugmentParams(torch.tensor([[1, 6]]), torch.tensor([True]), torch.tensor([-90.0])),
+        AugmentParams(torch.tensor([[2, 7]]), torch.tensor([False]), torch.tensor([12.3])),
     ],
     ids=["right", "mirrored down", "quarter turn", "everything, quarter turn", "a little"],
 )
-def test_single_moves(moves):
+def test_single_moves(params):
     images = noise(1)
-    assert (move(images, torch.tensor([0]), moves, 4) == one_by_one(images, moves, 4)).float().mean() > 0.995
+    assert (apply_augment(images, torch.tensor([0]), params, 4) == one_by_one(images, params, 4)).float().mean() > 0.995
 
 
 def test_nothing_to_do_changes_nothing():
     images = noise(5)
-    assert torch.equal(move(images, torch.arange(5), stay(5), 0), images)
-    assert torch.equal(move(images, torch.arange(5), stay(5, padding=4), 4), images)
-    assert torch.equal(move(images, torch.arange(5), draw_moves(5, 0, False, 0.0, generator()), 0), images)
+    assert torch.equal(apply_augment(images, torch.arange(5), stay(5), 0), images)
+    assert torch.equal(apply_augment(images, torch.arange(5), stay(5, padding=4), 4), images)
+    assert torch.equal(
+        apply_augment(images, torch.arange(5), draw_augment_params(5, 0, False, 0.0, generator()), 0), images
+    )
 
 
 def test_positions_choose_the_images():
     images = noise(5)
-    assert torch.equal(move(images, torch.tensor([3, 3, 0]), stay(3), 0), images[[3, 3, 0]])
+    assert torch.equal(apply_augment(images, torch.tensor([3, 3, 0]), stay(3), 0), images[[3, 3, 0]])
 
 
 def test_moves_of_some_of_the_images():
-    images, moves = noise(6), draw_moves(6, 4, True, 15.0, generator())
+    images, params = noise(6), draw_augment_params(6, 4, True, 15.0, generator())
     some = torch.tensor([4, 1])
-    assert torch.equal(move(images, some, moves.take(some), 4), move(images, torch.arange(6), moves, 4)[some])
+    assert torch.equal(
+        apply_augment(images, some, params.take(some), 4), apply_augment(images, torch.arange(6), params, 4)[some]
+    )
 
 
 def test_outside_is_black():
-    moves = Moves(torch.tensor([[0, 8]]), torch.tensor([False]), torch.tensor([0.0]))
-    moved = move(noise(1), torch.tensor([0]), moves, 4)[0]
+    params = AugmentParams(torch.tensor([[0, 8]]), torch.tensor([False]), torch.tensor([0.0]))
+    moved = apply_augment(noise(1), torch.tensor([0]), params, 4)[0]
     assert (moved[:4] == 0).all()
     assert (moved[:, -4:] == 0).all()
     assert (moved[4:, :-4] > 0).all()
@@ -101,7 +105,7 @@ LEVEL = 1e-3
 
 def test_offsets_are_drawn_as_by_random_crop():
     padding, side = 4, 9
-    ours = draw_moves(DRAWS, padding, True, 15.0, generator()).offset.numpy()
+    ours = draw_augment_params(DRAWS, padding, True, 15.0, generator()).offset.numpy()
     picture = torch.zeros(3, 40, 40)
     torch.manual_seed(0)
     theirs = np.array([T.RandomCrop.get_params(picture, (32, 32))[:2] for _ in range(DRAWS)])
@@ -112,7 +116,7 @@ def test_offsets_are_drawn_as_by_random_crop():
 
 
 def test_half_are_mirrored():
-    ours = draw_moves(DRAWS, 4, True, 15.0, generator()).flip.sum().item()
+    ours = draw_augment_params(DRAWS, 4, True, 15.0, generator()).flip.sum().item()
     torch.manual_seed(0)
     flip, picture = T.RandomHorizontalFlip(), torch.tensor([[[0, 1]]])
     theirs = sum(flip(picture)[0, 0, 0].item() for _ in range(DRAWS))
@@ -121,7 +125,7 @@ def test_half_are_mirrored():
 
 
 def test_angles_are_drawn_as_by_random_rotation():
-    ours = draw_moves(DRAWS, 4, True, 15.0, generator()).angle.numpy()
+    ours = draw_augment_params(DRAWS, 4, True, 15.0, generator()).angle.numpy()
     torch.manual_seed(0)
     theirs = [T.RandomRotation.get_params([-15.0, 15.0]) for _ in range(DRAWS)]
     assert np.abs(ours).max() <= 15
@@ -130,24 +134,24 @@ def test_angles_are_drawn_as_by_random_rotation():
 
 
 def test_draws_do_not_depend_on_each_other():
-    moves = draw_moves(DRAWS, 4, True, 15.0, generator())
-    down, right = moves.offset.T.numpy()
+    params = draw_augment_params(DRAWS, 4, True, 15.0, generator())
+    down, right = params.offset.T.numpy()
     assert abs(stats.spearmanr(down, right).statistic) < 4 / DRAWS**0.5
-    for part in (down, right, moves.angle.numpy()):
-        assert abs(stats.spearmanr(part, moves.flip.numpy()).statistic) < 4 / DRAWS**0.5
-    assert abs(stats.spearmanr(down, moves.angle.numpy()).statistic) < 4 / DRAWS**0.5
+    for part in (down, right, params.angle.numpy()):
+        assert abs(stats.spearmanr(part, params.flip.numpy()).statistic) < 4 / DRAWS**0.5
+    assert abs(stats.spearmanr(down, params.angle.numpy()).statistic) < 4 / DRAWS**0.5
 
 
 def test_what_is_off_stays_off():
-    moves = draw_moves(1000, 0, False, 0.0, generator())
-    assert not moves.offset.any()
-    assert not moves.flip.any()
-    assert not moves.angle.any()
+    params = draw_augment_params(1000, 0, False, 0.0, generator())
+    assert not params.offset.any()
+    assert not params.flip.any()
+    assert not params.angle.any()
 
 
 def test_the_seed_decides():
     def parts(seed: int) -> torch.Tensor:
-        offset, flip, angle = draw_moves(50, 4, True, 15.0, generator(seed))
+        offset, flip, angle = draw_augment_params(50, 4, True, 15.0, generator(seed))
         return torch.cat([offset.float(), flip[:, None], angle[:, None]], dim=1)
 
     assert torch.equal(parts(5), parts(5))
@@ -167,8 +171,12 @@ def test_same_mean_and_variance_of_every_pixel_as_torchvision():
     """
     copies = 4000
     image = noise(1)
-    ours = move(image, torch.zeros(copies, dtype=torch.long), draw_moves(copies, 4, True, 15.0, generator(1)), 4)
-    smaller = move(image, torch.zeros(copies, dtype=torch.long), draw_moves(copies, 3, True, 15.0, generator(1)), 3)
+    ours = apply_augment(
+        image, torch.zeros(copies, dtype=torch.long), draw_augment_params(copies, 4, True, 15.0, generator(1)), 4
+    )
+    smaller = apply_augment(
+        image, torch.zeros(copies, dtype=torch.long), draw_augment_params(copies, 3, True, 15.0, generator(1)), 3
+    )
     torch.manual_seed(1)
     pipeline = T.Compose([T.RandomCrop(32, padding=4), T.RandomHorizontalFlip(), T.RandomRotation(15)])
     picture = Image.fromarray(image[0].numpy())

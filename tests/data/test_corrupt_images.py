@@ -1,4 +1,4 @@
-"""Pictures that do not decode are found, counted and left out, and nothing else changes."""
+"""Pictures that do not decode are found, pluralize and left out, and nothing else changes."""
 
 import os
 import threading
@@ -12,7 +12,7 @@ from helpers.layouts import write_folder, write_published
 import longtail
 from longtail.data import build as data_build
 from longtail.data import corrupt_images
-from longtail.data.corrupt_images import BadImage, check_share, examine, from_text, picture_files, to_text, without
+from longtail.data.corrupt_images import CorruptImage, check_share, examine, from_text, picture_files, to_text, without
 from longtail.data.sources.files import folder
 from longtail.utils.errors import InputError
 
@@ -23,7 +23,7 @@ def spoil(root: Path, *names: str) -> None:
         path.write_bytes(path.read_bytes()[:200] if path.exists() else b"no picture")
 
 
-def bad_ones(dataset, root: Path) -> list[BadImage]:
+def bad_ones(dataset, root: Path) -> list[CorruptImage]:
     return [found for found in examine(picture_files(dataset), root) if found]
 
 
@@ -75,7 +75,9 @@ def test_pictures_are_decoded_in_several_threads(monkeypatch, tmp_path):
 def test_a_picture_in_two_parts_is_decoded_once(tmp_path):
     root = write_published(tmp_path, "imagenet-lt")
     (root / "ImageNet_LT_val.txt").write_text((root / "ImageNet_LT_test.txt").read_text())
-    config = longtail.recipe(overrides={"data.name": "imagenet-lt", "data.root": str(root), "data.imbalance": "none"})
+    config = longtail.load_recipe(
+        overrides={"data.name": "imagenet-lt", "data.root": str(root), "data.imbalance": "none"}
+    )
     dataset = data_build.load_data(config)
     assert len(picture_files(dataset)) == len(dataset.train) + len(dataset.test)
 
@@ -83,7 +85,7 @@ def test_a_picture_in_two_parts_is_decoded_once(tmp_path):
 def test_the_rest_stays_where_it_was_drawn(photos):
     whole = folder(photos, 0.2, 0)
     gone = [whole.train.paths[3], whole.train.paths[20], whole.test.paths[1]]
-    bad = [BadImage(str(path.relative_to(photos)), "why") for path in gone]
+    bad = [CorruptImage(str(path.relative_to(photos)), "why") for path in gone]
     smaller = without(whole, bad, photos)
     for was, now in ((whole.train, smaller.train), (whole.test, smaller.test)):
         kept = [position for position, path in enumerate(was.paths) if path not in gone]
@@ -96,14 +98,14 @@ def test_the_rest_stays_where_it_was_drawn(photos):
 def test_decoded_pixels_are_left_alone():
     dataset = longtail.data.sources.digits.digits(0)
     assert picture_files(dataset) == []
-    assert without(dataset, [BadImage("a.jpg", "why")], Path("data")).train is dataset.train
+    assert without(dataset, [CorruptImage("a.jpg", "why")], Path("data")).train is dataset.train
 
 
 def test_a_class_or_a_part_without_images_is_an_error(photos):
     whole = folder(photos, 0.2, 0)
 
     def lose(paths):
-        return [BadImage(str(path.relative_to(photos)), "why") for path in paths]
+        return [CorruptImage(str(path.relative_to(photos)), "why") for path in paths]
 
     rare = lose(path for path in whole.train.paths if path.parent.name == "class 3")
     with pytest.raises(
@@ -118,13 +120,13 @@ def test_a_class_or_a_part_without_images_is_an_error(photos):
 
 
 def test_only_a_share_may_be_left_out():
-    bad = [BadImage(f"{number}.jpg", "empty") for number in range(30)]
+    bad = [CorruptImage(f"{number}.jpg", "empty") for number in range(30)]
     check_share(bad, 3000, 0.01)
     check_share([], 0, 0.0)
     with pytest.raises(InputError) as caught:
         check_share(bad, 2999, 0.01)
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("30 of 2,999 images do not decode (1.0%), and data.max_bad_images allows 1.0%")
+    assert lines[0].startswith("30 of 2,999 images do not decode (1.0%), and data.max_corrupt_images allows 1.0%")
     assert lines[1] == "0.jpg: empty"
     assert len(lines) == 20
 
@@ -133,7 +135,7 @@ def test_only_a_share_may_be_left_out():
     "path", ["a/b.jpg", "a\tb.jpg", "a\nb.jpg", "a\\nb\\\\n.jpg", os.fsdecode(b"\xff.jpg"), "ä é.jpg", "\\"]
 )
 def test_the_list_comes_back(path):
-    bad = [BadImage("first.jpg", "the file is empty"), BadImage(path, "broken – ä")]
+    bad = [CorruptImage("first.jpg", "the file is empty"), CorruptImage(path, "broken – ä")]
     text = to_text(bad)
     assert text.count(b"\n") == 2
     assert from_text(text, Path("x")) == bad
@@ -149,8 +151,8 @@ def test_a_damaged_list_is_named(content, named):
 
 
 def settings(root, **more):
-    return longtail.recipe("folder", {"data.root": str(root), "data.image_size": 16, "data.workers": 0,
-                                      "data.on_bad_image": "skip", "data.max_bad_images": 0.2} | more)  # fmt: skip
+    return longtail.load_recipe("folder", {"data.root": str(root), "data.image_size": 16, "data.workers": 0,
+                                      "data.on_corrupt_image": "skip", "data.max_corrupt_images": 0.2} | more)  # fmt: skip
 
 
 def test_held_out_images_do_not_depend_on_what_is_skipped(photos):
@@ -158,7 +160,7 @@ def test_held_out_images_do_not_depend_on_what_is_skipped(photos):
     whole = data_build.load_data(config)
     spoil(photos, "class 0/2.jpg", "class 1/3.jpg")
     seen = []
-    bad = data_build.find_bad_images(config, whole, lambda walk, total: seen.append(total) or walk)
+    bad = data_build.find_corrupt_images(config, whole, lambda walk, total: seen.append(total) or walk)
     assert seen == [28]
     assert sorted(found.path for found in bad) == ["class 0/2.jpg", "class 1/3.jpg"]
     smaller = data_build.load_data(config, bad)
@@ -169,7 +171,7 @@ def test_held_out_images_do_not_depend_on_what_is_skipped(photos):
     assert len(picture_files(smaller)) == 26
     assert np.array_equal(smaller.class_counts, np.bincount(smaller.train.labels))
     with pytest.raises(InputError, match="2 of 28 images do not decode"):
-        data_build.find_bad_images(settings(photos, **{"data.max_bad_images": 0.0}), whole)
+        data_build.find_corrupt_images(settings(photos, **{"data.max_corrupt_images": 0.0}), whole)
 
 
 def test_a_run_keeps_what_it_skipped(photos, tmp_path, monkeypatch):
@@ -180,10 +182,10 @@ def test_a_run_keeps_what_it_skipped(photos, tmp_path, monkeypatch):
     assert sorted(bad.path for bad in run.skipped()) == ["class 0/2.jpg", "class 1/3.jpg"]
     assert (run.folder / "skipped_images.txt").read_text().startswith("class ")
     tested = longtail.evaluate(run).num_images
-    monkeypatch.setattr(data_build, "find_bad_images", lambda *arguments: pytest.fail("looked again"))
-    monkeypatch.setattr("longtail.api.data_build.find_bad_images", data_build.find_bad_images)
+    monkeypatch.setattr(data_build, "find_corrupt_images", lambda *arguments: pytest.fail("looked again"))
+    monkeypatch.setattr("longtail.api.data_build.find_corrupt_images", data_build.find_corrupt_images)
     photos.rename(tmp_path / "moved")
-    moved = longtail.recipe(run.config_path, {"data.root": str(tmp_path / "moved")})
+    moved = longtail.load_recipe(run.config_path, {"data.root": str(tmp_path / "moved")})
     assert longtail.evaluate(run, config=moved).num_images == tested
     (run.folder / "skipped_images.txt").write_text("")
     with pytest.raises(InputError, match=r"does not decode|train again"):
@@ -195,4 +197,4 @@ def test_a_sound_data_set_is_looked_at_once_too(photos, tmp_path):
     run = longtail.train(config, tmp_path / "run")
     assert run.skipped() == []
     assert longtail.train(settings(photos, **{"training.epochs": 1, "model.backbone": "resnet20", "model.num_experts": 2,  # noqa: E501
-                                              "data.on_bad_image": "error"}), tmp_path / "other").skipped() is None  # fmt: skip  # noqa: E501
+                                              "data.on_corrupt_image": "error"}), tmp_path / "other").skipped() is None  # fmt: skip  # noqa: E501

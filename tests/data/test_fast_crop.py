@@ -8,7 +8,7 @@ from PIL import ExifTags, Image
 from torchvision import transforms as first_version
 from torchvision.transforms import InterpolationMode, v2
 
-from longtail.config.recipes import recipe
+from longtail.config.recipes import load_recipe
 from longtail.data import build as data_build
 from longtail.data.color_jitter import change_colours
 from longtail.data.fast_crop import FileCrop
@@ -228,7 +228,7 @@ def test_the_setting_chooses_the_way(tmp_path, on):
     layouts.write_folder(tmp_path, size=90)
     settings = {"data.root": str(tmp_path), "data.workers": 0, "augmentation.crop": "resized", "seed": 4}
     jitter = {"augmentation.color_jitter": list(JITTER), "augmentation.rotation": 0.0}
-    config = recipe("folder", {**settings, **jitter, "data.image_size": SIZE, "augmentation.fast_crops": on})
+    config = load_recipe("folder", {**settings, **jitter, "data.image_size": SIZE, "augmentation.fast_crops": on})
     dataset = data_build.load_data(config)
     form = data_build.preprocessing(config, dataset)
     options = {**PLAIN, "color_jitter": JITTER, "interpolation": form.interpolation}

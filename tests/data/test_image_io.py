@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from longtail.data.image_io import FORMATS, SUFFIXES, decode, is_picture
+from longtail.data.image_io import FORMATS, SUFFIXES, decode, is_image
 from longtail.utils.errors import InputError
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
@@ -282,10 +282,10 @@ def test_decompression_bomb_is_refused(tmp_path, monkeypatch):
 
 def test_pictures_are_known_by_their_suffix():
     for suffix in (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"):
-        assert is_picture(Path("a b") / f"c.d{suffix}")
-        assert is_picture(Path(f"c{suffix.upper()}"))
+        assert is_image(Path("a b") / f"c.d{suffix}")
+        assert is_image(Path(f"c{suffix.upper()}"))
         assert suffix in SUFFIXES
     Image.init()
     assert {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS} <= SUFFIXES
     for name in ("notes.txt", "jpg", ".jpg", "a.jpg.part", "a.npy", "a"):
-        assert not is_picture(Path(name))
+        assert not is_image(Path(name))

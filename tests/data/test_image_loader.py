@@ -172,7 +172,7 @@ def test_pictures_that_do_not_decode_may_be_left_out(split, workers):
     for position in bad:
         split.paths[position].write_bytes(b"")
     errors = []
-    rest = loader(split, AS_IS, shuffle=False, workers=workers, on_bad_image=errors.append)
+    rest = loader(split, AS_IS, shuffle=False, workers=workers, on_corrupt_image=errors.append)
     batches = list(rest.epoch(0))
     assert [len(labels) for _, labels in batches] == [2, 2]
     sound = [position for position in range(NUM) if position not in bad]

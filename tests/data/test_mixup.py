@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.loaders import CPU, Linear, loader, small_split
 
-from longtail.config.recipes import recipe
+from longtail.config.recipes import load_recipe
 from longtail.data.mixup import MixedLoader
 from longtail.losses import CrossEntropyLoss
 from longtail.models.multi_expert import create_model
@@ -135,7 +135,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(parts):
 def test_clipping():
     task, gradients = Linear(192, 4), []
 
-    class Watch(torch.optim.SGD):
+    class ShowProgress(torch.optim.SGD):
         def step(self):
             squares = [p.grad.square().sum() for group in self.param_groups for p in group["params"]]
             gradients.append(torch.stack(squares).sum().sqrt().item())
@@ -143,7 +143,11 @@ def test_clipping():
 
     for limit in (None, 0.5):
         gradients.clear()
-        list(fit(task, loader(small_split()), Watch(task.parameters(), 1.0), lambda e: 0.0, 1, clip_gradient=limit))
+        list(
+            fit(
+                task, loader(small_split()), ShowProgress(task.parameters(), 1.0), lambda e: 0.0, 1, clip_gradient=limit
+            )
+        )
         assert len(gradients) == 3
         assert max(gradients) == pytest.approx(limit, rel=1e-4) if limit else min(gradients) > 0.6
 
@@ -151,7 +155,7 @@ def test_clipping():
 def test_groups_of_swin():
     """No decay on anything one-dimensional or on position tables; the trunk at its own rate."""
     changes = {"training.trunk_learning_rate": 0.1, "training.batch_size": 512}
-    config = recipe("imagenet-lt-swin-tiny-ride", changes)
+    config = load_recipe("imagenet-lt-swin-tiny-ride", changes)
     with torch.device("meta"):
         model = create_model(config.model.backbone, 10, 2, drop_path_rate=0.2)
     optimizer = optim.optimizer(config, TrainExperts(model, CrossEntropyLoss([1] * 10)))

@@ -1,4 +1,4 @@
-"""Parts of picture files against the whole picture, decoded in full and cropped."""
+"""SplitModel of picture files against the whole picture, decoded in full and cropped."""
 
 import itertools
 import re

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from longtail.config.recipes import recipe
+from longtail.config.recipes import load_recipe
 from longtail.data import build as data_build
 from longtail.data.image_loader import FileLoader
 from longtail.data.loaders import MemoryLoader, Normalise
@@ -23,7 +23,7 @@ from longtail.data.splits import Split, as_paths
 from longtail.data.transforms import train_transform
 from longtail.runtime.device import Runtime
 from longtail.runtime.seed import generator
-from longtail.runtime.shard import Share
+from longtail.runtime.shard import Shard
 from longtail.utils.errors import InputError
 
 COUNTS = torch.tensor([50, 5, 0, 12, 1])
@@ -123,7 +123,7 @@ def test_what_cannot_be_drawn_is_refused():
 # ---- in training ----
 
 
-def drawn(sampling: Sampling, epochs: int, numbers: range) -> torch.Tensor:
+def epoch_order(sampling: Sampling, epochs: int, numbers: range) -> torch.Tensor:
     draws = sampler(sampling, LABELS, epochs)
     return torch.cat([draws(epoch, generator(3, epoch)) for epoch in numbers])
 
@@ -140,7 +140,7 @@ def test_an_epoch_has_as_many_draws_as_images(sampling):
     [("instance", "instance-balanced"), ("square-root", "square-root"), ("class-balanced", "class-balanced")],
 )
 def test_samplings_have_the_chances_of_their_names(sampling, name):
-    positions = drawn(sampling, 100, range(1, 101))
+    positions = epoch_order(sampling, 100, range(1, 101))
     assert chi_square(positions, SAMPLERS[name]) < 16.3
     for other in SAMPLERS:
         assert other == name or chi_square(positions, SAMPLERS[other]) > 16.3
@@ -153,21 +153,21 @@ def test_progressive_sampling_goes_from_instance_to_class_balanced():
         (range(24_950, 25_050), "progressively balanced, at 1/4"),
         (range(99_900, 100_001), "class-balanced"),
     ):
-        positions = drawn("progressive", 100_000, numbers)
+        positions = epoch_order("progressive", 100_000, numbers)
         assert chi_square(positions, SAMPLERS[name]) < 16.3
         for other in SAMPLERS:
             assert other == name or chi_square(positions, SAMPLERS[other]) > 16.3
     for epoch in (1, 2):  # and past the end of a training of one epoch
-        assert drawn("progressive", 1, range(epoch, epoch + 1)).shape == LABELS.shape
+        assert epoch_order("progressive", 1, range(epoch, epoch + 1)).shape == LABELS.shape
 
 
-def images(tmp_path, files: bool, sampling: Sampling, share: Share = Share(), **augmentation):  # noqa: B008
+def images(tmp_path, files: bool, sampling: Sampling, shard: Shard = Shard(), **augmentation):  # noqa: B008
     """Twenty images that are of one colour each, which is their position."""
     labels = np.array([0] * 14 + [1] * 4 + [3] * 2)
     pixels = np.tile(np.arange(20, dtype=np.uint8)[:, None, None, None], (1, 6, 6, 3))
     cpu = torch.device("cpu")
     options = {"device": cpu, "normalise": Normalise([0.0] * 3, [1 / 255] * 3, cpu), "seed": 2, "shuffle": True}
-    options |= {"sampler": sampler(sampling, torch.from_numpy(labels), 10), "share": share}
+    options |= {"sampler": sampler(sampling, torch.from_numpy(labels), 10), "shard": shard}
     if not files:
         return MemoryLoader(Split(labels, pixels), 5, **options, **augmentation)
     paths = [tmp_path / f"{number}.png" for number in range(20)]
@@ -196,7 +196,7 @@ def test_only_the_order_of_a_loader_changes(tmp_path, files, sampling):
         assert torch.equal(targets, labels[draws(epoch, generator(2, epoch))])
         assert torch.equal(loader.labels(epoch), targets)
         assert torch.equal(seen(loader, epoch, 2)[0], pictures[10:])
-        halves = [images(tmp_path, files, sampling, Share(rank, 2)) for rank in (0, 1)]
+        halves = [images(tmp_path, files, sampling, Shard(rank, 2)) for rank in (0, 1)]
         parts = [images for both in zip(*(half.epoch(epoch) for half in halves), strict=True) for images, _ in both]
         assert torch.equal(torch.cat(parts), pictures)
     assert not torch.equal(loader.labels(1), loader.labels(2))
@@ -215,7 +215,7 @@ def test_an_image_that_comes_up_again_looks_different(tmp_path, files):
 
 def test_the_setting_chooses_the_sampler():
     def loader(sampling):
-        config = recipe("digits-lt-ride", {"training.sampling": sampling, "seed": 4, "training.epochs": 3})
+        config = load_recipe("digits-lt-ride", {"training.sampling": sampling, "seed": 4, "training.epochs": 3})
         dataset = data_build.load_data(config)
         return (
             data_build.train_loader(config, dataset, Runtime()),
@@ -237,4 +237,4 @@ def test_the_setting_chooses_the_sampler():
     with pytest.raises(
         InputError, match=r"training\.sampling is 'random'; it must be one of shuffled, instance, square"
     ):
-        recipe("digits-lt-ride", {"training.sampling": "random"})
+        load_recipe("digits-lt-ride", {"training.sampling": "random"})

@@ -7,7 +7,7 @@ from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 
 from longtail.data import transforms
-from longtail.data.batch_augment import Moves, move
+from longtail.data.batch_augment import AugmentParams, apply_augment
 from longtail.data.memory_cache import decode_all, fits
 from longtail.data.splits import Split, as_paths
 from longtail.runtime.seed import seeded
@@ -119,8 +119,10 @@ def test_rotation_is_that_of_batches(monkeypatch):
     image = noise(30, 50)
     upright = transforms.eval_transform(16, None)(image).permute(1, 2, 0)[None].contiguous()
     turned = draws(train_transform(16, "none", rotation=25.0), image)
-    moves = Moves(torch.zeros(40, 2, dtype=torch.long), torch.zeros(40, dtype=torch.bool), torch.tensor(angles))
-    expected = move(upright, torch.zeros(40, dtype=torch.long), moves, padding=0).numpy()
+    params = AugmentParams(
+        torch.zeros(40, 2, dtype=torch.long), torch.zeros(40, dtype=torch.bool), torch.tensor(angles)
+    )
+    expected = apply_augment(upright, torch.zeros(40, dtype=torch.long), params, padding=0).numpy()
     # PIL counts in fixed point, so a pixel on the border between two may go either way.
     assert (np.array(turned) == expected).mean() > 0.999
     assert -25 <= min(angles) < -15

@@ -129,9 +129,9 @@ def test_heads_are_counted(head):
 @pytest.mark.parametrize("name", HIERARCHICAL | PLAIN)
 def test_every_backbone_is_counted(name):
     size = (HIERARCHICAL | PLAIN)[name]
-    counted = cost(on_meta(name, 5, 2, width="full", **options(name, size)), size)
-    assert counted.trunk > 0
-    assert counted.branches[0] == counted.branches[1] > 0
+    pluralize = cost(on_meta(name, 5, 2, width="full", **options(name, size)), size)
+    assert pluralize.trunk > 0
+    assert pluralize.branches[0] == pluralize.branches[1] > 0
 
 
 @pytest.mark.parametrize("name", ["resnet32", "swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224"])
@@ -150,12 +150,12 @@ def test_a_model_stays_as_it_is(name):
 
 def test_published_counts_of_the_cifar_networks():
     """To the digits printed."""
-    counted = cost(on_meta("resnet32", 100, 4), 32)
+    pluralize = cost(on_meta("resnet32", 100, 4), 32)
     single = cost(on_meta("resnet32", 100, 1, width="full", head="linear"), 32)
     assert f"{single.total / 1e6:.1f}" == "68.9"
-    assert f"{counted.trunk / 1e6:.1f}" == "24.0"
-    assert f"{(counted.branches[0] + counted.heads[0]) / 1e6:.1f}" == "25.4"
-    assert [f"{counted.prefix(experts) / 1e6:.1f}" for experts in (2, 3, 4)] == ["74.9", "100.4", "125.8"]
+    assert f"{pluralize.trunk / 1e6:.1f}" == "24.0"
+    assert f"{(pluralize.branches[0] + pluralize.heads[0]) / 1e6:.1f}" == "25.4"
+    assert [f"{pluralize.prefix(experts) / 1e6:.1f}" for experts in (2, 3, 4)] == ["74.9", "100.4", "125.8"]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_the_original_swin_count_is_ours_and_what_it_adds(size):
 
 
 def test_a_recipe_is_planned_as_it_will_be_built():
-    config = longtail.recipe("digits-lt-ride")
+    config = longtail.load_recipe("digits-lt-ride")
     planned = model_build.planned_architecture(config)
     assert planned.pop("router") == model_build.router_options(config)
     assert planned == model_build.architecture(config, data_build.load_data(config))
@@ -211,7 +211,7 @@ def test_a_recipe_is_planned_as_it_will_be_built():
     ],
 )
 def test_classes_and_image_size_without_data(settings, classes, size):
-    planned = model_build.planned_architecture(longtail.recipe("digits-lt-ride", settings))
+    planned = model_build.planned_architecture(longtail.load_recipe("digits-lt-ride", settings))
     assert (planned["num_classes"], planned["image_size"]) == (classes, size)
 
 

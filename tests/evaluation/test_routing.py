@@ -15,8 +15,8 @@ from longtail.evaluation.routing import (
     ALL_EXPERTS,
     FIRST_EXPERT,
     Budget,
-    Corner,
-    Point,
+    CurvePoint,
+    OperatingPoint,
     choose_threshold,
     curve,
     macs,
@@ -254,7 +254,12 @@ def test_the_chosen_threshold_does_what_was_asked(seed):
     assert measured(choose_threshold(found, max_accuracy_drop=100)).mean_experts == 1
 
 
-POINTS = [Point(1, 100, 0.5, 0.4), Point(0.7, 120, 0.6, 0.5), Point(0.6, 150, 0.6, 0.5), Point(-1, 200, 0.7, 0.45)]
+POINTS = [
+    OperatingPoint(1, 100, 0.5, 0.4),
+    OperatingPoint(0.7, 120, 0.6, 0.5),
+    OperatingPoint(0.6, 150, 0.6, 0.5),
+    OperatingPoint(-1, 200, 0.7, 0.45),
+]
 
 
 def test_of_equally_accurate_points_the_cheapest_is_chosen():
@@ -315,4 +320,4 @@ def test_corners_are_plain_numbers():
     right = hits(logits, labels)
     for plain in (curve(right, router_logits, labels, costs), oracle_curve(right, labels, costs)):
         assert json.loads(json.dumps(plain)) == [list(point) for point in plain]
-    assert isinstance(oracle_curve(right, labels, costs)[0], Corner)
+    assert isinstance(oracle_curve(right, labels, costs)[0], CurvePoint)

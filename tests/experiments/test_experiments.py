@@ -20,8 +20,8 @@ from rich.console import Console
 import longtail
 from longtail.cli import main
 from longtail.experiments.processes import Trainings
-from longtail.experiments.reuse import find_donors, give_experts
-from longtail.experiments.runner import conduct
+from longtail.experiments.reuse import copy_experts, reusable_runs
+from longtail.experiments.runner import run_experiment
 from longtail.experiments.spec import check_seeds, chosen, plan, read_experiment
 from longtail.experiments.table import agreement, markdown, numbers
 from longtail.runs.run import Run
@@ -50,7 +50,9 @@ def done(tmp_path_factory):
     """An experiment that was carried out, its folder and what it said."""
     folder = tmp_path_factory.mktemp("experiment")
     console = Console(record=True, width=200, quiet=False, file=(folder / "said").open("w"))
-    page = conduct(written(folder), folder / "runs", jobs=2, command="longtail experiment small.yaml", console=console)
+    page = run_experiment(
+        written(folder), folder / "runs", jobs=2, command="longtail experiment small.yaml", console=console
+    )
     return folder, page, console.export_text()
 
 
@@ -101,7 +103,7 @@ def test_nothing_is_trained_twice(done):
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("*/*")}
     page.unlink()
     console = Console(record=True, file=(folder / "said").open("w"))
-    conduct(folder / "small.yaml", folder / "runs", console=console)
+    run_experiment(folder / "small.yaml", folder / "runs", console=console)
     assert page.exists()
     assert {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("*/*")} == before
     assert "4 trainings, 4 of them finished before" in console.export_text()
@@ -129,15 +131,15 @@ def test_experts_that_are_given_follow_the_rows_settings(done, tmp_path):
     student = Run(folder / "runs" / "student-seed0")
     evaluation = replace(student.config.evaluation, average="probabilities")
     given = Run(tmp_path / "given")
-    give_experts(student, given, replace(student.config, evaluation=evaluation))
-    model, card = given.load_model()
-    assert model.average == card.architecture["average"] == "probabilities"
+    copy_experts(student, given, replace(student.config, evaluation=evaluation))
+    model, metadata = given.load_model()
+    assert model.average == metadata.architecture["average"] == "probabilities"
     assert model.router is None
-    assert "router" not in card.architecture
+    assert "router" not in metadata.architecture
     assert given.has_experts
     assert not given.is_finished
     back = Run(tmp_path / "back")
-    give_experts(given, back, student.config)
+    copy_experts(given, back, student.config)
     assert back.load_model()[0].average == "logits"
 
 
@@ -353,18 +355,18 @@ def test_who_gives_experts_to_whom(tmp_path):
         "tau": {"recipe": "digits-lt-ce", "settings": {"classifier": {"method": "tau"}}},
         "ce": {"recipe": "digits-lt-ce"},
         "longer": {"recipe": "digits-lt-ce", "settings": {"training": {"epochs": 3}, "classifier": {"method": "tau"}}},
-        "counted": {"recipe": "digits-lt-ce", "settings": {"evaluation": {"many_above": 50}}},
+        "pluralize": {"recipe": "digits-lt-ce", "settings": {"evaluation": {"many_above": 50}}},
         "ride": {"recipe": "digits-lt-ride"},
         "unrouted": {"recipe": "digits-lt-ride", "settings": {"router": {"train": False}}},
         "other": {"recipe": "digits-lt-ride", "settings": {"loss": {"diversity_factor": -0.2}}},
         "elsewhere": {"recipe": "digits-lt-ride", "settings": {"data": {"root": "elsewhere"}}},
     }
     planned = plan(read_experiment(written(tmp_path, rows, seeds=[0, 1])), tmp_path)
-    donors = {name: donor.name for name, donor in find_donors(planned).items()}
+    donors = {name: donor.name for name, donor in reusable_runs(planned).items()}
     assert donors == {
         f"{row}-seed{seed}": f"{donor}-seed{seed}"
         for seed in (0, 1)
-        for row, donor in {"tau": "ce", "counted": "ce", "unrouted": "ride"}.items()
+        for row, donor in {"tau": "ce", "pluralize": "ce", "unrouted": "ride"}.items()
     }
 
 
@@ -417,7 +419,7 @@ def test_several_seeds_are_summed_up(done, tmp_path):
         results = run.results()
         results["test"]["accuracy"] = [0.1, 0.4, 0.4][seed]
         run.write_json("results.json", results)
-    page = conduct(written(tmp_path, {"ce": ROWS["ce"]}, seeds=[0, 1, 2]), tmp_path / "runs")
+    page = run_experiment(written(tmp_path, {"ce": ROWS["ce"]}, seeds=[0, 1, 2]), tmp_path / "runs")
     row = json.loads(page.with_suffix(".json").read_text())["rows"][0]
     assert row["mean"]["overall"] == pytest.approx(0.3)
     assert row["std"]["overall"] == pytest.approx(0.03**0.5)

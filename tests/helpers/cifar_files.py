@@ -1,19 +1,13 @@
 """Tiny files in CIFAR's official layout."""
 
 import io
-import logging
-import os
 import pickle
-import socket
-import tarfile
 from pathlib import Path
 from typing import ClassVar
-from urllib.error import URLError
+
 import numpy as np
-import pytest
-from torchvision.datasets.utils import download_url
-from longtail.data.sources.cifar import LAYOUTS, cifar, read_pickle
-from longtail.utils.errors import InputError
+
+from longtail.data.sources.cifar import LAYOUTS
 
 
 class Python2Pickler(pickle._Pickler):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import longtail
 
+TIMED = ("seconds", "images_per_second")
+
 
 def untimed(records):
     return [{name: value for name, value in record.items() if name not in TIMED} for record in records]

@@ -10,11 +10,11 @@ from torch import nn
 
 from longtail.data.loaders import MemoryLoader, Normalise
 from longtail.data.splits import Split
-from longtail.evaluation.outputs import answers
+from longtail.evaluation.outputs import collect_outputs
 from longtail.losses import RIDELoss
 from longtail.models.multi_expert import MultiExpert, create_model
 from longtail.runtime.device import Runtime
-from longtail.runtime.distributed import ALONE, Group, processes
+from longtail.runtime.distributed import SINGLE_PROCESS, Group, init_distributed
 from longtail.runtime.process import Signals, Stopped
 from longtail.training.cached_outputs import FrozenOutputs
 from longtail.training.loop import fit
@@ -39,9 +39,9 @@ def network(name: str) -> MultiExpert:
 
 
 def loader(group: Group, batch_size: int = 10, whole_batches: bool = False, **options) -> MemoryLoader:
-    share = group.whole_share if whole_batches else group.share
+    shard = group.eval_shard if whole_batches else group.shard
     normalise = Normalise([0.5] * 3, [0.25] * 3, CPU)
-    return MemoryLoader(split(), batch_size, device=CPU, normalise=normalise, share=share, **options)
+    return MemoryLoader(split(), batch_size, device=CPU, normalise=normalise, shard=shard, **options)
 
 
 class Watched(torch.optim.SGD):
@@ -64,7 +64,7 @@ class Exactly(TrainExperts):
         return super().forward(images.double(), *others, **known)
 
 
-def gradients(group: Group = ALONE, accumulation: int = 1) -> list[torch.Tensor]:
+def gradients(group: Group = SINGLE_PROCESS, accumulation: int = 1) -> list[torch.Tensor]:
     """Of two epochs, the second of them with class weights, of a network without batch norm."""
     model = network("vit_tiny_patch16_224")
     task = Exactly(model, RIDELoss(COUNTS, reweight_after=1, reweight_beta=0.95)).double()
@@ -75,10 +75,10 @@ def gradients(group: Group = ALONE, accumulation: int = 1) -> list[torch.Tensor]
     return [*optimizer.gradients, torch.tensor(losses)]
 
 
-def answered(group: Group = ALONE) -> list[torch.Tensor]:
+def answered(group: Group = SINGLE_PROCESS) -> list[torch.Tensor]:
     """What a network says, and what the router's training is made of."""
     model = network("resnet20").eval()
-    said = answers(model, loader(group, batch_size=5, whole_batches=True), group)
+    said = collect_outputs(model, loader(group, batch_size=5, whole_batches=True), group)
     source = loader(group, batch_size=5, whole_batches=True, shuffle=True)
     found = [said.logits, said.labels]
     for cache in (1.0, 0.0):
@@ -110,7 +110,7 @@ def asked_to_stop(group: Group) -> list[torch.Tensor]:
 
 
 def main(what: str, folder: str) -> None:
-    with processes("cpu") as group:
+    with init_distributed("cpu") as group:
         if what == "fails everywhere":
             raise InputError("everything is wrong")
         if what == "fails in one" and group.rank == 1:
@@ -118,7 +118,7 @@ def main(what: str, folder: str) -> None:
         if what == "is killed" and group.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if what.startswith(("fails", "is killed")):
-            group.wait()  # for ever, if nobody tells
+            group.barrier()  # for ever, if nobody tells
         ways = {
             "gradients": gradients,
             "accumulated": lambda group: gradients(group, 2),

@@ -13,7 +13,7 @@ import torch
 from helpers.hostile import HOSTILE, Call
 from safetensors.torch import save_file
 
-from longtail.interop.original.checkpoint import read_official
+from longtail.interop.original.checkpoint import read_original
 from longtail.utils.errors import InputError
 
 WEIGHTS = {"backbone.conv1.weight": torch.arange(6.0).reshape(2, 3)}
@@ -47,7 +47,7 @@ def test_ride_file_with_its_settings(tmp_path, foreign):
     settings._save_dir = pathlib.PurePosixPath("saved/models")
     path = save(tmp_path / "a.pth", config=settings, monitor_best=np.float64(0.25), optimizer={"state": {}})
     del sys.modules["parse_config"]
-    file = read_official(path)
+    file = read_original(path)
     assert "parse_config" not in sys.modules
     assert (file.epoch, file.arch) == (200, "ResNet32Model")
     assert file.config == {"name": "a run", "arch": {"args": {"num_classes": 7}}}
@@ -59,7 +59,7 @@ def test_swin_file_with_its_settings(tmp_path, foreign):
     settings.__dict__["frozen"] = True
     torch.save({"model": WEIGHTS, "epoch": 299, "config": settings}, tmp_path / "a.pth")
     del sys.modules["yacs"]
-    file = read_official(tmp_path / "a.pth")
+    file = read_original(tmp_path / "a.pth")
     assert "yacs" not in sys.modules
     assert (file.epoch, file.arch, file.config) == (300, "", {})  # theirs counts from 0
     torch.testing.assert_close(file.state_dict, WEIGHTS)
@@ -67,14 +67,14 @@ def test_swin_file_with_its_settings(tmp_path, foreign):
 
 def test_mere_weights(tmp_path):
     torch.save(WEIGHTS, tmp_path / "a.pth")
-    file = read_official(tmp_path / "a.pth")
+    file = read_original(tmp_path / "a.pth")
     torch.testing.assert_close(file.state_dict, WEIGHTS)
     assert file.epoch == 0
 
 
 @pytest.mark.parametrize("epoch", [np.int32(7), np.int64(7), np.uint8(7), 7])
 def test_numbers_of_numpy(tmp_path, epoch):
-    assert read_official(save(tmp_path / "a.pth", epoch=epoch)).epoch == 7
+    assert read_original(save(tmp_path / "a.pth", epoch=epoch)).epoch == 7
 
 
 def test_foreign_functions_are_not_called(tmp_path, foreign):
@@ -82,7 +82,7 @@ def test_foreign_functions_are_not_called(tmp_path, foreign):
     kind = foreign("parse_config", "ConfigParser")
     path = save(tmp_path / "a.pth", config=Call(kind, "touch", tmp_path.name))
     del sys.modules["parse_config"]
-    assert read_official(path).config == {}
+    assert read_original(path).config == {}
     assert "parse_config" not in sys.modules
 
 
@@ -92,7 +92,7 @@ def test_hostile_pickle_is_refused_and_not_run(tmp_path, name, place):
     marker = tmp_path / "was-run"
     path = save(tmp_path / "a.pth", **{place: HOSTILE[name](f"touch {marker}")})
     with pytest.raises(InputError, match="refused") as error:
-        read_official(path)
+        read_original(path)
     # Functions lie in modules that Python names as it likes (numpy.load in numpy or below it).
     library, _, function = name.partition(".")
     assert str(path) in str(error.value)
@@ -114,7 +114,7 @@ def test_hostile_pickle_of_another_protocol(tmp_path, protocol):
     content = {"state_dict": WEIGHTS, "config": HOSTILE["posix.system"](f"touch {marker}")}
     torch.save(content, tmp_path / "a.pth", pickle_protocol=protocol)
     with pytest.raises(InputError, match="refused"):
-        read_official(tmp_path / "a.pth")
+        read_original(tmp_path / "a.pth")
     assert not marker.exists()
 
 
@@ -123,7 +123,7 @@ def test_object_scalars_of_numpy_are_refused(tmp_path):
     scalar = np.float64(0).__reduce__()[0]
     path = save(tmp_path / "a.pth", epoch=Call(scalar, np.dtype("O"), b"\x10\0\0\0\0\0\0\0"))
     with pytest.raises(InputError, match="refused"):
-        read_official(path)
+        read_original(path)
 
 
 def cut_off(path):
@@ -168,11 +168,11 @@ DAMAGED = {
 @pytest.mark.parametrize("how", DAMAGED)
 def test_damaged_file_is_one_clear_line(tmp_path, how):
     path = save(tmp_path / "a.pth")
-    assert read_official(path).epoch == 200
+    assert read_original(path).epoch == 200
     damage, says = DAMAGED[how]
     damage(path)
     with pytest.raises(InputError, match=says) as error:
-        read_official(path)
+        read_original(path)
     assert str(error.value).startswith(str(path))
     assert len(str(error.value).splitlines()) == 1
     assert "weights_only" not in str(error.value)  # nobody is told to switch the protection off

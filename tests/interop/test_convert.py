@@ -73,8 +73,8 @@ def test_golden_checkpoint_with_router(tmp_path, capsys):
     case = Case(golden.table(f"{folder}/keys.json"), golden.arrays(f"{folder}/outputs.npz"), official={})
     run = Run.open(tmp_path / "run")
     assert {path.name for path in run.folder.glob("*.safetensors")} == {run.model_path.name}
-    model, card = run.load_model()
-    assert card.architecture["router"] == {"top_choices": 30, "hidden": 16, "shared": True}
+    model, metadata = run.load_model()
+    assert metadata.architecture["router"] == {"top_choices": 30, "hidden": 16, "shared": True}
     assert model.num_parameters == case.keys["num_params"]
     routed = model.route(case.images)
     assert np.array_equal(routed.experts_used[:, None].numpy(), case.outputs["eval_num_experts"])
@@ -98,10 +98,10 @@ def test_routes_as_the_original(name, tmp_path):
 def test_same_logits_without_any_settings(file, tmp_path):
     run = convert(file, tmp_path / "run")
     assert error_against(load(CASE), longtail.load_model(run.folder), "eval_expert_logits") < 1e-5
-    _, card = run.load_model()
-    assert card.class_names == tuple(CIFAR_NAMES["cifar100"].split())
-    assert card.epoch == 200
-    assert card.architecture == {
+    _, metadata = run.load_model()
+    assert metadata.class_names == tuple(CIFAR_NAMES["cifar100"].split())
+    assert metadata.epoch == 200
+    assert metadata.architecture == {
         "name": "resnet32", "num_classes": 100, "num_experts": 3, "width": "narrow", "head": "cosine", "scale": 30.0,
         "expert_stages": 2, "image_size": 32,
     }  # fmt: skip
@@ -187,8 +187,8 @@ def test_evaluates_where_the_classes_are_known(file, tmp_path, monkeypatch):
     )
     with pytest.raises(InputError, match="class_counts"):  # two images a class are not CIFAR-100-LT
         longtail.evaluate(run, device="cpu")
-    card = run.load_model()[1]
-    monkeypatch.setattr("longtail.data.splits.Dataset.class_counts", list(card.class_counts))
+    metadata = run.load_model()[1]
+    monkeypatch.setattr("longtail.data.splits.Dataset.class_counts", list(metadata.class_counts))
     assert longtail.evaluate(run, device="cpu").num_images == 200
     assert (run.folder / "report.md").is_file()
 
@@ -207,7 +207,7 @@ def test_evaluates_with_the_classes_of_the_data_where_it_knows_none(file, tmp_pa
         root.mkdir(parents=True)
         for picture in range(3):
             Image.new("RGB", (40, 40), (30 * number, picture, 0)).save(root / f"{picture}.png")
-    config = longtail.recipe(run.config_path, {"data.root": str(tmp_path / "seven"), "data.workers": 0})
+    config = longtail.load_recipe(run.config_path, {"data.root": str(tmp_path / "seven"), "data.workers": 0})
     longtail.evaluate(run, config=config, device="cpu")
     results = json.loads((run.folder / "results.json").read_text())
     assert (results["class_names"], results["class_counts"]) == (names[:7], [2] * 7)
@@ -254,8 +254,8 @@ def test_other_classifiers(case, possible, tmp_path, capsys, monkeypatch):
             assert "none, retrain or nearest-mean where model.head is 'cosine'" in err
             assert len(err.splitlines()) == 1
             continue
-        model, card = Run.open(run.folder).load_model()
-        assert (card.classifier, card.class_names[0]) == (method, "bird 0")
+        model, metadata = Run.open(run.folder).load_model()
+        assert (metadata.classifier, metadata.class_names[0]) == (method, "bird 0")
         changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
         assert changed
         assert all(name.startswith("heads.") for name in changed)

@@ -8,7 +8,7 @@ import torch
 from helpers import golden
 
 import longtail
-from longtail.config.recipes import recipe, resolve
+from longtail.config.recipes import load_recipe, resolve
 from longtail.losses import (
     CrossEntropyLoss,
     FocalLoss,
@@ -292,7 +292,7 @@ def test_same_on_the_gpu(name, batch):
 @pytest.mark.parametrize("name", ["focal", "balanced-softmax", "sade", "balpoe", "cb"])
 def test_recipes_are_the_methods(name, batch):
     logits, labels, _ = (torch.from_numpy(array) for array in batch)
-    config = recipe(f"cifar100-lt-{name}")
+    config = load_recipe(f"cifar100-lt-{name}")
     ours = model_build.criterion(config, COUNTS)
     if name == "cb":
         theirs = cross_entropy(logits, labels, effective_number_weights(COUNTS).double()).item()
@@ -308,7 +308,7 @@ def test_recipes_are_the_methods(name, batch):
 
 def test_published_settings_of_sade_and_balpoe():
     """Those of their configurations; BalPoE's rate and weight decay are for a mean over the experts."""
-    sade, balpoe = recipe("cifar100-lt-sade"), recipe("cifar100-lt-balpoe")
+    sade, balpoe = load_recipe("cifar100-lt-sade"), load_recipe("cifar100-lt-balpoe")
     for config, summands in ((sade, 1), (balpoe, 3)):
         training = config.training
         assert training.learning_rate * summands == pytest.approx(0.1)

@@ -1,4 +1,4 @@
-"""Folded networks answer as they did; what cannot be folded is left alone."""
+"""Folded networks answer as they did; what cannot be fuse_batch_norms is left alone."""
 
 import copy
 
@@ -7,9 +7,9 @@ import torch
 from helpers.networks import options
 from torch import nn
 
-from longtail.models.fuse import folded
+from longtail.models.fuse import fuse_batch_norms
 from longtail.models.multi_expert import MultiExpert, create_model
-from longtail.models.split import Pass
+from longtail.models.split import Identity
 
 # Name -> side of the images, batch norms that remain; None: some, as they do not all follow one convolution.
 NETWORKS = {
@@ -49,7 +49,7 @@ def test_answers_stay_the_same(name):
     torch.manual_seed(0)
     model = trained_like(create_model(name, 7, 2, width="full", **({"image_size": size} | options(name, size))))
     before = copy.deepcopy(model.state_dict())
-    faster = folded(model, size)
+    faster = fuse_batch_norms(model, size)
     assert model.training
     assert not faster.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -71,7 +71,7 @@ def test_routing_stays_the_same():
     with torch.inference_mode():
         says = torch.cat([model.router(*model(images)).sigmoid()])
         limits = says.median(dim=0).values.tolist()
-        right, given = model.route(images, limits), folded(model, 32).route(images, limits)
+        right, given = model.route(images, limits), fuse_batch_norms(model, 32).route(images, limits)
     # At the median itself rounding decides.
     sure = ((says - torch.tensor(limits)).abs() > 1e-4).all(dim=1)
     assert sure.sum() > 50
@@ -103,9 +103,9 @@ def test_only_what_is_certain_is_folded():
     branch = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = trained_like(MultiExpert(Odd(), [branch], [nn.Linear(3, 2)]))
     images = torch.randn(4, 3, 5, 5)
-    faster = folded(model, 5)
+    faster = fuse_batch_norms(model, 5)
     left = [name for name, module in faster.trunk.named_children() if isinstance(module, nn.BatchNorm2d)]
     assert left == ["norm1", "norm2", "shared_norm"]
-    assert isinstance(faster.trunk.norm3, Pass)
+    assert isinstance(faster.trunk.norm3, Identity)
     with torch.inference_mode():
         assert torch.allclose(faster(images).logits, model.eval()(images).logits, atol=1e-5)

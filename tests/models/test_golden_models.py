@@ -25,9 +25,9 @@ from helpers.golden.networks import (
     weights,
 )
 
-from longtail.interop.original.architecture import infer_architecture, load_official
+from longtail.interop.original.architecture import infer_architecture, load_original
 from longtail.interop.original.names import MOST_SHOWN, convert_state_dict
-from longtail.models.initialisation import Uninitialised
+from longtail.models.initialisation import skip_init
 from longtail.models.multi_expert import create_model
 from longtail.utils.errors import InputError
 
@@ -117,7 +117,7 @@ def test_names_and_shapes(name):
     """What is read off a checkpoint is how the original was built, and ours has the same tensors."""
     keys, official = shapes(name)
     assert infer_architecture(official) == architecture(keys)
-    with Uninitialised(), torch.device("meta"):
+    with skip_init(), torch.device("meta"):
         model = create_model(**infer_architecture(official))
     theirs = {key: value.shape for key, value in convert_state_dict(official).items()}
     assert theirs == {key: value.shape for key, value in model.state_dict().items()}
@@ -135,7 +135,7 @@ def test_no_router_where_there_is_none():
 def test_parts_of_a_router_are_no_router():
     part = {"backbone.expert_help_pred_hidden_fcs.0.weight": torch.zeros(16, 48)}
     with pytest.raises(InputError, match=r"router\.hidden\.0\.weight is not part of it"):
-        load_official(cached("cifar_resnet32_e3_rd1_un1").official | part)
+        load_original(cached("cifar_resnet32_e3_rd1_un1").official | part)
 
 
 @pytest.mark.skipif(golden.ROOT == golden.SMALL, reason=f"{golden.WHOLE} is absent")
@@ -213,7 +213,7 @@ def test_what_does_not_fit_is_listed():
     official["backbone.layer2s.0.7.conv2.weight"] = torch.zeros(1)
     del official["backbone.bn1.bias"]
     with pytest.raises(InputError) as error:
-        load_official(official)
+        load_original(official)
     for part in (
         "resnet32 with 3 expert",
         "trunk.bn1.bias is missing",
@@ -235,7 +235,7 @@ def test_what_does_not_fit_is_listed():
 def test_parts_of_a_checkpoint_are_no_checkpoint(change, says):
     official = cached("cifar_resnet32_e3_rd1_un1").official
     with pytest.raises(InputError, match=says):
-        load_official({name: value for name, value in official.items() if change(name)})
+        load_original({name: value for name, value in official.items() if change(name)})
 
 
 @pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from longtail.models.initialisation import Uninitialised
+from longtail.models.initialisation import skip_init
 from longtail.models.multi_expert import create_model
 
 
@@ -22,7 +22,7 @@ class UsedMemory(TorchFunctionMode):
 @pytest.mark.parametrize("head", ["linear", "cosine"])
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "regnety_002", "resnet32"])
 def test_building_ends(name, head):
-    with UsedMemory(), Uninitialised():
+    with UsedMemory(), skip_init():
         model = create_model(name=name, num_classes=3, num_experts=2, width="full", head=head)
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
@@ -30,7 +30,7 @@ def test_building_ends(name, head):
 # Torch draws the first from a normal distribution and the second from a uniform one, until all are within bounds.
 @pytest.mark.parametrize("deviation", [0.02, 20.0])
 def test_truncated_distributions_end(deviation):
-    with UsedMemory(), Uninitialised():
+    with UsedMemory(), skip_init():
         weight = torch.empty(64, 64)
         assert (weight == 100).all()
         nn.init.trunc_normal_(weight, std=deviation)
@@ -39,6 +39,6 @@ def test_truncated_distributions_end(deviation):
 
 def test_nothing_is_drawn():
     state = torch.random.get_rng_state()
-    with Uninitialised():
+    with skip_init():
         create_model(name="resnet32", num_classes=3, num_experts=2)
     assert torch.equal(torch.random.get_rng_state(), state)

@@ -6,14 +6,14 @@ import pytest
 import torch
 from helpers import layouts
 
-from longtail.config.recipes import recipe
+from longtail.config.recipes import load_recipe
 from longtail.data import build as data_build
 from longtail.models.backbones import backbone, input_format
 from longtail.models.heads import CosineClassifier
 from longtail.models.multi_expert import MultiExpert, create_model
 from longtail.models.resnet_cifar import BLOCKS_PER_STAGE, BasicBlock, CifarResNet
-from longtail.models.split import cut
-from longtail.runs.context import Workplace
+from longtail.models.split import split_backbone
+from longtail.runs.context import RunContext
 from longtail.runtime.device import Runtime
 from longtail.utils.errors import InputError
 
@@ -183,7 +183,7 @@ def test_branch_after_trunk_is_the_network(name, expert_stages):
     build = backbone(name, "narrow")
     network = build()
     randomize_statistics(network)
-    trunk, (branch, _), _, _ = cut(build, 2, expert_stages)
+    trunk, (branch, _), _, _ = split_backbone(build, 2, expert_stages)
     weights = network.state_dict()
     in_trunk, in_branch = trunk.state_dict().keys(), branch.state_dict().keys()
     assert in_trunk | in_branch == weights.keys()
@@ -212,7 +212,7 @@ def test_depth_is_in_the_name(name):
 
 
 def test_network_does_not_change_its_input():
-    """The activations work in place; what was given must not be touched."""
+    """The activations work in context; what was given must not be touched."""
     given = images()
     kept = given.clone()
     create_model("resnet20", 5, 2)(given)
@@ -321,18 +321,23 @@ def test_input_format_is_what_the_network_was_published_with(name, expected):
 
 def test_settings_come_before_the_networks_own_format(tmp_path):
     layouts.write_folder(tmp_path)
-    own = recipe(
+    own = load_recipe(
         "folder", {"data.root": str(tmp_path), "model.backbone": "vit_tiny_patch16_224", "model.width": "full"}
     )
     dataset = data_build.load_data(own)
     given = {"data.image_size": 96, "data.mean": [0.1, 0.2, 0.3], "data.interpolation": "bilinear"}
     form = data_build.preprocessing(recipe_without_size(own), dataset)
     assert form == (224, 256, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    changed = recipe("folder", {"data.root": str(tmp_path), "model.backbone": "vit_tiny_patch16_224", **given})
+    changed = load_recipe("folder", {"data.root": str(tmp_path), "model.backbone": "vit_tiny_patch16_224", **given})
     form = data_build.preprocessing(changed, dataset)
     assert form == (96, 110, "bilinear", (0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
-    card = Workplace(None, changed, dataset, Runtime(), None).card()
-    assert (card.image_size, card.resize, card.interpolation, card.mean) == (96, 110, "bilinear", (0.1, 0.2, 0.3))
+    metadata = RunContext(None, changed, dataset, Runtime(), None).metadata()
+    assert (metadata.image_size, metadata.resize, metadata.interpolation, metadata.mean) == (
+        96,
+        110,
+        "bilinear",
+        (0.1, 0.2, 0.3),
+    )
 
 
 def recipe_without_size(config):

@@ -14,7 +14,7 @@ from helpers.golden.routers import TAGS, Routed, measure_routed
 from longtail.losses import router_loss, router_targets
 from longtail.models.multi_expert import create_model, create_router
 from longtail.models.router import Router
-from longtail.runs.model_file import ModelCard, load_model_file, save_model
+from longtail.runs.model_file import ModelMetadata, load_model_file, save_model
 from longtail.utils.ensembles import partial_ensembles
 from longtail.utils.errors import InputError
 
@@ -225,12 +225,12 @@ def test_routers_that_cannot_be(experts, options, says):
     assert "\n" not in str(error.value)
 
 
-def card(**architecture) -> ModelCard:
-    return ModelCard(architecture, ("a", "b", "c"), (3, 2, 1), 32, 32, (0.5,) * 3, (0.5,) * 3)
+def metadata(**architecture) -> ModelMetadata:
+    return ModelMetadata(architecture, ("a", "b", "c"), (3, 2, 1), 32, 32, (0.5,) * 3, (0.5,) * 3)
 
 
 def test_saved_and_loaded(tmp_path):
-    described = card(
+    described = metadata(
         name="resnet20", num_classes=3, num_experts=2, router={"top_choices": 2, "hidden": 4, "shared": True}
     )
     model = create_model(**described.architecture).eval()
@@ -245,7 +245,7 @@ def test_saved_and_loaded(tmp_path):
 def test_files_whose_description_disagrees(described, saved, tmp_path):
     without = {"name": "resnet20", "num_classes": 3, "num_experts": 2}
     architectures = {False: without, True: {**without, "router": {}}}
-    save_model(tmp_path / "model", create_model(**architectures[saved]), card(**architectures[described]))
+    save_model(tmp_path / "model", create_model(**architectures[saved]), metadata(**architectures[described]))
     with pytest.raises(InputError, match=r"do not agree.*router"):
         load_model_file(tmp_path / "model")
 

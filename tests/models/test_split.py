@@ -4,9 +4,9 @@ import pytest
 import torch
 from helpers.networks import HIERARCHICAL, NOT_TO_BE_CUT, PLAIN, options
 
-from longtail.models.backbones import backbone, backbone_names
+from longtail.models.backbones import backbone, list_backbones
 from longtail.models.multi_expert import create_model
-from longtail.models.split import cut
+from longtail.models.split import split_backbone
 from longtail.utils.errors import InputError
 
 NETWORKS = HIERARCHICAL | PLAIN
@@ -34,7 +34,7 @@ def test_parts_are_the_network(name):
     build = seeded(name, **OPTIONS[name])
     network = build()
     images = torch.randn(2, 3, size, size)
-    parts = cut(build, num_branches=1)
+    parts = split_backbone(build, num_branches=1)
     with torch.inference_mode():
         shared = parts.trunk(images)
         features = parts.neck(parts.branches[0](shared))
@@ -65,12 +65,12 @@ def test_the_list_is_long_enough():
 def test_where_to_branch(name, own):
     size = NETWORKS[name]
     build = seeded(name, **OPTIONS[name])
-    parts = cut(build, 1, expert_stages=own)
+    parts = split_backbone(build, 1, expert_stages=own)
     images = torch.randn(1, 3, size, size)
     with torch.inference_mode():
         features = parts.neck(parts.branches[0](parts.trunk(images)))
         torch.testing.assert_close(features, build()(images), rtol=0, atol=0)
-    assert count(parts.branches[0]) != count(cut(build, 1, expert_stages=2).branches[0])
+    assert count(parts.branches[0]) != count(split_backbone(build, 1, expert_stages=2).branches[0])
 
 
 @pytest.mark.parametrize("name", ["resnet32", "resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
@@ -162,7 +162,7 @@ def test_unknown_names_and_options():
         create_model("convnext_atta", 5)
     with pytest.raises(InputError, match=r"convnext_atto: .*'colour'"):
         create_model("convnext_atto", 5, colour=3)
-    assert {"resnet32", "resnet10", "resnext152_32x4d", "swin_tiny_patch4_window7_224"} <= set(backbone_names())
+    assert {"resnet32", "resnet10", "resnext152_32x4d", "swin_tiny_patch4_window7_224"} <= set(list_backbones())
 
 
 def test_options_reach_the_network():

@@ -25,7 +25,7 @@ def task(**options):
 
 
 def optimizer(of, **changes):
-    return optim.optimizer(longtail.recipe("cifar100-lt-ride", changes), of)
+    return optim.optimizer(longtail.load_recipe("cifar100-lt-ride", changes), of)
 
 
 @pytest.mark.parametrize("precision", HALVES)
@@ -82,7 +82,7 @@ def test_half_precision_is_near(precision):
 
 
 def test_a_run_in_half_precision(tmp_path):
-    config = longtail.recipe(
+    config = longtail.load_recipe(
         "digits-lt-ce",
         {"training.epochs": 12, "training.precision": "bf16", "device": "cpu", "training.clip_gradient": 5},
     )
@@ -123,7 +123,7 @@ def test_no_operation_of_a_step_waits(precision):
     with waits:
         list(fit(ours, images, optimizer(ours), lambda epoch: 1e-4, 2, on_step, **options))
     assert seen == ["reached", "reached"]
-    assert waits.found  # at the looks there were some, so they are counted
+    assert waits.found  # at the looks there were some, so they are pluralize
 
 
 def test_compiled_is_the_same(monkeypatch):
@@ -143,13 +143,13 @@ def test_compiled_is_the_same(monkeypatch):
         torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-5)
     torch._dynamo.reset()
     with pytest.raises(longtail.InputError, match=r"training\.compile is True; it must be false where training"):
-        longtail.recipe("digits-lt-ride", {"training.compile": True, "training.checkpoint_activations": True})
+        longtail.load_recipe("digits-lt-ride", {"training.compile": True, "training.checkpoint_activations": True})
 
 
 def test_a_compiled_run_is_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     settings = {"training.epochs": 2, "router.epochs": 1, "training.compile": True, "device": "cpu"}
-    run = longtail.train(longtail.recipe("digits-lt-ride", settings), tmp_path / "run")
+    run = longtail.train(longtail.load_recipe("digits-lt-ride", settings), tmp_path / "run")
     assert run.is_finished
     longtail.load_model(run.folder).route(torch.zeros(2, 3, 8, 8))
     torch._dynamo.reset()
@@ -189,7 +189,7 @@ def test_the_settings_reach_the_loop(tmp_path, monkeypatch):
     for stage in (experts, frozen):
         monkeypatch.setattr(stage, "fit", watched)
     settings = {"training.epochs": 1, "router.epochs": 1, "training.precision": "bf16", "device": "cpu"}
-    longtail.train(longtail.recipe("digits-lt-ride", settings), tmp_path / "run")
+    longtail.train(longtail.load_recipe("digits-lt-ride", settings), tmp_path / "run")
     assert seen["runtimes"] == ["bf16", "float32"]  # a router is small
 
 

@@ -14,7 +14,7 @@ from helpers import layouts, together
 from safetensors.torch import load_file
 
 import longtail
-from longtail.config.recipes import recipe
+from longtail.config.recipes import load_recipe
 from longtail.runtime.device import Runtime
 from longtail.runtime.distributed import Group
 from longtail.training.loop import fit
@@ -209,7 +209,7 @@ def test_batches_too_small_to_share(tmp_path):
 
 
 def test_settings_of_the_fixture_are_of_a_recipe():
-    assert recipe("digits-lt-ride", {"training.validate_every": 1}).data.val_spare > 0
+    assert load_recipe("digits-lt-ride", {"training.validate_every": 1}).data.val_spare > 0
 
 
 def test_pictures_are_shared_and_bad_ones_skipped_alike(tmp_path):
@@ -218,7 +218,7 @@ def test_pictures_are_shared_and_bad_ones_skipped_alike(tmp_path):
     (photos / "class 1" / "3.jpg").write_bytes(b"no picture")
     given = {
         "data.name": "folder", "data.root": photos, "data.image_size": 32, "data.imbalance": "none",
-        "data.cache_gib": 0, "data.workers": 1, "data.on_bad_image": "skip", "data.max_bad_images": 0.1,
+        "data.cache_gib": 0, "data.workers": 1, "data.on_corrupt_image": "skip", "data.max_corrupt_images": 0.1,
         "augmentation.crop": "resized", "training.batch_size": 8, "training.validate_every": 0,
         "router.max_accuracy_drop": "null", "data.val_spare": 0,
     }  # fmt: skip
@@ -237,9 +237,9 @@ def test_gradients_are_sent_once_a_step(parts):
     kept = []
 
     class Recording(Group):
-        def without_sending(self, task):
+        def no_sync(self, task):
             kept.append(task)
-            return super().without_sending(task)
+            return super().no_sync(task)
 
     runtime = Runtime(together.CPU, group=Recording())
     task = together.TrainExperts(together.network("resnet20"), together.RIDELoss(together.COUNTS))

@@ -1,10 +1,10 @@
-"""How several processes share the images of an epoch, counted out by hand."""
+"""How several processes share the images of an epoch, pluralize out by hand."""
 
 import pytest
 import torch
 from helpers.loaders import loader, small_split
 
-from longtail.runtime.shard import ALL, Share, images_per_epoch
+from longtail.runtime.shard import ALL, Shard, images_per_epoch
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
@@ -12,7 +12,7 @@ from longtail.runtime.shard import ALL, Share, images_per_epoch
 @pytest.mark.parametrize("whole", [False, True])
 def test_every_image_has_one_process(num_images, batch_size, count, whole):
     alone = ALL.batches(num_images, batch_size)
-    shares = [Share(index, count, whole).batches(num_images, batch_size) for index in range(count)]
+    shares = [Shard(index, count, whole).batches(num_images, batch_size) for index in range(count)]
     positions = [list(range(num_images))[part] for share in shares for part in share]
     assert sorted(p for part in positions for p in part) == list(range(num_images))
     if whole:
@@ -38,7 +38,7 @@ def test_shares_of_a_loader_are_its_batches(whole):
     split = small_split(num=30)
     options = {"batch_size": 8, "shuffle": True, "padding": 2, "flip": True, "rotation": 10.0}
     alone = list(loader(split, **options).epoch(3))
-    shares = [loader(split, **options, share=Share(index, 2, whole)) for index in range(2)]
+    shares = [loader(split, **options, shard=Shard(index, 2, whole)) for index in range(2)]
     if whole:
         theirs = [list(share.epoch(3)) for share in shares]
         joined = [batch for pair in zip(*theirs, strict=True) for batch in pair]

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 import longtail
 from longtail import api
-from longtail.config.recipes import recipe
+from longtail.config.recipes import load_recipe
 from longtail.config.schema import Config
 from longtail.data import build as data_build
-from longtail.evaluation.outputs import answers, evaluate_answers
+from longtail.evaluation.outputs import collect_outputs, evaluate_outputs
 from longtail.models.multi_expert import create_model
-from longtail.runs.model_file import ModelCard, load_card, save_model
+from longtail.runs.model_file import ModelMetadata, load_metadata, save_model
 from longtail.runs.run import Run
 from longtail.runtime.device import Runtime
 from longtail.training import frozen
@@ -34,7 +34,7 @@ SHORT = {"training.epochs": 10, "device": "cpu", "classifier.epochs": 6, "classi
 def digits(**changes) -> Config:
     """Two experts with linear heads."""
     base = {"model.num_experts": 2, "model.head": "linear", "router.train": False, "router.max_accuracy_drop": None}
-    return recipe("digits-lt-ce", {**SHORT, **base, **{name.replace("__", "."): v for name, v in changes.items()}})
+    return load_recipe("digits-lt-ce", {**SHORT, **base, **{name.replace("__", "."): v for name, v in changes.items()}})
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def change(run: Run, **settings) -> None:
-    api.change_classifier(run, config=replace(run.config, classifier=replace(run.config.classifier, **settings)))
+    api.retrain_classifier(run, config=replace(run.config, classifier=replace(run.config.classifier, **settings)))
 
 
 # ---- what the classifiers are ----
@@ -134,7 +134,7 @@ def test_tau_is_the_best_on_validation_images(run):
         for head, weight in zip(model.heads, own, strict=True):
             head.weight.data = weight / weight.norm(dim=1, keepdim=True) ** (number / 10)
             head.bias.data.zero_()
-        balanced[number] = evaluate_answers(answers(model, loader), dataset.class_counts, run.config).balanced
+        balanced[number] = evaluate_outputs(collect_outputs(model, loader), dataset.class_counts, run.config).balanced
     change(run, method="tau")
     told = json.loads((run.folder / "classifier.json").read_text())
     assert list(told["balanced_val_accuracy"].values()) == pytest.approx(list(balanced.values()))
@@ -178,11 +178,11 @@ def test_nearest_means_are_those_of_all_training_images(run, distance, kind):
             means = F.normalize(means)
         expected.append(torch.cdist(far, means).argmin(dim=1))
     change(run, method="nearest-mean", distance=distance)
-    model, card = run.load_model()
+    model, metadata = run.load_model()
     loader = data_build.eval_loader(run.config, dataset, dataset.test, Runtime())
-    found = answers(model, loader).logits.argmax(dim=2)
+    found = collect_outputs(model, loader).logits.argmax(dim=2)
     assert (found == torch.stack(expected, dim=1)).double().mean() > 0.998  # but for rounding
-    assert card.architecture["head"] == kind
+    assert metadata.architecture["head"] == kind
 
 
 # ---- how a run comes by them ----
@@ -190,7 +190,7 @@ def test_nearest_means_are_those_of_all_training_images(run, distance, kind):
 
 def test_they_are_always_made_from_the_experts_own(run):
     """Whatever the run has had meanwhile; with none it is as it was."""
-    before, card = weights(run), load_card(run.model_path)
+    before, metadata = weights(run), load_metadata(run.model_path)
     change(run, method="tau", tau=0.7)
     direct = weights(run)
     for method in ("nearest-mean", "retrain"):
@@ -198,10 +198,10 @@ def test_they_are_always_made_from_the_experts_own(run):
         assert (run.folder / "heads.safetensors").exists()
     change(run, method="tau")
     assert same(direct, weights(run))
-    assert load_card(run.model_path).architecture == card.architecture
+    assert load_metadata(run.model_path).architecture == metadata.architecture
     change(run, method="none")
     assert same(before, weights(run))
-    assert load_card(run.model_path) == card
+    assert load_metadata(run.model_path) == metadata
     assert not any((run.folder / name).exists() for name in ("heads.safetensors", "classifier.json"))
     with pytest.raises(InputError, match="has the experts' own classifiers"):
         change(run, method="none")
@@ -215,7 +215,7 @@ def test_all_stages_in_one_command_are_those_one_after_the_other(run, tmp_path, 
     change(run, method=method)
     api.add_router(run, config=replace(run.config, router=config.router))
     assert same(weights(run), weights(both))
-    assert load_card(run.model_path) == load_card(both.model_path)
+    assert load_metadata(run.model_path) == load_metadata(both.model_path)
 
 
 def test_a_router_is_trained_anew(run):
@@ -278,13 +278,13 @@ def test_an_interrupted_command_leaves_the_run_as_it_was(run, monkeypatch):
 def test_what_cannot_be_is_refused(run, tmp_path):
     for method in ("scale", "tau"):
         with pytest.raises(InputError, match=rf"classifier\.method is '{method}'; .* where model\.head is 'cosine'"):
-            recipe("digits-lt-ride", {"classifier.method": method})
+            load_recipe("digits-lt-ride", {"classifier.method": method})
     with pytest.raises(InputError, match="no validation images to choose tau on"):
         longtail.train(digits(classifier__method="tau", data__val_spare=0), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     blind = replace(run.config, data=replace(run.config.data, val_spare=0))
     with pytest.raises(InputError, match="no validation images to choose tau on"):
-        api.change_classifier(run, config=replace(blind, classifier=replace(blind.classifier, method="tau")))
+        api.retrain_classifier(run, config=replace(blind, classifier=replace(blind.classifier, method="tau")))
     change(run, method="nearest-mean")
     write_tensors(run.heads_path, {"0.weight": torch.zeros(2, 2)}, {"head": "linear"})
     with pytest.raises(InputError, match=r"heads\.safetensors: holds no classifiers of these experts"):
@@ -294,18 +294,18 @@ def test_what_cannot_be_is_refused(run, tmp_path):
         change(run, method="retrain")
     for name, value in (("epochs", 0), ("views", 0), ("learning_rate", 0), ("tau", -1), ("cache_gib", -1)):
         with pytest.raises(InputError, match=rf"classifier\.{name} is"):
-            recipe("digits-lt-ce", {f"classifier.{name}": value})
+            load_recipe("digits-lt-ce", {f"classifier.{name}": value})
 
 
 def test_model_files_of_earlier_versions_have_the_experts_own(tmp_path, monkeypatch):
-    card = ModelCard(
+    metadata = ModelMetadata(
         {"name": "resnet20", "num_classes": 2, "num_experts": 1}, ("a", "b"), (2, 1), 8, 8, (0.5,) * 3, (1.0,) * 3
     )
     monkeypatch.setattr(
         "longtail.runs.model_file.asdict", lambda c: {k: v for k, v in vars(c).items() if k != "classifier"}
     )
-    save_model(tmp_path / "old.safetensors", create_model("resnet20", 2, 1), card)
-    assert load_card(tmp_path / "old.safetensors").classifier == ""
+    save_model(tmp_path / "old.safetensors", create_model("resnet20", 2, 1), metadata)
+    assert load_metadata(tmp_path / "old.safetensors").classifier == ""
 
 
 def test_the_report_says_that_classifiers_were_replaced(run, monkeypatch):
@@ -315,8 +315,8 @@ def test_the_report_says_that_classifiers_were_replaced(run, monkeypatch):
 
 
 def test_cosine_heads_are_retrained_as_such(tmp_path):
-    run = longtail.train(recipe("digits-lt-ride", {**SHORT, "classifier.method": "retrain"}), tmp_path / "run")
-    model, card = run.load_model()
-    assert card.architecture["head"] == "cosine"
+    run = longtail.train(load_recipe("digits-lt-ride", {**SHORT, "classifier.method": "retrain"}), tmp_path / "run")
+    model, metadata = run.load_model()
+    assert metadata.architecture["head"] == "cosine"
     assert run.is_routed
-    assert (card.classifier, model.heads[0].scale) == ("retrain", 30.0)
+    assert (metadata.classifier, model.heads[0].scale) == ("retrain", 30.0)

@@ -72,11 +72,11 @@ def test_the_device_is_not_waited_for_at_every_step(monkeypatch):
     for name in ("item", "__float__", "__int__", "__index__", "__bool__", "nonzero", "tolist", "cpu", "numpy"):
         real = getattr(torch.Tensor, name)
 
-        def counted(self, *arguments, _real=real, _name=name, **options):
+        def pluralize(self, *arguments, _real=real, _name=name, **options):
             waits.append(_name)
             return _real(self, *arguments, **options)
 
-        monkeypatch.setattr(torch.Tensor, name, counted)
+        monkeypatch.setattr(torch.Tensor, name, pluralize)
     split = small_split(num=4 * CHECK_EVERY)
     task = TrainExperts(create_model("resnet20", 4, 2), longtail.losses.RIDELoss([9, 5, 3, 1], reweight_after=1))
     optimizer = torch.optim.SGD(task.parameters(), 0.01)
@@ -120,29 +120,31 @@ def test_memory_loader_order_seed_and_normalisation():
 
 
 def test_criteria_follow_the_config():
-    config = longtail.recipe("cifar100-lt-ride", {"training.epochs": 40, "loss.max_margin": 0.3, "model.scale": 20})
+    config = longtail.load_recipe(
+        "cifar100-lt-ride", {"training.epochs": 40, "loss.max_margin": 0.3, "model.scale": 20}
+    )
     ride = model_build.criterion(config, [50, 20, 5])
     assert (ride.reweight_after, ride.scale, ride.diversity_factor) == (32, 20, -0.45)
     assert ride.margins.max().item() == pytest.approx(0.3)
-    plain = model_build.criterion(longtail.recipe("cifar100-lt-ce"), [50, 20, 5])
+    plain = model_build.criterion(longtail.load_recipe("cifar100-lt-ce"), [50, 20, 5])
     assert plain.reweight_after is None
     assert type(plain).__name__ == "CrossEntropyLoss"
 
 
 def test_optimisers_and_rates_follow_the_config():
     task = Linear(4, 2)
-    sgd = optim.optimizer(longtail.recipe("cifar100-lt-ldam-drw"), task)
+    sgd = optim.optimizer(longtail.load_recipe("cifar100-lt-ldam-drw"), task)
     assert (sgd.defaults["momentum"], sgd.defaults["nesterov"], sgd.defaults["weight_decay"]) == (0.9, False, 2e-4)
-    adamw = optim.optimizer(longtail.recipe("cifar100-lt-ce", {"training.optimizer": "adamw"}), task)
+    adamw = optim.optimizer(longtail.load_recipe("cifar100-lt-ce", {"training.optimizer": "adamw"}), task)
     assert isinstance(adamw, torch.optim.AdamW)
-    rate = optim.learning_rate(longtail.recipe("cifar100-lt-ride"))
+    rate = optim.learning_rate(longtail.load_recipe("cifar100-lt-ride"))
     assert [rate(e) for e in (0, 4.9, 5, 159.9, 160, 179, 180)] == pytest.approx(
         [0.02, 0.1, 0.1, 0.1, 0.001, 0.001, 0.00001]
     )
     # A fifth of the epochs: every turning point moves along.
-    short = optim.learning_rate(longtail.recipe("cifar100-lt-ride", {"training.epochs": 40}))
+    short = optim.learning_rate(longtail.load_recipe("cifar100-lt-ride", {"training.epochs": 40}))
     assert [short(e) for e in (0, 1, 31, 32, 36)] == pytest.approx([0.1, 0.1, 0.1, 0.001, 0.00001])
-    cosine = optim.learning_rate(longtail.recipe("cifar100-lt-ride", {"training.schedule": "cosine"}))
+    cosine = optim.learning_rate(longtail.load_recipe("cifar100-lt-ride", {"training.schedule": "cosine"}))
     assert cosine(100) == pytest.approx(0.05)
 
 

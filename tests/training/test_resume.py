@@ -26,7 +26,6 @@ from longtail.utils.errors import InputError
 from longtail.utils.files import read_tensors, write_tensors
 
 EPOCHS = 3
-TIMED = ("seconds", "images_per_second")
 
 
 def memory(tmp_path):
@@ -55,11 +54,11 @@ def experts(name="resnet20", **options):
 
 
 def sgd(task):
-    return optim.optimizer(longtail.recipe("cifar100-lt-ride"), task)
+    return optim.optimizer(longtail.load_recipe("cifar100-lt-ride"), task)
 
 
 def adamw(task):
-    return optim.optimizer(longtail.recipe("cifar100-lt-ride", {"training.optimizer": "adamw"}), task)
+    return optim.optimizer(longtail.load_recipe("cifar100-lt-ride", {"training.optimizer": "adamw"}), task)
 
 
 def router(tmp_path):
@@ -106,10 +105,8 @@ def attempt(case, where, stop_after=None):
     return weights, untimed(records)
 
 
-
-
 def trained(case, where, stops=()):
-    """Stopped after each of these numbers of steps, counted from the last stop, and begun afresh each time."""
+    """Stopped after each of these numbers of steps, pluralize from the last stop, and begun afresh each time."""
     for number in stops:
         assert attempt(case, where, number) is None
     return attempt(case, where)
@@ -163,7 +160,7 @@ def test_a_checkpoint_of_other_settings(tmp_path):
     assert Checkpoint(path, "a").is_there
     with pytest.raises(InputError, match="was saved with other settings"):
         Checkpoint(path, "b")
-    assert not Checkpoint(path, "b", refuses=False).is_there
+    assert not Checkpoint(path, "b", strict=False).is_there
     other = TrainExperts(create_model("resnet32", 4, 2), RIDELoss([9, 5, 3, 1]))
     with pytest.raises(InputError, match=r"checkpoint\.safetensors: it is of another training"):
         list(fit(other, source, make(other), lambda e: 0.1, 1, checkpoint=Checkpoint(path, "a")))
@@ -229,7 +226,7 @@ def test_tensor_files(tmp_path):
 def test_the_same_command_goes_on(tmp_path, monkeypatch, caplog):
     """With the same settings a run is gone on with, or left as it is when it is finished; others are refused."""
     settings = {"training.epochs": 3, "router.epochs": 2, "device": "cpu"}
-    config = longtail.recipe("digits-lt-ride", settings)
+    config = longtail.load_recipe("digits-lt-ride", settings)
     whole = longtail.train(config, tmp_path / "whole")
     real = Checkpoint.after_step
     stages = []
@@ -249,7 +246,7 @@ def test_the_same_command_goes_on(tmp_path, monkeypatch, caplog):
         try:
             longtail.train(config, tmp_path / "run")
         except Stopped:
-            other = longtail.recipe("digits-lt-ride", {**settings, "seed": 1})
+            other = longtail.load_recipe("digits-lt-ride", {**settings, "seed": 1})
             with pytest.raises(InputError, match="exists already"):
                 longtail.train(other, tmp_path / "run")
     assert runs >= 3
@@ -258,15 +255,17 @@ def test_the_same_command_goes_on(tmp_path, monkeypatch, caplog):
     content = longtail.Run(tmp_path / "run").model_path.read_bytes()
     assert longtail.train(config, tmp_path / "run").is_finished  # nothing is left to do
     assert longtail.Run(tmp_path / "run").model_path.read_bytes() == content
-    moved = longtail.recipe("digits-lt-ride", {**settings, "data.root": "elsewhere", "training.checkpoint_every": 1})
-    assert longtail.config.recipes.what_counts(moved) == longtail.config.recipes.what_counts(config)
+    moved = longtail.load_recipe(
+        "digits-lt-ride", {**settings, "data.root": "elsewhere", "training.checkpoint_every": 1}
+    )
+    assert longtail.config.recipes.config_fingerprint(moved) == longtail.config.recipes.config_fingerprint(config)
 
 
 def test_a_run_folder_in_use_is_refused(tmp_path):
-    config = longtail.recipe("digits-lt-ce", {"training.epochs": 1, "device": "cpu"})
+    config = longtail.load_recipe("digits-lt-ce", {"training.epochs": 1, "device": "cpu"})
     run = longtail.train(config, tmp_path / "run")
     content = run.model_path.read_bytes()
-    with run.held():
+    with run.lock():
         for command in (longtail.evaluate, longtail.add_router):
             with pytest.raises(InputError, match="is in use by another longtail process"):
                 command(run.folder)
@@ -309,7 +308,7 @@ def test_other_images_are_refused(tmp_path, monkeypatch):
     photos = layouts.write_folder(tmp_path / "photos", counts=(20, 14, 9))
     settings = {"data.root": str(photos), "data.image_size": 16, "device": "cpu", "training.epochs": 3}
     settings |= {"model.backbone": "resnet20", "training.batch_size": 8, "router.train": True, "router.epochs": 2}
-    config = longtail.recipe("folder", settings)
+    config = longtail.load_recipe("folder", settings)
     for stage in ("experts", "router"):
         folder, real = tmp_path / stage, Checkpoint.after_step
 
@@ -328,6 +327,6 @@ def test_other_images_are_refused(tmp_path, monkeypatch):
             longtail.resume(folder)
         gone.write_bytes(content)
     assert longtail.resume(folder).is_finished
-    elsewhere = longtail.recipe(folder / "config.yaml", {"data.root": str(photos) + "/."})
+    elsewhere = longtail.load_recipe(folder / "config.yaml", {"data.root": str(photos) + "/."})
     with pytest.raises(InputError, match=r"is finished, with data\.root"):
         longtail.train(elsewhere, folder)

@@ -12,26 +12,26 @@ from safetensors.torch import load_file
 
 import longtail
 from longtail import api
-from longtail.config.recipes import recipe
+from longtail.config.recipes import load_recipe
 from longtail.config.schema import Config
 from longtail.data import build as data_build
 from longtail.losses import CrossEntropyLoss, DistilledLoss, distillation
 from longtail.models.multi_expert import create_model, create_router
-from longtail.runs.context import Workplace
+from longtail.runs.context import RunContext
 from longtail.runs.run import Run
 from longtail.runtime.device import Runtime
 from longtail.training import experts, optim
 from longtail.training import teacher as teacher_module
 from longtail.training.cached_outputs import FrozenOutputs
 from longtail.training.experts import Experts
-from longtail.training.tasks import DistilExperts, TrainRouter, teaching
+from longtail.training.tasks import DistillExperts, TrainRouter, teaching
 from longtail.utils.errors import InputError
 
 QUICK = {"training.epochs": 2, "device": "cpu", "router.epochs": 3, "data.val_spare": 0, "router.train": False}
 
 
 def digits(**changes) -> Config:
-    return recipe("digits-lt-ride", {**QUICK, "router.max_accuracy_drop": None, **changes})
+    return load_recipe("digits-lt-ride", {**QUICK, "router.max_accuracy_drop": None, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_a_teacher_is_followed_and_left_alone():
     student, teacher = create_model("resnet20", 4, 2), create_model("resnet20", 4, 3)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     own = CrossEntropyLoss([5, 4, 3, 2])
-    task = DistilExperts(student, DistilledLoss(own, factor=0.5), teaching(teacher)).train()
+    task = DistillExperts(student, DistilledLoss(own, factor=0.5), teaching(teacher)).train()
     images, labels = next(loader(small_split(), 20).epoch(1))
     logits = student(images).logits
     expected = own(logits, labels, 1) + 0.5 * distillation(logits, teacher.eval()(images).ensemble)
@@ -94,9 +94,9 @@ def test_published_arithmetic_is_a_setting(run, tmp_path):
 
 @pytest.mark.skipif(golden.ROOT == golden.SMALL, reason=f"{golden.WHOLE} is absent")
 def test_a_checkpoint_of_the_original_teaches(tmp_path):
-    config = recipe("cifar100-lt-ride")
-    place = Workplace(Run(tmp_path), config, fake_cifar(), Runtime(), None)
-    teacher = teacher_module.load_teacher(golden.ROOT / "ckpt" / "imbalance_cifar100_ride3.pth", place)
+    config = load_recipe("cifar100-lt-ride")
+    context = RunContext(Run(tmp_path), config, fake_cifar(), Runtime(), None)
+    teacher = teacher_module.load_teacher(golden.ROOT / "ckpt" / "imbalance_cifar100_ride3.pth", context)
     assert (teacher.num_experts, teacher.num_classes) == (3, 100)
 
 
@@ -109,9 +109,9 @@ def fake_cifar():
 
 def test_other_teachers_are_refused(run, tmp_path):
     def teach(student_names, teacher_names):
-        card = Workplace(run, digits(), data_build.load_data(digits()), Runtime(), None).card()
+        metadata = RunContext(run, digits(), data_build.load_data(digits()), Runtime(), None).metadata()
         return teacher_module._other_classes(
-            replace(card, class_names=teacher_names), replace(card, class_names=student_names)
+            replace(metadata, class_names=teacher_names), replace(metadata, class_names=student_names)
         )
 
     assert teach(("a", "b"), ("a", "b")) == ""
@@ -132,11 +132,11 @@ def test_other_teachers_are_refused(run, tmp_path):
         longtail.train(digits(teacher=str(run.folder), **{"data.mean": [0.1, 0.1, 0.1]}), tmp_path / "out")
     (tmp_path / "self.yaml").write_text(f"base: digits-lt-ce\nteacher: {tmp_path / 'self.yaml'}\n")
     with pytest.raises(InputError, match="its own teacher"):
-        longtail.train(recipe(tmp_path / "self.yaml"), tmp_path / "out")
+        longtail.train(load_recipe(tmp_path / "self.yaml"), tmp_path / "out")
     for one, other in (("a", "b"), ("b", "a")):
         (tmp_path / f"{one}.yaml").write_text(f"base: digits-lt-ce\nteacher: {tmp_path / other}.yaml\n")
     with pytest.raises(InputError, match="its own teacher"):
-        longtail.train(recipe(tmp_path / "a.yaml"), tmp_path / "out")
+        longtail.train(load_recipe(tmp_path / "a.yaml"), tmp_path / "out")
     (tmp_path / "vit.yaml").write_text("base: digits-lt-ce\nmodel: {backbone: vit_tiny_patch16_224, width: full}\n")
     plain = {"data.mean": None, "data.std": None, "data.image_size": 32}
     with pytest.raises(InputError, match=r"vit\.yaml': its images have mean"):
@@ -237,11 +237,11 @@ def test_only_the_router_changes(run, tmp_path):
     """Frozen bit for bit, running statistics too; and the experts' results stay."""
     before, results = weights(run), json.loads((run.folder / "results.json").read_text())
     api.add_router(run, config=replace(run.config, router=replace(run.config.router, epochs=2)))
-    after, card = weights(run), run.load_model()[1]
+    after, metadata = weights(run), run.load_model()[1]
     assert all(torch.equal(value, after.pop(name)) for name, value in before.items())
     assert after
     assert all(name.startswith("router.") for name in after)
-    assert card.architecture["router"] == {"top_choices": 30, "hidden": 16, "shared": True, "threshold": 0.5}
+    assert metadata.architecture["router"] == {"top_choices": 30, "hidden": 16, "shared": True, "threshold": 0.5}
     assert run.config.router.train
     again = json.loads((run.folder / "results.json").read_text())
     for name in ("accuracy", "balanced", "per_class", "experts"):
@@ -320,7 +320,7 @@ def test_an_interrupted_test_is_all_that_is_made_up_for(tmp_path, monkeypatch):
     config = digits(**{"router.train": True})
     run = Run(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(api, "tested", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(api, "evaluate_splits", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             longtail.train(config, run.folder)
     trained = weights(run)
@@ -333,7 +333,7 @@ def test_an_interrupted_test_is_all_that_is_made_up_for(tmp_path, monkeypatch):
 
 def test_a_converted_run_is_not_trained_over(run, tmp_path):
     converted = Run(tmp_path / "run")
-    with converted.held():
+    with converted.lock():
         converted.start(run.config, {"converted_from": "x.pth"})
     with pytest.raises(InputError, match="was converted"):
         api.resume(converted)
@@ -357,7 +357,7 @@ def test_what_a_network_draws_depends_on_the_seed_and_step_alone(tmp_path):
 
 def test_an_impossible_budget_is_found_before_training(tmp_path):
     for budget in (0.5, "1M"):
-        config = recipe("digits-lt-ride", {"router.max_accuracy_drop": None, "router.compute_budget": budget})
+        config = load_recipe("digits-lt-ride", {"router.max_accuracy_drop": None, "router.compute_budget": budget})
         with pytest.raises(InputError, match="below the first expert's cost"):
             longtail.train(config, tmp_path / "run")
         assert not (tmp_path / "run").exists()
@@ -365,13 +365,13 @@ def test_an_impossible_budget_is_found_before_training(tmp_path):
 
 def test_a_finished_teacher_is_not_trained_again(tmp_path, monkeypatch):
     config = digits(teacher="digits-lt-ce")
-    short = recipe("digits-lt-ce", {"training.epochs": 1})
+    short = load_recipe("digits-lt-ce", {"training.epochs": 1})
     monkeypatch.setattr(teacher_module, "recipe", lambda name: short)
     whole = longtail.train(config, tmp_path / "whole")
     real, calls = Experts.train, []
 
     def second_is_interrupted(self, *arguments):
-        calls.append(self.place.run.folder.name)
+        calls.append(self.context.run.folder.name)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return real(self, *arguments)
@@ -385,7 +385,7 @@ def test_a_finished_teacher_is_not_trained_again(tmp_path, monkeypatch):
 
 
 def test_a_student_that_fails_keeps_its_teacher(tmp_path, monkeypatch):
-    short = recipe("digits-lt-ce", {"training.epochs": 1})
+    short = load_recipe("digits-lt-ce", {"training.epochs": 1})
     monkeypatch.setattr(teacher_module, "recipe", lambda name: short)
     config = digits(teacher="digits-lt-ce", **{"training.learning_rate": 1e30, "training.warmup": 0})
     with pytest.raises(longtail.InputError, match="the loss is"):
@@ -396,15 +396,15 @@ def test_a_student_that_fails_keeps_its_teacher(tmp_path, monkeypatch):
 
 
 def test_a_single_expert_gets_no_router(tmp_path):
-    single = longtail.train(recipe("digits-lt-ce", {"training.epochs": 1, "device": "cpu"}), tmp_path / "one")
+    single = longtail.train(load_recipe("digits-lt-ce", {"training.epochs": 1, "device": "cpu"}), tmp_path / "one")
     with pytest.raises(InputError, match="has one expert; a router chooses among several"):
         api.add_router(single)
     with pytest.raises(InputError, match=r"router\.train"):
-        recipe("digits-lt-ce", {"router.train": True})
+        load_recipe("digits-lt-ce", {"router.train": True})
 
 
 def test_learning_rate_of_the_router():
-    config = recipe("digits-lt-ride", {"router.epochs": 5})
+    config = load_recipe("digits-lt-ride", {"router.epochs": 5})
     rate = optim.router_learning_rate(config)
     theirs = golden.arrays("schedules/ride_lr.npz")["ea_cosine/lr"]
     np.testing.assert_allclose([rate(epoch + 0.5) for epoch in range(5)], theirs[:5], rtol=1e-9)
@@ -415,7 +415,7 @@ def test_learning_rate_of_the_router():
 
 @pytest.fixture(scope="module")
 def routed(tmp_path_factory) -> Run:
-    config = recipe("digits-lt-ride", {"training.epochs": 8, "device": "cpu", "router.epochs": 10})
+    config = load_recipe("digits-lt-ride", {"training.epochs": 8, "device": "cpu", "router.epochs": 10})
     return longtail.train(config, tmp_path_factory.mktemp("runs") / "routed")
 
 
@@ -436,7 +436,7 @@ def test_the_threshold_is_chosen_on_validation_images(routed):
 
 
 def test_results_of_routing_are_those_of_the_model(routed):
-    model, card = routed.load_model()
+    model, metadata = routed.load_model()
     dataset = data_build.load_data(routed.config)
     test = data_build.eval_loader(routed.config, dataset, dataset.test, Runtime())
     with torch.inference_mode():
@@ -447,7 +447,7 @@ def test_results_of_routing_are_those_of_the_model(routed):
     assert found["accuracy"] == pytest.approx(right.double().mean().item())
     assert found["shares"] == pytest.approx((torch.bincount(used - 1, minlength=3) / len(used)).tolist())
     assert found["mean_experts"] == pytest.approx(used.double().mean().item())
-    cost = longtail.evaluation.flops.cost(model, card.image_size)
+    cost = longtail.evaluation.flops.cost(model, metadata.image_size)
     assert found["cost"] == pytest.approx(cost.expected(found["shares"]))
 
 
@@ -463,9 +463,9 @@ def test_another_choice_after_training(routed, tmp_path):
         else:
             assert found["relative_cost"] == pytest.approx(1)
         assert all(torch.equal(value, before[name]) for name, value in weights(routed).items())
-    card = routed.load_model()[1]
-    assert card.threshold_for == "max_accuracy_drop 50"
-    assert {**card.architecture, "router": {}} == {**was.architecture, "router": {}}
+    metadata = routed.load_model()[1]
+    assert metadata.threshold_for == "max_accuracy_drop 50"
+    assert {**metadata.architecture, "router": {}} == {**was.architecture, "router": {}}
     with pytest.raises(InputError, match="below the first expert's cost"):
         api.evaluate(routed, compute_budget="0.5")
 
@@ -474,13 +474,13 @@ def test_no_choice_without_validation_images_or_router(run, routed, tmp_path):
     blind = replace(routed.config, data=replace(routed.config.data, val_spare=0))
     with pytest.raises(InputError, match="no validation images"):
         api.evaluate(routed, config=blind, compute_budget="1.2")
-    single = longtail.train(recipe("digits-lt-ce", {"training.epochs": 1, "device": "cpu"}), tmp_path / "one")
+    single = longtail.train(load_recipe("digits-lt-ce", {"training.epochs": 1, "device": "cpu"}), tmp_path / "one")
     with pytest.raises(InputError, match="has no router"):
         api.evaluate(single, compute_budget="1.2")
 
 
 def test_spare_images_are_those_that_the_tail_leaves_out():
-    config = recipe("digits-lt-ride")
+    config = load_recipe("digits-lt-ride")
     spare, none = (
         data_build.load_data(config),
         data_build.load_data(replace(config, data=replace(config.data, val_spare=0))),

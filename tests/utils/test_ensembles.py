@@ -14,16 +14,16 @@ from PIL import Image
 
 import longtail
 from longtail.cli import main
-from longtail.config.recipes import recipe
+from longtail.config.recipes import load_recipe
 from longtail.data import build as data_build
-from longtail.evaluation.label_shift.report import LabelShiftReport, Learned
+from longtail.evaluation.label_shift.report import LabelShiftReport, LearnedPrior
 from longtail.evaluation.label_shift.subsets import label_shift
 from longtail.evaluation.metrics import evaluate_logits
-from longtail.evaluation.outputs import answers
+from longtail.evaluation.outputs import collect_outputs
 from longtail.losses import router_targets
 from longtail.models.multi_expert import create_model
 from longtail.models.router import experts_used, route_outputs
-from longtail.runs.model_file import load_card, load_model
+from longtail.runs.model_file import load_metadata, load_model
 from longtail.runs.run import Run
 from longtail.runtime.device import Runtime
 from longtail.utils.ensembles import AVERAGES, ensemble, partial_ensembles, weighted_ensemble
@@ -112,7 +112,7 @@ def test_metrics_and_router_targets(average):
 def test_label_shift(average):
     logits, labels = said(200)
     prior = np.array(COUNTS) / sum(COUNTS)
-    learned, views = Learned(torch.from_numpy(prior).log().float()[None], ""), (logits, logits.flip(0))
+    learned, views = LearnedPrior(torch.from_numpy(prior).log().float()[None], ""), (logits, logits.flip(0))
     report = LabelShiftReport.of(logits, labels, COUNTS, learned, views, (10,), average=average)
     for row in report.rows:
         kind, _, ratio = row.distribution.partition("-")
@@ -143,7 +143,7 @@ def test_models_route_and_answer_by_their_average(average):
     assert len(set(routed.experts_used.tolist())) > 1
     again = route_outputs(output.logits, steps, thresholds, average)
     torch.testing.assert_close(routed.logits, again.logits)
-    answered = model.answer(images)
+    answered = model.predict_logits(images)
     for image, used in enumerate(routed.experts_used.tolist()):
         experts = output.logits[image].numpy()
         expected = slow_mean(experts[:used], average)
@@ -163,7 +163,7 @@ def test_unknown_averages_are_refused():
 def trained(tmp_path_factory) -> Run:
     """Experts that differ, with a router whose threshold was chosen; the recipe's losses, few epochs."""
     changes = {"training.epochs": 8, "router.epochs": 4, "device": "cpu", "router.max_accuracy_drop": 2.0}
-    return longtail.train(recipe("digits-lt-ride", changes), tmp_path_factory.mktemp("runs") / "logits")
+    return longtail.train(load_recipe("digits-lt-ride", changes), tmp_path_factory.mktemp("runs") / "logits")
 
 
 @pytest.fixture
@@ -193,13 +193,13 @@ def test_a_run_follows_one_rule_everywhere(run, tmp_path, capsys):
     assert "The router and its threshold stay as they were" in out
     run = Run(run.folder)
     assert (run.average, run.config.evaluation.average) == ("probabilities", "probabilities")
-    assert load_card(run.model_path).threshold_for == ""
+    assert load_metadata(run.model_path).threshold_for == ""
     found = results(run)
 
     # Everything anew from what the experts say, with loops.
     model, _ = run.load_model()
     dataset = data_build.load_data(run.config)
-    given = answers(model, data_build.eval_loader(run.config, dataset, dataset.test, Runtime()))
+    given = collect_outputs(model, data_build.eval_loader(run.config, dataset, dataset.test, Runtime()))
     rows, labels = given.logits.numpy(), given.labels.numpy()
     parts = np.array([[slow_mean(row[:k], "probabilities") for k in (1, 2, 3)] for row in rows])
     right = parts.argmax(axis=2) == labels[:, None]
@@ -223,8 +223,8 @@ def test_a_run_follows_one_rule_everywhere(run, tmp_path, capsys):
         assert main(["predict", str(run.folder), str(tmp_path / "picture.png"), "--device", "cpu", *options]) == 0
         _, row = csv.reader(io.StringIO(capsys.readouterr().out))
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
-        card = load_card(run.model_path)
-        image = (pixels - torch.tensor(card.mean)[:, None, None]) / torch.tensor(card.std)[:, None, None]
+        metadata = load_metadata(run.model_path)
+        image = (pixels - torch.tensor(metadata.mean)[:, None, None]) / torch.tensor(metadata.std)[:, None, None]
         with torch.no_grad():
             experts = model(image[None]).logits[0].numpy()
             asked = 3 if options else int(model.route(image[None]).experts_used)
@@ -248,9 +248,9 @@ def test_thresholds_are_chosen_for_what_is_averaged(run, monkeypatch):
         "longtail.training.router.prefix_predictions", lambda logits, average: asked.append(average) or original(logits)
     )
     evaluate(run, "--evaluation.average", "probabilities", "--max_accuracy_drop", "1")
-    card = load_card(run.model_path)
+    metadata = load_metadata(run.model_path)
     assert asked == ["probabilities"]
-    assert (card.architecture["average"], card.threshold_for) == ("probabilities", "max_accuracy_drop 1")
+    assert (metadata.architecture["average"], metadata.threshold_for) == ("probabilities", "max_accuracy_drop 1")
     assert Run(run.folder).config.evaluation.average == "probabilities"
 
 
@@ -266,13 +266,13 @@ def test_other_classifiers_and_routers_keep_it(run):
 
 def test_a_run_that_is_trained_with_it(tmp_path):
     changes = {"training.epochs": 1, "router.train": False, "router.max_accuracy_drop": None, "device": "cpu"}
-    config = recipe("digits-lt-ride", {**changes, "evaluation.average": "probabilities"})
+    config = load_recipe("digits-lt-ride", {**changes, "evaluation.average": "probabilities"})
     run = longtail.train(config, tmp_path / "run")
     assert longtail.load_model(run.folder).average == "probabilities"
     plain = longtail.train(replace(config, evaluation=replace(config.evaluation, average="logits")), tmp_path / "plain")
     one, other = (longtail.load_model(own.folder).state_dict() for own in (run, plain))
     assert all(torch.equal(value, other[name]) for name, value in one.items())  # training knows nothing of it
-    assert "average" not in load_card(plain.model_path).architecture
+    assert "average" not in load_metadata(plain.model_path).architecture
 
 
 def test_unfinished_runs_are_not_changed(run, capsys):

@@ -39,7 +39,7 @@ class About:
     """How long it takes, and on what."""
 
 
-def recipe_names() -> list[str]:
+def list_recipes() -> list[str]:
     """The recipes that come with the package."""
     return sorted(f.name.removesuffix(".yaml") for f in _shipped().iterdir() if f.name.endswith(".yaml"))
 
@@ -53,7 +53,7 @@ def about(name: str) -> About:
     return About(**_load(name)[1])
 
 
-def recipe(name: str | Path = DEFAULT_RECIPE, overrides: Mapping[str, Any] | None = None) -> Config:
+def load_recipe(name: str | Path = DEFAULT_RECIPE, overrides: Mapping[str, Any] | None = None) -> Config:
     """A recipe by name, or a YAML file, with some settings changed: ``{"training.epochs": 40}``.
 
     Raises:
@@ -113,7 +113,7 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
 
 
-def what_counts(config: Config) -> str:
+def config_fingerprint(config: Config) -> str:
     """The settings as YAML without those that say where and not what: with the same, the same model comes out."""
     values = dataclasses.asdict(config)
     for section, names in _INCIDENTAL.items():
@@ -122,9 +122,9 @@ def what_counts(config: Config) -> str:
     return yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True)
 
 
-def differences(one: Config, other: Config) -> list[tuple[str, Any, Any]]:
-    """The settings that `what_counts` and that differ: name, value in the one, value in the other."""
-    given, wanted = (flat(yaml.safe_load(what_counts(config))) for config in (one, other))
+def diff_configs(one: Config, other: Config) -> list[tuple[str, Any, Any]]:
+    """The settings that `config_fingerprint` and that differ: name, value in the one, value in the other."""
+    given, wanted = (flat(yaml.safe_load(config_fingerprint(config))) for config in (one, other))
     return [(key, given[key], wanted[key]) for key in given if given[key] != wanted[key]]
 
 
@@ -154,12 +154,12 @@ def _shipped() -> Any:
 
 def _load(name: str, heirs: tuple[str, ...] = ()) -> tuple[Settings, dict[str, str]]:
     """Settings and self-description of a recipe, its ``base`` merged in; ``heirs`` are the recipes based on it."""
-    if name in recipe_names():
+    if name in list_recipes():
         text, stem = (_shipped() / f"{name}.yaml").read_text(encoding="utf-8"), name
     else:
         path = Path(name)
         if not path.is_file():
-            near = did_you_mean(path.name, recipe_names())
+            near = did_you_mean(path.name, list_recipes())
             raise InputError(f"no recipe or file '{name}'{near}; 'longtail recipes' lists them")
         text, stem = read_text(path), path.stem
     settings = parse_yaml(text, name)
@@ -168,7 +168,7 @@ def _load(name: str, heirs: tuple[str, ...] = ()) -> tuple[Settings, dict[str, s
     if not isinstance(described, dict) or not set(described) <= set(words):
         raise InputError(f"{name}: 'about' must hold {', '.join(words)}")
     base = str(settings.pop("base", ""))
-    if base and base not in recipe_names():
+    if base and base not in list_recipes():
         base = str(Path(name).parent / base)  # beside the file that names it
     if base in (name, *heirs):
         raise InputError(f"{name}: its base '{base}' is based on it")

@@ -54,11 +54,11 @@ class DataConfig:
     """Let the paths of list files be absolute or lead out of root by '..'. The paths' text is what is checked: a link
     inside root may lead anywhere, because whoever can make one could as well copy the picture."""
 
-    on_bad_image: Literal["error", "skip"] = "error"
+    on_corrupt_image: Literal["error", "skip"] = "error"
     """What to do with image files that do not decode. skip decodes all of them once before training, leaves those out
     and lists them in the run's skipped_images.txt."""
 
-    max_bad_images: float = 0.01
+    max_corrupt_images: float = 0.01
     """Largest share of the images that skip leaves out; more is an error."""
 
     imbalance: Literal["none", "exponential", "step"] = "none"
@@ -71,14 +71,14 @@ class DataConfig:
     """Seed that chooses the long-tailed subset and every held-out part, apart from the training seed."""
 
     val_fraction: float = 0.0
-    """Share of each class's training images held out for validation where the data set has no validation part."""
+    """Shard of each class's training images held out for validation where the data set has no validation part."""
 
     val_spare: int = 0
     """Images of each class for validation, of those that the long tail leaves out, as far as there are any; none where
     val_fraction is set."""
 
     test_fraction: float = 0.2
-    """Share of each class's images held out for testing where a folder has no test part."""
+    """Shard of each class's images held out for testing where a folder has no test part."""
 
     image_size: int | None = None
     """Height and width in pixels that images are brought to; unset: as they are (digits 8, CIFAR 32), pictures to what
@@ -120,7 +120,12 @@ class DataConfig:
             _require(self.resize >= self.image_size, "data.resize", self.resize, right)
         _require(0 <= self.subset_seed < 2**32, "data.subset_seed", self.subset_seed, "from 0 to 2^32 - 1")
         _require(self.std is None or min(self.std) > 0, "data.std", self.std, "three numbers above 0, or unset")
-        _require(0 <= self.max_bad_images <= 1, "data.max_bad_images", self.max_bad_images, "a share, from 0 to 1")
+        _require(
+            0 <= self.max_corrupt_images <= 1,
+            "data.max_corrupt_images",
+            self.max_corrupt_images,
+            "a share, from 0 to 1",
+        )
         _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
         _require(self.cache_gib >= 0, "data.cache_gib", self.cache_gib, "0 or more")
         if self.name == "list":
@@ -159,7 +164,7 @@ class AugmentationConfig:
     """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1 (Swin's). Only for image files."""
 
     random_erasing: float = 0.0
-    """Share of the images in which a rectangle becomes noise."""
+    """Shard of the images in which a rectangle becomes noise."""
 
     mixup: float = 0.0
     """Mix pairs of images, and their targets, in shares from Beta(mixup, mixup); 0: do not."""
@@ -535,7 +540,7 @@ class RouterConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How results are counted."""
+    """How results are pluralize."""
 
     many_above: int = 100
     """Many-shot classes have more training images than this (RIDE: 100; RIDE-Swin: 99)."""

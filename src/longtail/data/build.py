@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import resize
 
 from longtail.config.schema import Config
 from longtail.data import corrupt_images
-from longtail.data.corrupt_images import BadImage
+from longtail.data.corrupt_images import CorruptImage
 from longtail.data.fast_crop import FileCrop
 from longtail.data.image_loader import FileLoader
 from longtail.data.loaders import Loader, MemoryLoader, Normalise
@@ -26,13 +26,13 @@ from longtail.data.transforms import Interpolation, Transform, default_resize, e
 from longtail.models.backbones import input_format
 from longtail.runtime.device import Runtime
 from longtail.runtime.process import num_processors
-from longtail.runtime.shard import Share
+from longtail.runtime.shard import Shard
 from longtail.utils.errors import InputError
 
-Watch = Callable[[Iterable[BadImage | None], int], Iterable[BadImage | None]]
+ShowProgress = Callable[[Iterable[CorruptImage | None], int], Iterable[CorruptImage | None]]
 
 
-def load_data(config: Config, skipped: Collection[BadImage] = ()) -> Dataset:
+def load_data(config: Config, skipped: Collection[CorruptImage] = ()) -> Dataset:
     """The data set with its long tail and its validation part.
 
     Which images are held out is drawn before ``skipped`` are left out, so that it does not depend on them.
@@ -55,7 +55,9 @@ def load_data(config: Config, skipped: Collection[BadImage] = ()) -> Dataset:
     return corrupt_images.without(dataset, skipped, Path(data.root))
 
 
-def find_bad_images(config: Config, dataset: Dataset, watch: Watch = lambda walk, total: walk) -> list[BadImage]:
+def find_corrupt_images(
+    config: Config, dataset: Dataset, watch: ShowProgress = lambda walk, total: walk
+) -> list[CorruptImage]:
     """The image files that do not decode. All of them are decoded for that, which takes its time.
 
     Args:
@@ -68,7 +70,7 @@ def find_bad_images(config: Config, dataset: Dataset, watch: Watch = lambda walk
     """
     root, paths = Path(config.data.root), corrupt_images.picture_files(dataset)
     bad = [found for found in watch(corrupt_images.examine(paths, root), len(paths)) if found is not None]
-    corrupt_images.check_share(bad, len(paths), config.data.max_bad_images)
+    corrupt_images.check_share(bad, len(paths), config.data.max_corrupt_images)
     return bad
 
 
@@ -139,7 +141,7 @@ def train_loader(config: Config, dataset: Dataset, runtime: Runtime) -> Loader:
         )
     training, labels = config.training, torch.from_numpy(dataset.train.labels)
     drawing = None if training.sampling == "shuffled" else sampler(training.sampling, labels, training.epochs)
-    loader = _augmented_loader(config, dataset, dataset.train, runtime.group.share, runtime, sampler=drawing)
+    loader = _augmented_loader(config, dataset, dataset.train, runtime.group.shard, runtime, sampler=drawing)
     mixing = {"mixup": augmentation.mixup, "cutmix": augmentation.cutmix, "label_smoothing": smoothing}
     if not any(mixing.values()) and not augmentation.random_erasing:
         return loader
@@ -151,19 +153,19 @@ def train_loader(config: Config, dataset: Dataset, runtime: Runtime) -> Loader:
 
 def shuffled_loader(config: Config, dataset: Dataset, runtime: Runtime) -> Loader:
     """All training images, augmented and not mixed, in another order in each epoch; processes have whole batches."""
-    return _augmented_loader(config, dataset, dataset.train, runtime.group.whole_share, runtime)
+    return _augmented_loader(config, dataset, dataset.train, runtime.group.eval_shard, runtime)
 
 
 def views_loader(config: Config, dataset: Dataset, split: Split, runtime: Runtime) -> Loader:
     """Images in their own order, augmented as for training, anew in each epoch; processes have whole batches."""
-    return _augmented_loader(config, dataset, split, runtime.group.whole_share, runtime, shuffle=False)
+    return _augmented_loader(config, dataset, split, runtime.group.eval_shard, runtime, shuffle=False)
 
 
 def _augmented_loader(
     config: Config,
     dataset: Dataset,
     split: Split,
-    share: Share,
+    shard: Shard,
     runtime: Runtime,
     *,
     shuffle: bool = True,
@@ -171,7 +173,7 @@ def _augmented_loader(
 ) -> Loader:
     augmentation = config.augmentation
     split = _in_memory(config, dataset, split)
-    options: dict[str, Any] = {"seed": config.seed, "shuffle": shuffle, "sampler": sampler, "share": share}
+    options: dict[str, Any] = {"seed": config.seed, "shuffle": shuffle, "sampler": sampler, "shard": shard}
     options |= _loader_options(config, dataset, runtime)
     if split.pixels is not None:
         for name, value, others in (("crop", "resized", "'padded' or 'none'"), ("rand_augment", None, "none")):
@@ -193,17 +195,17 @@ def _augmented_loader(
 
 def _file_transform(config: Config, form: Preprocessing) -> Transform | FileCrop:
     augmentation, size = config.augmentation, form.image_size
-    moves = (augmentation.scale, augmentation.flip, augmentation.rotation, augmentation.color_jitter)
+    params = (augmentation.scale, augmentation.flip, augmentation.rotation, augmentation.color_jitter)
     others = (form.interpolation, augmentation.rand_augment, form.mean)
     if augmentation.crop == "resized" and augmentation.fast_crops:
-        return FileCrop(size, *moves, *others)
-    return train_transform(size, augmentation.crop, augmentation.padding, *moves, form.resize, *others)
+        return FileCrop(size, *params, *others)
+    return train_transform(size, augmentation.crop, augmentation.padding, *params, form.resize, *others)
 
 
 def eval_loader(config: Config, dataset: Dataset, split: Split, runtime: Runtime) -> Loader:
     """Images in their own order, as they are; each process has whole batches of them."""
     split = _in_memory(config, dataset, split)
-    options = {**_loader_options(config, dataset, runtime), "share": runtime.group.whole_share}
+    options = {**_loader_options(config, dataset, runtime), "shard": runtime.group.eval_shard}
     if split.pixels is not None:
         return MemoryLoader(split, config.evaluation.batch_size, **options)
     transform = eval_transform(*preprocessing(config, dataset)[:3])

@@ -20,7 +20,7 @@ AT_A_TIME = 1024
 """Pictures that wait for a thread; all of a million would take a gigabyte, and could not be interrupted."""
 
 
-class BadImage(NamedTuple):
+class CorruptImage(NamedTuple):
     """A picture that does not decode."""
 
     path: str
@@ -34,19 +34,19 @@ def picture_files(dataset: Dataset) -> list[Path]:
     return list(dict.fromkeys(path for paths in parts if paths is not None for path in paths))
 
 
-def examine(paths: Sequence[Path], root: Path) -> Iterator[BadImage | None]:
+def examine(paths: Sequence[Path], root: Path) -> Iterator[CorruptImage | None]:
     """Decodes pictures fully, in threads; yields for each, in order, what is wrong with it, or None."""
 
-    def look(path: Path) -> BadImage | None:
+    def look(path: Path) -> CorruptImage | None:
         reason = problem(path)
-        return None if reason is None else BadImage(_relative(path, root), reason)
+        return None if reason is None else CorruptImage(_relative(path, root), reason)
 
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(paths), AT_A_TIME):
             yield from pool.map(look, paths[start : start + AT_A_TIME])
 
 
-def without(dataset: Dataset, bad: Collection[BadImage], root: Path) -> Dataset:
+def without(dataset: Dataset, bad: Collection[CorruptImage], root: Path) -> Dataset:
     """The data set without these pictures; the other ones stay in their parts, in order.
 
     Raises:
@@ -75,7 +75,7 @@ def without(dataset: Dataset, bad: Collection[BadImage], root: Path) -> Dataset:
     return smaller
 
 
-def check_share(bad: Sequence[BadImage], num_images: int, most: float) -> None:
+def check_share(bad: Sequence[CorruptImage], num_images: int, most: float) -> None:
     """Refuses to leave out more than a share of the images.
 
     Raises:
@@ -84,12 +84,12 @@ def check_share(bad: Sequence[BadImage], num_images: int, most: float) -> None:
     if len(bad) > most * num_images:
         first = (
             f"{len(bad):,} of {num_images:,} images do not decode ({len(bad) / num_images:.1%}), and "
-            f"data.max_bad_images allows {most:.1%}; mend or remove them:"
+            f"data.max_corrupt_images allows {most:.1%}; mend or remove them:"
         )
         raise_all([first, *(f"{path}: {reason}" for path, reason in bad)])
 
 
-def to_text(bad: Sequence[BadImage]) -> bytes:
+def to_text(bad: Sequence[CorruptImage]) -> bytes:
     """The contents of `SKIPPED_FILE`."""
     lines = [
         os.fsencode(_escaped(path)) + b"\t" + reason.encode("utf-8", "backslashreplace") + b"\n" for path, reason in bad
@@ -97,7 +97,7 @@ def to_text(bad: Sequence[BadImage]) -> bytes:
     return b"".join(lines)
 
 
-def from_text(content: bytes, where: Path) -> list[BadImage]:
+def from_text(content: bytes, where: Path) -> list[CorruptImage]:
     """What `to_text` wrote into the file ``where``.
 
     Raises:
@@ -110,7 +110,7 @@ def from_text(content: bytes, where: Path) -> list[BadImage]:
             raise InputError(
                 f"{where}:{number}: damaged; a line is the path of an image, a tab, and why it was skipped"
             )
-        bad.append(BadImage(_unescaped(os.fsdecode(path)), reason.decode("utf-8", "replace")))
+        bad.append(CorruptImage(_unescaped(os.fsdecode(path)), reason.decode("utf-8", "replace")))
     if content and not content.endswith(b"\n"):
         raise InputError(f"{where}: damaged; its last line is not complete")
     return bad
@@ -122,7 +122,7 @@ def _without(split: Split, left_out: Collection[Path]) -> Split:
     return split.take(np.flatnonzero([path not in left_out for path in split.paths]))
 
 
-def _first_of(split: Split, label: int, bad: Collection[BadImage], root: Path) -> str:
+def _first_of(split: Split, label: int, bad: Collection[CorruptImage], root: Path) -> str:
     assert split.paths is not None
     reasons = {root / path: f"{path}: {reason}" for path, reason in bad}
     return one_line(next(reasons[path] for path in split.paths[split.labels == label] if path in reasons))

@@ -31,7 +31,7 @@ SUFFIXES = frozenset(
 """What names of pictures in the formats above end with"""
 
 
-def is_picture(path: Path) -> bool:
+def is_image(path: Path) -> bool:
     """Whether the name ends like a picture's, in small or capital letters."""
     return path.suffix.lower() in SUFFIXES
 

@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from longtail.data import color_jitter
 from longtail.data.fast_crop import FileCrop
 from longtail.data.image_io import decode
-from longtail.data.loaders import Drawn, Normalise, drawn, least_images
+from longtail.data.loaders import EpochOrder, Normalise, epoch_order, least_images
 from longtail.data.samplers import Sampler as DrawImages
 from longtail.data.splits import Split
 from longtail.data.transforms import Transform
 from longtail.runtime.process import STOPPING
 from longtail.runtime.seed import generator, seeded
-from longtail.runtime.shard import ALL, Share, images_per_epoch
+from longtail.runtime.shard import ALL, Shard, images_per_epoch
 from longtail.utils.errors import InputError
 
 Key = tuple[int, int, int]
@@ -41,7 +41,7 @@ class FileLoader:
     """A `Loader` over picture files.
 
     The order depends on the seed and the epoch alone, random changes to an image on those and its position (or its
-    place in the epoch, see `longtail.data.loaders.drawn`). So an epoch can be repeated without those before it, with
+    place in the epoch, see `longtail.data.loaders.epoch_order`). So an epoch can be repeated without those before it, with
     any number of workers, and leaves torch's generators alone.
 
     Args:
@@ -56,7 +56,7 @@ class FileLoader:
         sampler: draws the images of each epoch, as many as there are, instead of their all being in it once.
         workers: processes that decode; 0 decodes in this one. They live as long as the loader.
         share: of this process, where several train or test together.
-        on_bad_image: is told why a picture does not decode, which is then left out of its batch.
+        on_corrupt_image: is told why a picture does not decode, which is then left out of its batch.
     """
 
     def __init__(
@@ -71,19 +71,19 @@ class FileLoader:
         shuffle: bool = False,
         sampler: DrawImages | None = None,
         workers: int = 0,
-        share: Share = ALL,
-        on_bad_image: Callable[[InputError], None] = refuse,
+        shard: Shard = ALL,
+        on_corrupt_image: Callable[[InputError], None] = refuse,
     ) -> None:
         if workers:
             _end_workers_at_exit()
-        self.num_images = images_per_epoch(len(split), batch_size, least_images(shuffle, share))
+        self.num_images = images_per_epoch(len(split), batch_size, least_images(shuffle, shard))
         self.batch_size = batch_size
-        self.share = share
+        self.shard = shard
         self._device = device
         self._normalise = normalise
         self._labels = split.labels
-        self._on_bad_image = on_bad_image
-        self._order = _Order(len(split), self.num_images, batch_size, seed, shuffle, sampler, share)
+        self._on_bad_image = on_corrupt_image
+        self._order = _Order(len(split), self.num_images, batch_size, seed, shuffle, sampler, shard)
         self._batches: DataLoader[Sample] = DataLoader(
             _Pictures(split, transform, seed),
             batch_sampler=self._order,  # type: ignore[arg-type]  # typed as positions; any key will do
@@ -105,7 +105,7 @@ class FileLoader:
         The workers serve one epoch at a time: leave or finish it before the next.
 
         Raises:
-            InputError: a picture does not decode, unless ``on_bad_image`` has it otherwise.
+            InputError: a picture does not decode, unless ``on_corrupt_image`` has it otherwise.
         """
         self._order.epoch, self._order.first = epoch, first
         batch: Batch | None
@@ -130,7 +130,7 @@ class FileLoader:
 
     def labels(self, epoch: int) -> Tensor:
         """Those of an epoch, in its order: (num_images,)."""
-        return torch.from_numpy(self._labels)[self._order.drawn(epoch).positions]
+        return torch.from_numpy(self._labels)[self._order.epoch_order(epoch).positions]
 
 
 class _Pictures(Dataset[Sample]):
@@ -138,7 +138,7 @@ class _Pictures(Dataset[Sample]):
 
     def __init__(self, split: Split, transform: Transform | FileCrop, seed: int) -> None:
         assert split.paths is not None
-        # One array of bytes: each of a million Python objects would be copied into every worker when first counted.
+        # One array of bytes: each of a million Python objects would be copied into every worker when first pluralize.
         self._paths = np.array([os.fsencode(path) for path in split.paths])
         self._labels = split.labels
         self._transform = transform
@@ -176,25 +176,25 @@ class _Order(Sampler[list[Key]]):
         seed: int,
         shuffle: bool,
         sampler: DrawImages | None,
-        share: Share,
+        shard: Shard,
     ) -> None:
         self.epoch = self.first = 0
         self._every = every
         self._num_images, self._batch_size = num_images, batch_size
         self._seed = seed
         self._shuffle, self._sampler = shuffle, sampler
-        self._share = share
+        self._shard = shard
 
     def __len__(self) -> int:
-        return len(self._share.batches(self._num_images, self._batch_size))
+        return len(self._shard.batches(self._num_images, self._batch_size))
 
-    def drawn(self, epoch: int) -> Drawn:
-        whole = drawn(self._every, epoch, generator(self._seed, epoch), self._shuffle, self._sampler)
-        return Drawn(*(part[: self._num_images] for part in whole))
+    def epoch_order(self, epoch: int) -> EpochOrder:
+        whole = epoch_order(self._every, epoch, generator(self._seed, epoch), self._shuffle, self._sampler)
+        return EpochOrder(*(part[: self._num_images] for part in whole))
 
     def __iter__(self) -> Iterator[list[Key]]:
-        epoch, (positions, changes) = self.epoch, (part.tolist() for part in self.drawn(self.epoch))
-        for part in self._share.batches(self._num_images, self._batch_size, self.first):
+        epoch, (positions, changes) = self.epoch, (part.tolist() for part in self.epoch_order(self.epoch))
+        for part in self._shard.batches(self._num_images, self._batch_size, self.first):
             yield [(epoch, *key) for key in zip(positions[part], changes[part], strict=True)]
 
 

@@ -6,11 +6,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from longtail.data.batch_augment import draw_moves, move
+from longtail.data.batch_augment import apply_augment, draw_augment_params
 from longtail.data.samplers import Sampler
 from longtail.data.splits import Split
 from longtail.runtime.seed import generator
-from longtail.runtime.shard import ALL, Share, images_per_epoch
+from longtail.runtime.shard import ALL, Shard, images_per_epoch
 
 Batch = tuple[Tensor, ...]
 """Images (B, 3, H, W), normalised, labels (B,), and where there are any, soft targets (B, C); all on the device"""
@@ -25,7 +25,7 @@ class Loader(Protocol):
     batch_size: int
     """Of all processes together; the last batch may be shorter"""
 
-    share: Share
+    shard: Shard
 
     def __len__(self) -> int:
         """Batches of this process in an epoch."""
@@ -58,13 +58,13 @@ class Normalise:
         return images.sub_(self.mean).div_(self.std)
 
 
-def least_images(shuffle: bool, share: Share) -> int:
+def least_images(shuffle: bool, shard: Shard) -> int:
     """What a batch must have: for training two images for each process that shares it, because batch norm needs two."""
-    sharing = 1 if share.whole_batches else share.size
+    sharing = 1 if shard.whole_batches else shard.size
     return 2 * sharing if shuffle else 1
 
 
-class Drawn(NamedTuple):
+class EpochOrder(NamedTuple):
     """Which images an epoch is made of, in which order, and by which of the epoch's random changes."""
 
     positions: Tensor
@@ -74,7 +74,7 @@ class Drawn(NamedTuple):
     """(M,), numbers below that of the split's images"""
 
 
-def drawn(every: int, epoch: int, draw: torch.Generator, shuffle: bool, sampler: Sampler | None) -> Drawn:
+def epoch_order(every: int, epoch: int, draw: torch.Generator, shuffle: bool, sampler: Sampler | None) -> EpochOrder:
     """The images of an epoch, from a generator that depends on the seed and the epoch alone.
 
     Changes go by the image, so that they are its own whatever the order; where an image may come up several times in an
@@ -88,9 +88,9 @@ def drawn(every: int, epoch: int, draw: torch.Generator, shuffle: bool, sampler:
         sampler: draws them instead.
     """
     if sampler is not None:
-        return Drawn(sampler(epoch, draw), torch.arange(every))
+        return EpochOrder(sampler(epoch, draw), torch.arange(every))
     positions = torch.randperm(every, generator=draw) if shuffle else torch.arange(every)
-    return Drawn(positions, positions)
+    return EpochOrder(positions, positions)
 
 
 class MemoryLoader:
@@ -123,14 +123,14 @@ class MemoryLoader:
         padding: int = 0,
         flip: bool = False,
         rotation: float = 0.0,
-        share: Share = ALL,
+        shard: Shard = ALL,
     ):
         assert split.pixels is not None
         self._images = torch.from_numpy(split.pixels).to(device)
         self._labels = torch.from_numpy(split.labels).to(device)
-        self.num_images = images_per_epoch(len(split), batch_size, least_images(shuffle, share))
+        self.num_images = images_per_epoch(len(split), batch_size, least_images(shuffle, shard))
         self.batch_size = batch_size
-        self.share = share
+        self.shard = shard
         self.device = device
         self.normalise = normalise
         self.seed = seed
@@ -139,19 +139,19 @@ class MemoryLoader:
         self.augments = padding > 0 or flip or rotation > 0
 
     def __len__(self) -> int:
-        return len(self.share.batches(self.num_images, self.batch_size))
+        return len(self.shard.batches(self.num_images, self.batch_size))
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, H, W), in channels-last memory, and labels (B,)."""
         draw = generator(self.seed, epoch)
         positions, changes = self._drawn(epoch, draw)
-        moves = draw_moves(len(self._labels), self.padding, self.flip, self.rotation, draw)
-        moves = type(moves)(*(part.to(self.device) for part in moves))
+        params = draw_augment_params(len(self._labels), self.padding, self.flip, self.rotation, draw)
+        params = type(params)(*(part.to(self.device) for part in params))
         order, changes = positions.to(self.device), changes.to(self.device)
-        for part in self.share.batches(self.num_images, self.batch_size, first):
+        for part in self.shard.batches(self.num_images, self.batch_size, first):
             positions = order[part]
             if self.augments:
-                images = move(self._images, positions, moves.take(changes[part]), self.padding)
+                images = apply_augment(self._images, positions, params.take(changes[part]), self.padding)
             else:
                 images = self._images[positions]
             yield self.normalise(images.permute(0, 3, 1, 2)), self._labels[positions]
@@ -160,6 +160,6 @@ class MemoryLoader:
         """Those of an epoch, in its order: (num_images,), on the CPU."""
         return self._labels.cpu()[self._drawn(epoch, generator(self.seed, epoch)).positions]
 
-    def _drawn(self, epoch: int, draw: torch.Generator) -> Drawn:
-        whole = drawn(len(self._labels), epoch, draw, self.shuffle, self.sampler)
-        return Drawn(*(part[: self.num_images] for part in whole))
+    def _drawn(self, epoch: int, draw: torch.Generator) -> EpochOrder:
+        whole = epoch_order(len(self._labels), epoch, draw, self.shuffle, self.sampler)
+        return EpochOrder(*(part[: self.num_images] for part in whole))

@@ -41,7 +41,7 @@ class MixedLoader:
         seed: int = 0,
         device: torch.device,
     ):
-        self.num_images, self.batch_size, self.share = loader.num_images, loader.batch_size, loader.share
+        self.num_images, self.batch_size, self.shard = loader.num_images, loader.batch_size, loader.shard
         self._loader = loader
         self._num_classes, self._smoothing = num_classes, label_smoothing
         self._erase = RandomErasing(random_erasing, mode="pixel", device=str(device)) if random_erasing else None
@@ -60,7 +60,7 @@ class MixedLoader:
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Images (B, 3, H, W), labels (B,) of their own, and perhaps soft targets (B, C)."""
         for step, (images, labels, *_) in enumerate(self._loader.epoch(epoch, first), start=first):
-            with seeded(self._seed, epoch, step, 1 + 2 * self.share.rank, device=self._device):
+            with seeded(self._seed, epoch, step, 1 + 2 * self.shard.rank, device=self._device):
                 if self._erase is not None:
                     images = self._erase(images)
                 batch: Batch = (images, labels)

@@ -17,7 +17,7 @@ class Split:
     """Labelled images: either decoded pixels or the files they lie in."""
 
     labels: NDArray[np.int64]
-    """(N,), classes counted from 0"""
+    """(N,), classes pluralize from 0"""
 
     pixels: NDArray[np.uint8] | None = None
     """(N, H, W, 3), red, green, blue"""

@@ -56,7 +56,7 @@ def train_transform(
         rotation: largest angle, in degrees to either side; nearest pixel, corners filled with black.
         color_jitter: strength of the changes of brightness, contrast, saturation and hue.
         resize: shorter side before the central crop, as in `eval_transform`; a resized crop does not use it.
-        interpolation: of resizing, and of RandAugment's moves.
+        interpolation: of resizing, and of RandAugment's params.
         rand_augment: timm's notation for RandAugment (Cubuk et al., 2020), such as ``rand-m9-mstd0.5-inc1``.
         mean: colour (0 to 1) that RandAugment fills with what comes from outside.
 
@@ -115,7 +115,7 @@ def _framing(
 def _rand_augment(
     notation: str, image_size: int, interpolation: Interpolation, mean: Sequence[float]
 ) -> Callable[[Image.Image], Image.Image]:
-    # As timm sets it up for its own training: moves by up to 45 % of the side, filled with the mean colour.
+    # As timm sets it up for its own training: params by up to 45 % of the side, filled with the mean colour.
     settings = {
         "translate_const": int(image_size * 0.45),
         "img_mean": tuple(min(255, round(255 * channel)) for channel in mean),

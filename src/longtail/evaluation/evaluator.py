@@ -16,13 +16,13 @@ from longtail.data.loaders import Loader
 from longtail.evaluation import routing
 from longtail.evaluation.flops import cost
 from longtail.evaluation.metrics import BLOCK, Evaluation
-from longtail.evaluation.outputs import Answers, answers, evaluate_answers
+from longtail.evaluation.outputs import ModelOutputs, collect_outputs, evaluate_outputs
 from longtail.evaluation.routing_report import RoutingReport
 from longtail.evaluation.throughput import Speed, images_per_second
 from longtail.models.multi_expert import MultiExpert
 from longtail.reports.page import routing_summary, summary, write_report
-from longtail.runs.context import Workplace
-from longtail.runs.model_file import ModelCard
+from longtail.runs.context import RunContext
+from longtail.runs.model_file import ModelMetadata
 from longtail.runs.run import PREDICTIONS_FILE, Run
 from longtail.training.progress import say
 from longtail.utils.ensembles import ensemble
@@ -33,26 +33,26 @@ SPEED_BATCH, SPEED_IMAGES, SPEED_SECONDS = 64, 512, 0.5
 """How the speed of a routing is measured: images at a time, in all, and seconds for each number of experts."""
 
 
-class Tested(NamedTuple):
+class EvaluationResults(NamedTuple):
     """What came of a test."""
 
     evaluations: dict[Part, Evaluation]
     routings: dict[Part, RoutingReport]
     """Empty for a model without a router"""
 
-    given: dict[Part, Answers]
+    given: dict[Part, ModelOutputs]
 
 
-def eval_loaders(place: Workplace) -> dict[Part, Loader]:
+def eval_loaders(context: RunContext) -> dict[Part, Loader]:
     """Of the parts that there are."""
-    config, dataset = place.config, place.dataset
-    loaders: dict[Part, Loader] = {"test": data_build.eval_loader(config, dataset, dataset.test, place.runtime)}
+    config, dataset = context.config, context.dataset
+    loaders: dict[Part, Loader] = {"test": data_build.eval_loader(config, dataset, dataset.test, context.runtime)}
     if dataset.val is not None:
-        loaders["val"] = data_build.eval_loader(config, dataset, dataset.val, place.runtime)
+        loaders["val"] = data_build.eval_loader(config, dataset, dataset.val, context.runtime)
     return loaders
 
 
-def print_results(console: Console, run: Run, tested: Tested, split: Part, config: Config) -> None:
+def log_results(console: Console, run: Run, tested: EvaluationResults, split: Part, config: Config) -> None:
     """The results as tables for the terminal, and where there is more."""
     shots, evaluation, average = config.evaluation, tested.evaluations[split], tested.given[split].average
     title = f"{config.name}: {evaluation.num_images:,} {split} images"
@@ -62,45 +62,49 @@ def print_results(console: Console, run: Run, tested: Tested, split: Part, confi
     say(console, f"Results, plots and settings: {run.folder / 'report.md'}")
 
 
-def tested(place: Workplace, model: MultiExpert, card: ModelCard, loaders: Mapping[Part, Loader]) -> Tested:
+def evaluate_splits(
+    context: RunContext, model: MultiExpert, metadata: ModelMetadata, loaders: Mapping[Part, Loader]
+) -> EvaluationResults:
     """Tests a model on every part, and writes the run's results.json, report.md and plots."""
-    run, config = place.run, place.config
+    run, config = context.run, context.config
     shots = {"many_above": config.evaluation.many_above, "few_below": config.evaluation.few_below}
-    given = {part: answers(model, loader, place.runtime.group) for part, loader in loaders.items()}
-    evaluations = {part: evaluate_answers(given[part], card.class_counts, config) for part in given}
+    given = {part: collect_outputs(model, loader, context.runtime.group) for part, loader in loaders.items()}
+    evaluations = {part: evaluate_outputs(given[part], metadata.class_counts, config) for part in given}
     routings: dict[Part, RoutingReport] = {}
     if model.router is not None and run.writes:  # one process measures and reports
         speed = images_per_second(
             model, _some_images(loaders["test"]), SPEED_BATCH, SPEED_SECONDS, threshold=model.router.threshold
         )
-        routings = {part: _routing(model, card, own, shots, speed) for part, own in given.items()}
-    names = {"class_names": list(card.class_names), "class_counts": list(card.class_counts)}
+        routings = {part: _routing(model, metadata, own, shots, speed) for part, own in given.items()}
+    names = {"class_names": list(metadata.class_names), "class_counts": list(metadata.class_counts)}
     results = {part: evaluation.as_dict() for part, evaluation in evaluations.items()}
-    for part, routing in routings.items():
-        results[part]["routing"] = routing.as_dict()
+    for part, report in routings.items():
+        results[part]["routing"] = report.as_dict()
     if not run.writes:
-        return Tested(evaluations, routings, given)
-    test = place.dataset.test
+        return EvaluationResults(evaluations, routings, given)
+    test = context.dataset.test
     if test.paths is not None:
-        run.write_csv(PREDICTIONS_FILE, _predictions(test.paths, given["test"], card.class_names, config.data.root))
+        run.write_csv(PREDICTIONS_FILE, _predictions(test.paths, given["test"], metadata.class_names, config.data.root))
     write_report(
         run.folder,
         config=asdict(config),
         evaluations={str(part): evaluation for part, evaluation in evaluations.items()},
-        class_names=card.class_names,
-        class_counts=card.class_counts,
+        class_names=metadata.class_names,
+        class_counts=metadata.class_counts,
         history=run.history(),
         environment=run.environment(),
         routing=routings.get("test"),
         predictions=None if test.paths is None else PREDICTIONS_FILE,
         **shots,
     )
-    run.write_json("results.json", {"epoch": card.epoch, **results, **names})  # last: it says that the test is complete
-    return Tested(evaluations, routings, given)
+    run.write_json(
+        "results.json", {"epoch": metadata.epoch, **results, **names}
+    )  # last: it says that the test is complete
+    return EvaluationResults(evaluations, routings, given)
 
 
 def _predictions(
-    paths: Iterable[Path], given: Answers, class_names: Sequence[str], root: str
+    paths: Iterable[Path], given: ModelOutputs, class_names: Sequence[str], root: str
 ) -> Iterator[tuple[object, ...]]:
     """What all experts together say of each picture, to be sorted for those that are wrong and sure of it."""
     yield "picture", "class", "predicted", "probability"
@@ -111,16 +115,16 @@ def _predictions(
 
 
 def _routing(
-    model: MultiExpert, card: ModelCard, given: Answers, shots: Mapping[str, int], speed: Speed
+    model: MultiExpert, metadata: ModelMetadata, given: ModelOutputs, shots: Mapping[str, int], speed: Speed
 ) -> RoutingReport:
     assert model.router is not None
     assert given.router_logits is not None
-    price, experts = cost(model, card.image_size), range(1, model.num_experts + 1)
+    price, experts = cost(model, metadata.image_size), range(1, model.num_experts + 1)
     costs, prefix_costs = [price.routed(number) for number in experts], [price.prefix(number) for number in experts]
     said = given.logits, given.router_logits, given.labels
     result = routing.routing(
         *said,
-        card.class_counts,
+        metadata.class_counts,
         costs,
         prefix_costs,
         model.router.threshold,
@@ -128,7 +132,7 @@ def _routing(
         few_below=shots["few_below"],
         average=given.average,
     )
-    chosen_on = "val" if card.threshold_for else None
+    chosen_on = "val" if metadata.threshold_for else None
     return RoutingReport.of(result, *said, costs, speed=speed, chosen_on=chosen_on, average=given.average)
 
 

@@ -64,7 +64,7 @@ class Evaluation(Scores):
     """N."""
 
     top5: float | None
-    """Share of images whose class is among the five largest logits; None for five classes or fewer."""
+    """Shard of images whose class is among the five largest logits; None for five classes or fewer."""
 
     nll: float | None
     """Mean negative log-likelihood of the true class, in nats; None where a logit is not finite."""
@@ -73,7 +73,7 @@ class Evaluation(Scores):
     """Expected calibration error; None where a logit is not finite."""
 
     disagreement: float | None
-    """Share of images on which two experts predict different classes, mean over pairs; None for one expert."""
+    """Shard of images on which two experts predict different classes, mean over pairs; None for one expert."""
 
     per_class: tuple[float | None, ...]
     """Accuracy of each class (C); None without test images."""

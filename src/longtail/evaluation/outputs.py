@@ -10,11 +10,11 @@ from longtail.config.schema import Config
 from longtail.data.loaders import Loader
 from longtail.evaluation.metrics import Evaluation, evaluate_logits
 from longtail.models.multi_expert import ExpertOutput, MultiExpert
-from longtail.runtime.distributed import ALONE, Group
+from longtail.runtime.distributed import SINGLE_PROCESS, Group
 from longtail.utils.ensembles import Average
 
 
-class Answers(NamedTuple):
+class ModelOutputs(NamedTuple):
     """What a model says of N images: E experts, C classes. On the CPU and in the loader's order."""
 
     logits: Tensor
@@ -40,7 +40,7 @@ class Features(NamedTuple):
     """(N,)"""
 
 
-def answers(model: MultiExpert, loader: Loader, group: Group = ALONE, epoch: int = 0) -> Answers:
+def collect_outputs(model: MultiExpert, loader: Loader, group: Group = SINGLE_PROCESS, epoch: int = 0) -> ModelOutputs:
     """What every expert, and the router, says of every image.
 
     Args:
@@ -52,15 +52,15 @@ def answers(model: MultiExpert, loader: Loader, group: Group = ALONE, epoch: int
     router, size = model.router, (model.num_experts, model.num_classes)
     if router is None:
         labels, logits = _gathered(model, loader, group, epoch, lambda output: (output.logits,), [size])
-        return Answers(logits, labels, None, model.average)
+        return ModelOutputs(logits, labels, None, model.average)
     sizes = [size, (model.num_experts - 1,)]
     labels, logits, steps = _gathered(
         model, loader, group, epoch, lambda output: (output.logits, router(*output)), sizes
     )
-    return Answers(logits, labels, steps, model.average)
+    return ModelOutputs(logits, labels, steps, model.average)
 
 
-def features(model: MultiExpert, loader: Loader, group: Group = ALONE) -> Features:
+def features(model: MultiExpert, loader: Loader, group: Group = SINGLE_PROCESS) -> Features:
     """What the heads see of every image; arguments as of `answers`."""
     sizes = [(model.num_experts, model.num_features)]
     labels, found = _gathered(model, loader, group, 0, lambda output: (output.features,), sizes)
@@ -82,7 +82,7 @@ def _gathered(
     # Whole arrays from the start: joining batches would need twice the memory.
     labels = torch.zeros(loader.num_images, dtype=torch.int64)
     found = [torch.zeros(loader.num_images, *size) for size in sizes]
-    parts = loader.share.batches(loader.num_images, loader.batch_size)
+    parts = loader.shard.batches(loader.num_images, loader.batch_size)
     for part, (images, targets, *_) in zip(parts, loader.epoch(epoch), strict=True):
         labels[part] = targets
         for whole, said in zip(found, say(model(images)), strict=True):
@@ -94,7 +94,7 @@ def _gathered(
     return [labels, *found]
 
 
-def evaluate_answers(given: Answers, class_counts: Sequence[int], config: Config) -> Evaluation:
+def evaluate_outputs(given: ModelOutputs, class_counts: Sequence[int], config: Config) -> Evaluation:
     """All metrics of the experts and their ensemble."""
     evaluation = config.evaluation
     return evaluate_logits(

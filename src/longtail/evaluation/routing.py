@@ -32,7 +32,7 @@ UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
 @dataclass(frozen=True)
-class PricedScores(Scores):
+class CostedScores(Scores):
     """What answers cost, and how accurate they are."""
 
     cost: float
@@ -43,14 +43,14 @@ class PricedScores(Scores):
 
 
 @dataclass(frozen=True)
-class RoutingResult(PricedScores):
+class RoutingResult(CostedScores):
     """A routing measured on one set of images. The inherited scores and costs are those of the routed answers."""
 
     threshold: float
     """An image goes on to the next expert where the router's probability is above it."""
 
     shares: tuple[float, ...]
-    """Share of the images that used k + 1 experts (E); they sum to 1."""
+    """Shard of the images that used k + 1 experts (E); they sum to 1."""
 
     mean_experts: float
     """Experts used, mean over images."""
@@ -59,7 +59,7 @@ class RoutingResult(PricedScores):
     """The same over the images of many-, medium- and few-shot classes; None where there are none. Images count once,
     not classes, so that the groups' means make up the one of all images."""
 
-    prefixes: tuple[PricedScores, ...]
+    prefixes: tuple[CostedScores, ...]
     """The ensembles of the first expert, of the first two, ..., of all (E), on every image and without a router."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class RoutingResult(PricedScores):
         return asdict(self) | lists
 
 
-class Point(NamedTuple):
+class OperatingPoint(NamedTuple):
     """What one threshold yields."""
 
     threshold: float
@@ -79,7 +79,7 @@ class Point(NamedTuple):
     """Mean of the classes' accuracies"""
 
 
-class Corner(NamedTuple):
+class CurvePoint(NamedTuple):
     """Where a curve of straight pieces bends."""
 
     cost: float
@@ -146,14 +146,14 @@ def routing(
         mean_experts=float(used.double().mean()),
         mean_experts_by_shot={shot: float(own.mean()) if len(own) else None for shot, own in by_shot.items()},
         prefixes=tuple(
-            PricedScores(**priced(own, cost)) for own, cost in zip(predictions.unbind(dim=1), prefix_costs, strict=True)
+            CostedScores(**priced(own, cost)) for own, cost in zip(predictions.unbind(dim=1), prefix_costs, strict=True)
         ),
     )
 
 
 def curve(
     right: Tensor, router_logits: Tensor, labels: Tensor, costs: Sequence[float], *, points: int = POINTS
-) -> list[Point]:
+) -> list[OperatingPoint]:
     """Every trade-off that one threshold for all steps offers, from the first expert alone to all experts.
 
     Thresholds lie between the router's probabilities, so that each point is another behaviour; where these are more
@@ -193,7 +193,7 @@ def curve(
     tested = totals > 0
     balanced = (hits[tested] / totals[tested, None]).mean(dim=0)
     columns = (values.flip(0).tolist() for values in (thresholds, cost, accuracy, balanced))
-    return [Point(*values) for values in zip(*columns, strict=True)]
+    return [OperatingPoint(*values) for values in zip(*columns, strict=True)]
 
 
 def _thresholds(least: Tensor, points: int) -> Tensor:
@@ -208,7 +208,7 @@ def _thresholds(least: Tensor, points: int) -> Tensor:
     return thresholds
 
 
-def random_curve(accuracies: Sequence[float], costs: Sequence[float]) -> list[Corner]:
+def random_curve(accuracies: Sequence[float], costs: Sequence[float]) -> list[CurvePoint]:
     """What drawing the number of experts of each image by lot reaches at best: the upper hull of the prefixes' points.
 
     A router is worth its while where it lies above.
@@ -217,19 +217,19 @@ def random_curve(accuracies: Sequence[float], costs: Sequence[float]) -> list[Co
         accuracies: of the ensembles of the first k + 1 experts, E numbers.
         costs: theirs in MACs, E increasing numbers.
     """
-    hull: list[Corner] = []
-    for corner in map(Corner, costs, accuracies):
+    hull: list[CurvePoint] = []
+    for corner in map(CurvePoint, costs, accuracies):
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-2], corner):
             hull.pop()
         hull.append(corner)
     return hull
 
 
-def _slope(first: Corner, second: Corner) -> float:
+def _slope(first: CurvePoint, second: CurvePoint) -> float:
     return (second.accuracy - first.accuracy) / (second.cost - first.cost)
 
 
-def oracle_curve(right: Tensor, labels: Tensor, costs: Sequence[float], *, balanced: bool = True) -> list[Corner]:
+def oracle_curve(right: Tensor, labels: Tensor, costs: Sequence[float], *, balanced: bool = True) -> list[CurvePoint]:
     """What no router can surpass: the highest accuracy for each cost, by one that knows the labels.
 
     It sends an image on only to the first ensemble that is right, and those images first that gain the most for what
@@ -245,7 +245,7 @@ def oracle_curve(right: Tensor, labels: Tensor, costs: Sequence[float], *, balan
     totals = torch.bincount(labels)
     weights = 1 / (totals * (totals > 0).sum()).double() if balanced else torch.full((len(totals),), 1 / num_images)
     gain = weights.double()[labels]
-    start = Corner(float(costs[0]), float(gain[right[:, 0]].sum()))
+    start = CurvePoint(float(costs[0]), float(gain[right[:, 0]].sum()))
 
     wrong_before = (~right).long().cumprod(dim=1).sum(dim=1)  # ensembles that are wrong before the first right one
     movable = (wrong_before > 0) & (wrong_before < num_experts)
@@ -256,12 +256,12 @@ def oracle_curve(right: Tensor, labels: Tensor, costs: Sequence[float], *, balan
     bends = torch.ones_like(order, dtype=torch.bool)  # between images of equal yield the curve is straight
     bends[:-1] = yields[:-1] > yields[1:]
     moved = zip(spent[bends].tolist(), won[bends].tolist(), strict=True)
-    corners = [start, *(Corner(start.cost + cost, start.accuracy + accuracy) for cost, accuracy in moved)]
-    return [*corners, Corner(float(costs[-1]), corners[-1].accuracy)]  # more than that cannot be bought
+    corners = [start, *(CurvePoint(start.cost + cost, start.accuracy + accuracy) for cost, accuracy in moved)]
+    return [*corners, CurvePoint(float(costs[-1]), corners[-1].accuracy)]  # more than that cannot be bought
 
 
 def choose_threshold(
-    points: Sequence[Point], *, compute_budget: Budget | None = None, max_accuracy_drop: float | None = None
+    points: Sequence[OperatingPoint], *, compute_budget: Budget | None = None, max_accuracy_drop: float | None = None
 ) -> float:
     """The threshold that a wish asks for, on the images of a curve; on others it holds about as well.
 

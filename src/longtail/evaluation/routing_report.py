@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from longtail.evaluation import routing
-from longtail.evaluation.routing import Corner, Point, RoutingResult
+from longtail.evaluation.routing import CurvePoint, OperatingPoint, RoutingResult
 from longtail.evaluation.throughput import Speed
 from longtail.utils.ensembles import Average
 
@@ -18,13 +18,13 @@ class RoutingReport:
 
     result: RoutingResult
 
-    curve: Sequence[Point]
+    curve: Sequence[OperatingPoint]
     """What other thresholds yield"""
 
-    chance: Sequence[Corner]
+    chance: Sequence[CurvePoint]
     """Cost and balanced accuracy of random routing"""
 
-    oracle: Sequence[Corner]
+    oracle: Sequence[CurvePoint]
     """Of a routing that knows the labels"""
 
     speed: Speed | None = None

@@ -39,7 +39,7 @@ def images_per_second(
     """Measures the first k experts for each k, and the routing of a model that has a router.
 
     In a round every variant in turn answers the same few batches, so that whatever else the machine does slows all of
-    them alike. A first round that is not counted compiles, allocates and warms up.
+    them alike. A first round that is not pluralize compiles, allocates and warms up.
 
     Args:
         model: is left as it was, in training or in evaluation mode.

@@ -13,25 +13,25 @@ import torch
 from rich.console import Console
 
 from longtail.config.recipes import to_yaml
-from longtail.experiments.reuse import find_donors, give_experts
-from longtail.experiments.spec import Planned
+from longtail.experiments.reuse import copy_experts, reusable_runs
+from longtail.experiments.spec import Job
 from longtail.runtime.process import Signals, Stopped, num_processors
 from longtail.training.progress import say
 from longtail.utils.errors import InputError
-from longtail.utils.format import counted, duration
+from longtail.utils.format import duration, pluralize
 
 PAUSE = 0.1
 """Seconds between two looks at the processes"""
 
 
 class Trainings:
-    """Trains what is planned and not finished yet.
+    """Trains what is jobs_planned and not finished yet.
 
     Each training is a process of its own, ``longtail train``: a failure ends one row and not the others, and a GPU's
     memory is free again afterwards.
 
     Args:
-        planned: made by `longtail.experiments.spec.plan`.
+        jobs_planned: made by `longtail.experiments.spec.plan`.
         others: of the same experiment, whose runs may give their experts if they are finished.
         jobs: how many at once. They share the CPU's cores; GPUs they take in turn, and one GPU may serve several.
         console: where to tell how it goes.
@@ -40,14 +40,14 @@ class Trainings:
 
     def __init__(
         self,
-        planned: Sequence[Planned],
-        others: Sequence[Planned],
+        jobs_planned: Sequence[Job],
+        others: Sequence[Job],
         jobs: int,
         console: Console,
         on_finished: Callable[[], object] = lambda: None,
     ):
-        self.planned = {one.name: one for one in planned}
-        self.donors = find_donors([*planned, *(one for one in others if one.is_done)])
+        self.jobs_planned = {one.name: one for one in jobs_planned}
+        self.donors = reusable_runs([*jobs_planned, *(one for one in others if one.is_done)])
         self.jobs = jobs
         self.console = console
         self.on_finished = on_finished
@@ -61,7 +61,7 @@ class Trainings:
         Raises:
             InputError: a run of the same name has other settings, or learned from a teacher that has gone.
         """
-        for one in self.planned.values():
+        for one in self.jobs_planned.values():
             if one.run.config_path.is_file() and (difference := one.difference()):
                 name, there, wanted = difference
                 raise InputError(
@@ -81,10 +81,10 @@ class Trainings:
         Raises:
             Stopped: a signal asked for it, and all trainings have saved where they are; the same again goes on.
         """
-        waiting = [one for one in self.planned.values() if not one.run.is_finished]
-        done = len(self.planned) - len(waiting)
+        waiting = [one for one in self.jobs_planned.values() if not one.run.is_finished]
+        done = len(self.jobs_planned) - len(waiting)
         before = f", {done} of them finished before" if done else ""
-        say(self.console, f"{counted(len(self.planned), 'training', 'trainings')}{before}")
+        say(self.console, f"{pluralize(len(self.jobs_planned), 'training', 'trainings')}{before}")
         with TemporaryDirectory() as folder, Signals().caught() as signals:
             try:
                 with signals.postponed():
@@ -109,10 +109,10 @@ class Trainings:
                 self._stop()
                 raise
 
-    def _teacher(self, one: Planned) -> Planned | None:
-        return None if one.teacher is None else self.planned[f"{one.teacher}-seed{one.seed}"]
+    def _teacher(self, one: Job) -> Job | None:
+        return None if one.teacher is None else self.jobs_planned[f"{one.teacher}-seed{one.seed}"]
 
-    def _taken_up(self, one: Planned, folder: Path) -> bool:
+    def _taken_up(self, one: Job, folder: Path) -> bool:
         """Starts a training if there is room and it waits for no other; true also where it never can be."""
         donor = None if one.run.config_path.exists() else self.donors.get(one.name)
         needed = [] if donor is None else [donor]
@@ -124,16 +124,16 @@ class Trainings:
         free = next((place for place in range(self.jobs) if place not in self._running), None)
         if free is None or not all(other.run.is_finished for other in needed):
             return False
-        goes_on = " goes on" if one.run.epochs_done else ""
+        should_continue = " goes on" if one.run.epochs_done else ""
         if donor is not None:
             try:
-                give_experts(donor.run, one.run, one.config)
+                copy_experts(donor.run, one.run, one.config)
             except InputError as error:
                 say(self.console, f"{one.name}: failed ({error})")
                 self.failed.append(one.name)
                 return True
-            goes_on = f" with the experts of {donor.name}"
-        say(self.console, f"{one.name}:{goes_on or ' begins'}")
+            should_continue = f" with the experts of {donor.name}"
+        say(self.console, f"{one.name}:{should_continue or ' begins'}")
         self._running[free] = _Training(one, folder, free, self.jobs)
         return True
 
@@ -164,7 +164,7 @@ class Trainings:
 class _Training:
     """A process that trains."""
 
-    def __init__(self, one: Planned, folder: Path, place: int, jobs: int):
+    def __init__(self, one: Job, folder: Path, place: int, jobs: int):
         self.one = one
         settings = folder / f"{one.name}.yaml"
         settings.write_text(to_yaml(one.config), encoding="utf-8")
@@ -199,7 +199,7 @@ class _Training:
         return f" ({said[-1].removeprefix('longtail: ')})" if said else ""
 
 
-def _environment(one: Planned, place: int, jobs: int) -> dict[str, str]:
+def _environment(one: Job, place: int, jobs: int) -> dict[str, str]:
     """Of a process that shares the machine."""
     environment = dict(os.environ)
     if jobs > 1:

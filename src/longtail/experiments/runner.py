@@ -16,7 +16,7 @@ ENVIRONMENT = ("python", "device", "device_name", "threads", "packages")
 """What is told of the machine"""
 
 
-def conduct(
+def run_experiment(
     file: str | Path,
     output: str | Path | None = None,
     *,
@@ -55,12 +55,12 @@ def conduct(
     where = folder / "table" if table is None else Path(table)
     where = where.with_suffix("") if where.suffix in (".md", ".json") else where
     every = plan(experiment, folder, arguments)
-    planned = every if rows is None else chosen(every, rows)
+    jobs_planned = every if rows is None else chosen(every, rows)
     if jobs < 1:
         raise InputError(f"--jobs is {jobs}; it must be at least 1")
 
     def tell() -> bool:
-        told = [one for one in every if one in planned or one.is_done]
+        told = [one for one in every if one in jobs_planned or one.is_done]
         if finished := [one.run for one in told if one.run.is_finished]:
             known = [run.environment() for run in finished]
             told_of = [{name: one[name] for name in ENVIRONMENT if name in one} for one in known]
@@ -75,7 +75,7 @@ def conduct(
             write_table(where, table)
         return bool(finished)
 
-    trainings = Trainings(planned, every, jobs, console, tell)
+    trainings = Trainings(jobs_planned, every, jobs, console, tell)
     trainings.check()
     where.parent.mkdir(parents=True, exist_ok=True)  # now, and not after hours, if it cannot be
     trainings.carry_out()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from longtail.config.recipes import Settings, differences, merged, resolve
+from longtail.config.recipes import Settings, diff_configs, merged, resolve
 from longtail.config.schema import Config
 from longtail.config.yaml_file import parse_yaml, read_text
 from longtail.runs.run import Run
@@ -66,7 +66,7 @@ class Experiment:
 
 
 @dataclass(frozen=True)
-class Planned:
+class Job:
     """One training: a row with a seed."""
 
     row: Row
@@ -87,16 +87,16 @@ class Planned:
 
     @property
     def is_done(self) -> bool:
-        """Whether its run is finished, and was trained as planned."""
+        """Whether its run is finished, and was trained as jobs_planned."""
         return self.run.is_finished and self.difference() is None
 
     def difference(self) -> tuple[str, Any, Any] | None:
-        """A setting in which the run that is there is not as planned: its name, what it is, what it should be.
+        """A setting in which the run that is there is not as jobs_planned: its name, what it is, what it should be.
 
         Of finished ones also where the data were: they may have been others.
         """
         there, wanted = self.run.config, self.config
-        found = differences(there, wanted)
+        found = diff_configs(there, wanted)
         if not found and self.run.is_finished and Path(there.data.root).resolve() != Path(wanted.data.root).resolve():
             found = [("data.root", there.data.root, wanted.data.root)]
         return found[0] if found else None
@@ -173,7 +173,7 @@ def _check_names(content: Mapping[str, Any], known: Sequence[str], where: str) -
             raise InputError(f"{where}: unknown '{name}'; there is {', '.join(known)}{did_you_mean(str(name), known)}")
 
 
-def plan(experiment: Experiment, folder: Path, arguments: Sequence[str] = ()) -> list[Planned]:
+def plan(experiment: Experiment, folder: Path, arguments: Sequence[str] = ()) -> list[Job]:
     """Every training of an experiment, teachers before their students, the first seed of all rows first.
 
     Args:
@@ -211,21 +211,21 @@ def _check_free(settings: Sequence[str]) -> None:
             raise InputError(f"'{name}' is no setting of an experiment; {instead}")
 
 
-def chosen(planned: Sequence[Planned], rows: Sequence[str]) -> list[Planned]:
+def chosen(jobs_planned: Sequence[Job], rows: Sequence[str]) -> list[Job]:
     """Those of some rows, and of their teachers.
 
     Raises:
         InputError: there is no such row.
     """
-    known = list(dict.fromkeys(one.row.name for one in planned))
+    known = list(dict.fromkeys(one.row.name for one in jobs_planned))
     for name in rows:
         if name not in known:
             raise InputError(f"no row '{name}'; there is {', '.join(known)}{did_you_mean(name, known)}")
     wanted = set(rows)
-    for one in reversed(planned):  # students come after their teachers
+    for one in reversed(jobs_planned):  # students come after their teachers
         if one.row.name in wanted and one.teacher is not None:
             wanted.add(one.teacher)
-    return [one for one in planned if one.row.name in wanted]
+    return [one for one in jobs_planned if one.row.name in wanted]
 
 
 def _put(name: str, configs: Mapping[str, Config], order: dict[str, str | None], students: tuple[str, ...]) -> None:
@@ -242,7 +242,7 @@ def _put(name: str, configs: Mapping[str, Config], order: dict[str, str | None],
     order[name] = teacher
 
 
-def _planned(row: Row, seed: int, config: Config, folder: Path, teacher: str | None) -> Planned:
+def _planned(row: Row, seed: int, config: Config, folder: Path, teacher: str | None) -> Job:
     run, known = Run(_folder(folder, row.name, seed)), config.teacher
     if teacher is not None:
         known = str(_folder(folder, teacher, seed))
@@ -252,7 +252,7 @@ def _planned(row: Row, seed: int, config: Config, folder: Path, teacher: str | N
             and Path(before).resolve() == Path(known).resolve()
         ):
             known = before  # the same folder, by another path to it
-    return Planned(row, replace(config, seed=seed, teacher=known), run, teacher)
+    return Job(row, replace(config, seed=seed, teacher=known), run, teacher)
 
 
 def _folder(folder: Path, row: str, seed: int) -> Path:

@@ -11,10 +11,10 @@ from typing import Any
 from longtail.config.recipes import Settings, flat
 from longtail.evaluation.flops import cost
 from longtail.evaluation.routing import macs
-from longtail.experiments.spec import Planned, Published
+from longtail.experiments.spec import Job, Published
 from longtail.runs.run import Run
 from longtail.utils.files import write_atomically
-from longtail.utils.format import counted, duration, markdown_table, percent
+from longtail.utils.format import duration, markdown_table, percent, pluralize
 
 ACCURACIES = ("overall", "balanced", "many", "medium", "few")
 COLUMNS = ("row", *ACCURACIES, "ECE", "MACs", "routed", "MACs", "time", "published")
@@ -25,11 +25,11 @@ def numbers(run: Run) -> Numbers:
     """What a finished run reached on its test images: fractions, multiply-accumulates for one image, seconds."""
     test = run.results()["test"]
     routing = test.get("routing") or {}
-    model, card = run.load_model()
+    model, metadata = run.load_model()
     return {
         "overall": test["accuracy"],
         **{name: test[name] for name in (*ACCURACIES[1:], "ece", "nll")},
-        "macs": cost(model, card.image_size).total,
+        "macs": cost(model, metadata.image_size).total,
         "routed": routing.get("accuracy"),
         **{f"routed_{name}": routing.get(name) for name in ACCURACIES[1:]},
         "routed_macs": routing.get("cost"),
@@ -37,10 +37,10 @@ def numbers(run: Run) -> Numbers:
     }
 
 
-def collect(planned: Sequence[Planned]) -> list[dict[str, Any]]:
+def collect(jobs_planned: Sequence[Job]) -> list[dict[str, Any]]:
     """One entry for each row: what it is, the numbers of each finished seed, and their mean and standard deviation."""
     entries: dict[str, dict[str, Any]] = {}
-    for one in planned:
+    for one in jobs_planned:
         entry = entries.setdefault(one.row.name, {**asdict(one.row), "seeds": []})
         if one.run.is_finished:
             entry["seeds"].append({"seed": one.seed, **numbers(one.run)})
@@ -115,7 +115,7 @@ def markdown(table: Mapping[str, Any]) -> str:
 
 
 def _machine(environment: Mapping[str, Any]) -> str:
-    threads = f", {counted(environment['threads'], 'thread', 'threads')}" if environment["device"] == "cpu" else ""
+    threads = f", {pluralize(environment['threads'], 'thread', 'threads')}" if environment["device"] == "cpu" else ""
     packages = environment["packages"]
     return f"{environment['device_name']}{threads}, longtail {packages['longtail']}, torch {packages['torch']}"
 

@@ -72,22 +72,22 @@ class CrossEntropyLoss(nn.Module):
         batch_labels: Tensor | None = None,
     ) -> Tensor:
         """(B, E, C), (B,), perhaps (B, C) and (N,), see `Criterion` -> scalar."""
-        judged = expert_logits
+        logits = expert_logits
         if self.collaborative:
-            judged = expert_logits.mean(dim=1, keepdim=True).expand_as(expert_logits)
+            logits = expert_logits.mean(dim=1, keepdim=True).expand_as(expert_logits)
         weight = self.weights if self.is_reweighted(epoch) else None
-        loss = self.classify(judged, labels, weight, soft_targets)
+        loss = self.base_loss(logits, labels, weight, soft_targets)
         if weight is not None and batch_labels is not None and soft_targets is None:
             # The loss was divided by the mean weight of these images; that of the batch is meant.
             loss = loss * (weight[labels].mean() / weight[batch_labels].mean())
-        beyond = self.beyond(expert_logits, epoch)
-        return loss if beyond is None else loss + beyond
+        regularizer = self.regularizer(expert_logits, epoch)
+        return loss if regularizer is None else loss + regularizer
 
-    def beyond(self, expert_logits: Tensor, epoch: int) -> Tensor | None:
+    def regularizer(self, expert_logits: Tensor, epoch: int) -> Tensor | None:
         """What is asked of the experts besides being accurate, a mean over images; None: nothing."""
         return None
 
-    def classify(
+    def base_loss(
         self, expert_logits: Tensor, labels: Tensor, weight: Tensor | None, soft_targets: Tensor | None
     ) -> Tensor:
         """The term that makes experts accurate."""
@@ -107,7 +107,7 @@ class FocalLoss(CrossEntropyLoss):
         super().__init__(class_counts, **deferred)
         self.gamma = gamma
 
-    def classify(
+    def base_loss(
         self, expert_logits: Tensor, labels: Tensor, weight: Tensor | None, soft_targets: Tensor | None
     ) -> Tensor:
         """Focal loss."""
@@ -149,7 +149,7 @@ class LogitAdjustedLoss(CrossEntropyLoss):
         }.items():
             self.register_buffer(name, constant, persistent=False)
 
-    def classify(
+    def base_loss(
         self, expert_logits: Tensor, labels: Tensor, weight: Tensor | None, soft_targets: Tensor | None
     ) -> Tensor:
         """Cross-entropy of the adjusted logits."""
@@ -175,7 +175,7 @@ class LDAMLoss(CrossEntropyLoss):
         self.scale = scale
         self.register_buffer("margins", ldam_margins(class_counts, max_margin), persistent=False)
 
-    def classify(
+    def base_loss(
         self, expert_logits: Tensor, labels: Tensor, weight: Tensor | None, soft_targets: Tensor | None
     ) -> Tensor:
         """LDAM."""
@@ -213,7 +213,7 @@ class RIDELoss(LDAMLoss):
         temperatures = diversity_temperature * class_temperatures(class_counts, temperature_spread)
         self.register_buffer("temperatures", temperatures, persistent=False)
 
-    def beyond(self, expert_logits: Tensor, epoch: int) -> Tensor | None:
+    def regularizer(self, expert_logits: Tensor, epoch: int) -> Tensor | None:
         """The reward for diversity."""
         if self.diversity_factor == 0:
             return None

@@ -90,7 +90,7 @@ class _Recomputed:
 
 @contextmanager
 def _throwaway_buffers(block: nn.Module) -> Iterator[None]:
-    """While the block runs again, it updates copies of its buffers: batch norm has counted the batch already."""
+    """While the block runs again, it updates copies of its buffers: batch norm has pluralize the batch already."""
     kept = [(module, module._buffers) for module in block.modules()]
     try:
         for module, buffers in kept:

@@ -33,7 +33,7 @@ _WIDTH_KEYWORDS = ("channels", "dims", "embed_dims")
 """How the constructors of timm's networks call the widths of their stages."""
 
 
-def backbone_names() -> list[str]:
+def list_backbones() -> list[str]:
     """The names that `create_model` takes: all of these can be built, nearly all can be cut."""
     return [*resnet_cifar.BLOCKS_PER_STAGE, *_RESNETS, *timm.list_models()]
 
@@ -70,7 +70,7 @@ def backbone(
     """Returns a function that builds the named network without a classifier, freshly initialised at each call.
 
     Args:
-        name: one of `backbone_names`, or a timm name with a tag (``resnet50.a1_in1k``).
+        name: one of `list_backbones`, or a timm name with a tag (``resnet50.a1_in1k``).
         width: channels of the last two stages: ``"full"``, ``"narrow"`` (three quarters of the filters, as RIDE's
             published models) or the numbers themselves.
         pretrained: start from timm's published weights, or from those in a file of the same network; stages of another
@@ -115,7 +115,7 @@ def _builder(name: str, width: Width, options: Mapping[str, Any]) -> Build:
         return partial(ResNet, **_RESNETS[name], channels=channels, num_classes=0, zero_init_last=False, **options)
     if not timm.is_model(name):
         known = f"{', '.join(resnet_cifar.BLOCKS_PER_STAGE)} for small images, {', '.join(_RESNETS)} and the networks of timm"
-        raise InputError(f"unknown backbone '{name}'{did_you_mean(name, backbone_names())}; there are {known}")
+        raise InputError(f"unknown backbone '{name}'{did_you_mean(name, list_backbones())}; there are {known}")
     build = partial(timm.create_model, name, num_classes=0, **options)
     try:
         with torch.device("meta"):

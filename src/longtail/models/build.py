@@ -11,7 +11,7 @@ from longtail.data.build import preprocessing
 from longtail.data.samplers import POWERS, class_probabilities
 from longtail.data.splits import Dataset
 from longtail.evaluation.label_shift.adjustment import learned_log_prior
-from longtail.evaluation.label_shift.report import Learned
+from longtail.evaluation.label_shift.report import LearnedPrior
 from longtail.losses import (
     CrossEntropyLoss,
     DistilledLoss,
@@ -26,7 +26,7 @@ from longtail.models.compiled import compiled
 from longtail.models.multi_expert import MultiExpert
 from longtail.runtime.device import Runtime
 from longtail.training.schedules import epoch_of
-from longtail.training.tasks import DistilExperts, TrainExperts, teaching
+from longtail.training.tasks import DistillExperts, TrainExperts, teaching
 from longtail.utils.errors import InputError
 
 _NUM_CLASSES = {
@@ -122,7 +122,7 @@ def experts_task(
     if teacher is None:
         return TrainExperts(model, loss)
     distilled = DistilledLoss(loss, temperature=how.temperature, factor=how.factor, published=how.published)
-    return DistilExperts(model, distilled, teaching(teacher))
+    return DistillExperts(model, distilled, teaching(teacher))
 
 
 def criterion(config: Config, class_counts: list[int]) -> CrossEntropyLoss:
@@ -154,7 +154,7 @@ def criterion(config: Config, class_counts: list[int]) -> CrossEntropyLoss:
     )
 
 
-def learned_prior(config: Config, class_counts: Sequence[int], classifier: str, epoch: int) -> Learned:
+def learned_prior(config: Config, class_counts: Sequence[int], classifier: str, epoch: int) -> LearnedPrior:
     """How common a model that was trained with these settings takes each class to be.
 
     Args:
@@ -175,7 +175,7 @@ def learned_prior(config: Config, class_counts: Sequence[int], classifier: str, 
         doubt = (
             "" if classifier in ("retrain", "scale") else f"classifiers of method {classifier} yield no probabilities"
         )
-        return Learned(torch.zeros(1, len(class_counts)), doubt)
+        return LearnedPrior(torch.zeros(1, len(class_counts)), doubt)
     loss, training, augmentation = config.loss, config.training, config.augmentation
     used = criterion(config, list(class_counts))
     exponents = ("prior_exponents", "inverse_exponents") if isinstance(used, LogitAdjustedLoss) else ()
@@ -194,4 +194,4 @@ def learned_prior(config: Config, class_counts: Sequence[int], classifier: str, 
         "experts were trained together, not each by itself": loss.collaborative,
         "a teacher was followed": config.teacher is not None,
     }
-    return Learned(learned, "; ".join(doubt for doubt, applies in doubts.items() if applies))
+    return LearnedPrior(learned, "; ".join(doubt for doubt, applies in doubts.items() if applies))

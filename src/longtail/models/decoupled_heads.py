@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longtail.models.heads import CosineClassifier
-from longtail.models.initialisation import Uninitialised
+from longtail.models.initialisation import skip_init
 from longtail.utils.errors import InputError, did_you_mean
 
 Distance = Literal["cosine", "centred cosine", "euclidean"]
@@ -45,7 +45,7 @@ class ScaledClassifier(nn.Module):
     ``scales[k] * logit[k]``, to be trained with cross-entropy on class-balanced draws. As in the original code, the
     factor multiplies the bias too.
 
-    It can stand in for the head while a model is in memory. A linear head takes the factors in, see `folded`. A cosine
+    It can stand in for the head while a model is in memory. A linear head takes the factors in, see `fuse_batch_norms`. A cosine
     head cannot, as it looks at the directions of its weights only: factors then make logits that no cosine classifier
     yields, and to give them to a linear one would multiply an image's logits by the length of its feature, which
     changes the ensemble. For a cosine head that is to be saved, train its directions anew instead.
@@ -69,7 +69,7 @@ class ScaledClassifier(nn.Module):
         logits: Tensor = self.head(features)
         return self.scales * logits
 
-    def folded(self) -> nn.Linear:
+    def fuse_batch_norms(self) -> nn.Linear:
         """An ordinary linear head with the same logits.
 
         Raises:
@@ -145,7 +145,7 @@ def _nearest_mean(features: Tensor, labels: Tensor, num_classes: int, distance: 
     weight = F.normalize(class_means(directions, labels, num_classes))
     if centre is not None:
         return _linear(scale * weight, -scale * (weight @ centre))
-    with Uninitialised():
+    with skip_init():
         head = CosineClassifier(features.shape[1], num_classes, scale).to(features)
     head.weight.data.copy_(weight)
     return head
@@ -153,7 +153,7 @@ def _nearest_mean(features: Tensor, labels: Tensor, num_classes: int, distance: 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """A linear head that holds (C, D) and (C,)."""
-    with Uninitialised():
+    with skip_init():
         head = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
     head.weight.data.copy_(weight)
     head.bias.data.copy_(bias)

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from longtail.models.multi_expert import MultiExpert
-from longtail.models.split import Pass
+from longtail.models.split import Identity
 
 
-def folded(model: MultiExpert, image_size: int) -> MultiExpert:
+def fuse_batch_norms(model: MultiExpert, image_size: int) -> MultiExpert:
     """A copy in eval mode that answers the same but for rounding, and faster; it is not to be trained or saved.
 
     In eval mode a batch norm is a factor and a summand for each channel, which the weights of the convolution before
@@ -33,7 +33,7 @@ def folded(model: MultiExpert, image_size: int) -> MultiExpert:
         convolution: Any = answering.get_submodule(before)
         answering.set_submodule(before, fuse_conv_bn_eval(convolution, norm))
         # timm's batch norms end with their activation.
-        rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else Pass()
+        rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else Identity()
         answering.set_submodule(after, rest)
     return answering
 

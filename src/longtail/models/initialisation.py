@@ -15,7 +15,7 @@ _DRAWS = {
 }
 
 
-class Uninitialised(TorchFunctionMode):
+class skip_init(TorchFunctionMode):
     """Within this context random weights are zeros.
 
     For models that ``load_state_dict(..., strict=True)`` fills at once. They are not left as they come out of memory:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from longtail.models.backbones import Width, backbone
 from longtail.models.heads import classify, create_heads, initialise_like
 from longtail.models.resnet_cifar import CifarResNet
-from longtail.models.router import RoutedOutput, Router, goes_on, thresholds
-from longtail.models.split import Pass, cut
+from longtail.models.router import RoutedOutput, Router, should_continue, thresholds
+from longtail.models.split import Identity, split_backbone
 from longtail.utils.ensembles import AVERAGES, SUMMING, Average, ensemble
 from longtail.utils.errors import InputError, did_you_mean
 
@@ -55,7 +55,7 @@ class MultiExpert(nn.Module):
         assert len(branches) == len(heads) > 0
         self.trunk = trunk
         self.branches = nn.ModuleList(branches)
-        self.neck = neck or Pass()
+        self.neck = neck or Identity()
         self.heads = nn.ModuleList(heads)
         # None is not registered as a submodule: strict loading would pass over weights under its name.
         self.router: Router | None = router
@@ -102,7 +102,7 @@ class MultiExpert(nn.Module):
         """One expert (from 0) on what the trunk yields: its logits (B, C) and features (B, D)."""
         return classify(self.heads[number], self.neck(self.branches[number](shared)))
 
-    def answer(self, images: Tensor) -> Tensor:
+    def predict_logits(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> logits (B, C) of the ensemble of all experts, by the model's average."""
         return ensemble(self(images).logits, self.average)
 
@@ -134,7 +134,7 @@ class MultiExpert(nn.Module):
         going, mean = torch.arange(len(images), device=images.device), total
         for step, limit in enumerate(limits):
             # The only wait for the device: how many images go on is the size of all that follows.
-            kept = goes_on(self.router.step(step, features, mean), limit).nonzero().squeeze(1)
+            kept = should_continue(self.router.step(step, features, mean), limit).nonzero().squeeze(1)
             if len(kept) == 0:
                 break
             # Indexing keeps channels_last, which index_select does not.
@@ -172,7 +172,7 @@ def create_model(
         width: channels of an expert's stages: ``"narrow"`` (RIDE's three quarters), ``"full"``, or the numbers.
         head: ``"cosine"`` or ``"linear"``.
         scale: what a cosine head multiplies its cosines by.
-        expert_stages: how many of the last stages belong to each expert, see `longtail.models.split.cut`.
+        expert_stages: how many of the last stages belong to each expert, see `longtail.models.split.split_backbone`.
         pretrained: trunk and all branches start from timm's published weights, or from those in a file.
         image_size: height and width of the images, for networks that must know it; their own by default.
         router: gives the model a router: ``{}``, or other ``top_choices``, ``hidden``, ``shared`` or ``threshold`` of
@@ -190,7 +190,7 @@ def create_model(
     if average not in AVERAGES:
         raise InputError(f"average '{average}': one of {', '.join(AVERAGES)}{did_you_mean(average, AVERAGES)}")
     build = backbone(name, width, pretrained, image_size, **options)
-    trunk, branches, neck, num_features = cut(build, num_experts, expert_stages, image_size)
+    trunk, branches, neck, num_features = split_backbone(build, num_experts, expert_stages, image_size)
     heads = create_heads(num_experts, num_features, num_classes, head, scale)
     for classifier in heads:
         initialise_like(classifier, trunk)

@@ -104,12 +104,12 @@ def experts_used(router_logits: Tensor, threshold: float | Sequence[float] = THR
         InputError: the number of thresholds is wrong.
     """
     limits = thresholds(threshold, router_logits.shape[1])
-    going = [goes_on(router_logits[:, i], limit) for i, limit in enumerate(limits)]
+    going = [should_continue(router_logits[:, i], limit) for i, limit in enumerate(limits)]
     # Whoever stops once does not go on later, whatever the router says then.
     return 1 + torch.stack(going, dim=1).long().cumprod(dim=1).sum(dim=1)
 
 
-def goes_on(router_logits: Tensor, threshold: float) -> Tensor:
+def should_continue(router_logits: Tensor, threshold: float) -> Tensor:
     """Which images are to see the next expert: (B,) -> bool (B,)."""
     return router_logits.sigmoid() > threshold
 

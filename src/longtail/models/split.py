@@ -14,7 +14,7 @@ from longtail.models.backbones import Build
 from longtail.utils.errors import InputError
 
 
-class Parts(NamedTuple):
+class SplitModel(NamedTuple):
     """What a network is cut into: ``neck(branch(trunk(images)))`` are the pooled features (B, D)."""
 
     trunk: nn.Module
@@ -25,7 +25,9 @@ class Parts(NamedTuple):
     """D"""
 
 
-def cut(build: Build, num_branches: int, expert_stages: int | None = None, image_size: int | None = None) -> Parts:
+def split_backbone(
+    build: Build, num_branches: int, expert_stages: int | None = None, image_size: int | None = None
+) -> SplitModel:
     """Cuts a network so that ``neck(branch(trunk(x))) == network(x)``.
 
     The parts keep the network's own code and parameter names; modules that belong to another part are blanked. Each
@@ -66,14 +68,14 @@ def cut(build: Build, num_branches: int, expert_stages: int | None = None, image
     return _cut(build, num_branches, expert_stages)
 
 
-def _cut(build: Build, num_branches: int, expert_stages: int | None) -> Parts:
+def _cut(build: Build, num_branches: int, expert_stages: int | None) -> SplitModel:
     network = build()
     if isinstance(network, VisionTransformer | Eva):
         return _cut_blocks(network, build, num_branches, expert_stages)
     return _cut_stages(network, build, num_branches, 2 if expert_stages is None else expert_stages)
 
 
-def _cut_stages(network: nn.Module, build: Build, num_branches: int, expert_stages: int) -> Parts:
+def _cut_stages(network: nn.Module, build: Build, num_branches: int, expert_stages: int) -> SplitModel:
     stages = [info["module"] for info in network.feature_info]  # type: ignore[union-attr]
     _check_number(network, "stages", expert_stages, len(stages))
     last_shared = stages[-expert_stages - 1]
@@ -84,10 +86,10 @@ def _cut_stages(network: nn.Module, build: Build, num_branches: int, expert_stag
     end = units.index(last_shared) + 1
     start_of_neck = units.index("norm") if swin else len(units)
     trunk, branch, neck = units[:end], units[end:start_of_neck], units[start_of_neck:]
-    return Parts(
+    return SplitModel(
         _features_only(_blank(network, branch + neck)),
         [_blank(build(), trunk + neck) for _ in range(num_branches)],
-        _blank(build(), trunk + branch) if neck else Pass(),
+        _blank(build(), trunk + branch) if neck else Identity(),
         _num_features(network),
     )
 
@@ -102,7 +104,7 @@ def _units(module: nn.Module, marks: Sequence[str], prefix: str = "") -> Iterato
             yield full
 
 
-def _cut_blocks(network: nn.Module, build: Build, num_branches: int, expert_blocks: int | None) -> Parts:
+def _cut_blocks(network: nn.Module, build: Build, num_branches: int, expert_blocks: int | None) -> SplitModel:
     """The cut of a plain vision transformer, between two of its blocks, all of which have the same width."""
     depth = len(network.blocks)  # type: ignore[arg-type]
     own = max(depth // 4, 1) if expert_blocks is None else expert_blocks
@@ -115,7 +117,7 @@ def _cut_blocks(network: nn.Module, build: Build, num_branches: int, expert_bloc
     branches: list[nn.Module] = [_TokenBranch(build(), depth - own) for _ in range(num_branches)]
     trunk = _features_only(_blank(network, [name for name in after if name != "rope"]))
     trunk.blocks = trunk.blocks[: depth - own]  # type: ignore[index]
-    return Parts(trunk, branches, Pass(), num_features)
+    return SplitModel(trunk, branches, Identity(), num_features)
 
 
 class _TokenBranch(nn.Module):
@@ -149,7 +151,7 @@ class _TokenBranch(nn.Module):
         return embedding
 
 
-class Pass(nn.Identity):
+class Identity(nn.Identity):
     """Hands its first input on, whatever else it is called with."""
 
     def forward(self, input: Tensor, *others: Any, **options: Any) -> Tensor:
@@ -159,7 +161,7 @@ class Pass(nn.Identity):
 
 def _blank(network: nn.Module, names: Sequence[str]) -> nn.Module:
     for name in names:
-        network.set_submodule(name, Pass())
+        network.set_submodule(name, Identity())
     return network
 
 

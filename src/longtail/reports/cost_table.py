@@ -10,14 +10,14 @@ from rich.table import Table
 from torch import nn
 
 from longtail.evaluation.flops import FLOPS_PER_MAC, Cost, cost
-from longtail.models.initialisation import Uninitialised
+from longtail.models.initialisation import skip_init
 from longtail.models.multi_expert import MultiExpert, create_model
 from longtail.utils.errors import InputError
-from longtail.utils.format import counted, short
+from longtail.utils.format import pluralize, short
 
 CAPTION = """For one image. MACs: multiply-accumulates of convolutions,
 linear layers and attention; FLOPs: 2 MACs.
-Norms, activations and pooling are not counted.
+Norms, activations and pooling are not pluralize.
 relative: to 1 expert, the trunk with a branch and its head."""
 NO_ROUTER = "\nThere is no router; the routing is without its own cost."
 
@@ -69,7 +69,7 @@ def cost_table(subject: Subject, shares: Sequence[float] | None = None) -> Table
     whole = cost(model, subject.image_size)
     name, classes = subject.architecture["name"], subject.architecture["num_classes"]
     table = Table(
-        title=f"{name}, {counted(model.num_experts, 'expert', 'experts')}, {counted(classes, 'class', 'classes')}, "
+        title=f"{name}, {pluralize(model.num_experts, 'expert', 'experts')}, {pluralize(classes, 'class', 'classes')}, "
         f"{subject.image_size} x {subject.image_size} pixels",
         caption=CAPTION + (NO_ROUTER if shares is not None and not whole.router else ""),
         box=box.SIMPLE_HEAD,
@@ -109,12 +109,12 @@ def _parts(model: MultiExpert, whole: Cost) -> list[tuple[str, int, int]]:
         parts.append(("neck", neck, 0))  # what it computes is in the branches
     router = model.router
     if router is not None:
-        parts.append((f"router, {counted(len(whole.router), 'step', 'steps')}", _size(router), sum(whole.router)))
+        parts.append((f"router, {pluralize(len(whole.router), 'step', 'steps')}", _size(router), sum(whole.router)))
     return parts
 
 
 def _build(architecture: Mapping[str, Any]) -> MultiExpert:
-    with torch.device("meta"), Uninitialised():
+    with torch.device("meta"), skip_init():
         return create_model(**architecture)
 
 

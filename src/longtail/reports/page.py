@@ -17,7 +17,7 @@ from longtail.evaluation.routing import RoutingResult, macs
 from longtail.evaluation.routing_report import RoutingReport
 from longtail.reports import plots
 from longtail.utils.ensembles import Average
-from longtail.utils.format import counted, duration, escape, markdown_table, percent
+from longtail.utils.format import duration, escape, markdown_table, percent, pluralize
 
 
 def summary(
@@ -36,7 +36,7 @@ def summary(
     if average == "probabilities" and evaluation.experts[1:]:
         lines.append("Ensemble: mean of the experts' probabilities, not of their logits.")
     for shot in SHOTS:
-        classes = counted(evaluation.shots.count(shot), "class", "classes")
+        classes = pluralize(evaluation.shots.count(shot), "class", "classes")
         lines.append(f"{shot}: {classes} of {_range(shot, many_above, few_below)} training images")
     if evaluation.top5 is not None:
         lines.append(f"True class among the five most likely: {percent(evaluation.top5)} %")
@@ -210,7 +210,7 @@ def _in_words(
     experts = "one expert" if model["num_experts"] == 1 else f"{model['num_experts']} experts"
     seconds = sum(entry.get("seconds") or 0 for entry in history)
     how = (
-        f"was trained for {counted(len(history), 'epoch', 'epochs')} in {duration(seconds)} with the "
+        f"was trained for {pluralize(len(history), 'epoch', 'epochs')} in {duration(seconds)} with the "
         f"`{config['loss']['name']}` loss{_other_classifiers(config)}"
         if history
         else "was not trained in this run (there is no history of its training)"
@@ -301,7 +301,7 @@ def _routing(folder: Path, part: str, report: RoutingReport) -> list[str]:
     if report.speed is not None:
         notes.append(
             f"Images a second were measured with {report.speed.batch_size} images at a time, all rows in turn, and are "
-            f"the median of {counted(report.speed.rounds, 'round', 'rounds')}."
+            f"the median of {pluralize(report.speed.rounds, 'round', 'rounds')}."
         )
     return [
         "## Routing",
@@ -325,7 +325,7 @@ def _routing_rows(report: RoutingReport) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a table: each number of experts for all images, and at the end the routing."""
     result, speed = report.result, report.speed
     header = ["experts", "overall", "balanced", *SHOTS, "MACs", "cost"]
-    names = [counted(number, "expert", "experts") for number in range(1, len(result.prefixes) + 1)]
+    names = [pluralize(number, "expert", "experts") for number in range(1, len(result.prefixes) + 1)]
     # The router's own number of experts stands in its name: another column would be too much for a terminal.
     names.append(f"routed: {result.mean_experts:.2f}")
     rows = [
@@ -341,7 +341,7 @@ def _routing_rows(report: RoutingReport) -> tuple[list[str], list[list[str]]]:
 
 def _experts_used(result: RoutingResult) -> list[str]:
     """How many experts the routed images used, in two sentences."""
-    shares = [f"{counted(k, 'expert', 'experts')} {percent(share)} %" for k, share in enumerate(result.shares, 1)]
+    shares = [f"{pluralize(k, 'expert', 'experts')} {percent(share)} %" for k, share in enumerate(result.shares, 1)]
     means = [f"{shot} {'n/a' if mean is None else f'{mean:.2f}'}" for shot, mean in result.mean_experts_by_shot.items()]
     return [f"Images by experts used: {', '.join(shares)}.", f"Mean experts used by shot group: {', '.join(means)}."]
 

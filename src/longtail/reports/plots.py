@@ -10,7 +10,7 @@ import numpy as np
 
 from longtail.data.imbalance import SHOTS
 from longtail.evaluation.metrics import Evaluation
-from longtail.evaluation.routing import Corner, Point, RoutingResult, macs_unit
+from longtail.evaluation.routing import CurvePoint, OperatingPoint, RoutingResult, macs_unit
 
 # Okabe and Ito's colours, told apart with every kind of colour vision.
 BLUE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
@@ -219,7 +219,11 @@ def plot_experts(path: Path, evaluation: Evaluation) -> None:
 
 
 def plot_tradeoff(
-    path: Path, result: RoutingResult, curve: Sequence[Point], chance: Sequence[Corner], oracle: Sequence[Corner]
+    path: Path,
+    result: RoutingResult,
+    curve: Sequence[OperatingPoint],
+    chance: Sequence[CurvePoint],
+    oracle: Sequence[CurvePoint],
 ) -> None:
     """Balanced accuracy by cost: of the router at every threshold, of random routing and of one that knows the labels.
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from longtail.config.recipes import what_counts
+from longtail.config.recipes import config_fingerprint
 from longtail.config.schema import Config
 from longtail.data import build as data_build
-from longtail.data.corrupt_images import BadImage
+from longtail.data.corrupt_images import CorruptImage
 from longtail.data.splits import Dataset
 from longtail.models import build as model_build
 from longtail.models.multi_expert import MultiExpert
-from longtail.runs.model_file import ModelCard
+from longtail.runs.model_file import ModelMetadata
 from longtail.runs.run import Run
 from longtail.runtime.device import Runtime
 from longtail.runtime.process import Signals
@@ -25,7 +25,7 @@ from longtail.training.progress import say
 
 
 @dataclass(frozen=True)
-class Workplace:
+class RunContext:
     """What every stage works with."""
 
     run: Run
@@ -34,10 +34,10 @@ class Workplace:
     runtime: Runtime
     console: Console
     signals: Signals = field(default_factory=Signals)
-    skipped: list[BadImage] | None = None
+    skipped: list[CorruptImage] | None = None
     """Images that were left out because they do not decode; None where nobody looked"""
 
-    def keep_skipped(self) -> None:
+    def write_skipped(self) -> None:
         """Lists them in the run's folder, so that everything later leaves out the same."""
         if self.skipped is not None:
             self.run.write_skipped(self.skipped)
@@ -47,9 +47,9 @@ class Workplace:
         """`Split.fingerprint` of what is trained on; of a million files it takes seconds."""
         return self.dataset.train.fingerprint(Path(self.config.data.root))
 
-    def card(self) -> ModelCard:
+    def metadata(self) -> ModelMetadata:
         """The description of the model, before it has learnt anything."""
-        return ModelCard(
+        return ModelMetadata(
             architecture=model_build.architecture(self.config, self.dataset),
             class_names=self.dataset.class_names,
             class_counts=tuple(self.dataset.class_counts),
@@ -63,18 +63,18 @@ class Workplace:
         return moved
 
     @contextmanager
-    def drawing(self) -> Iterator[None]:
+    def seeded_init(self) -> Iterator[None]:
         """Within it, first weights are drawn by the seed; the caller's random numbers are not ours to set."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.config.seed)  # not a GPU's, which would stay set
             yield
 
-    def checkpoint(self, stage: str, refuses: bool = True) -> Checkpoint:
+    def checkpoint(self, stage: str, strict: bool = True) -> Checkpoint:
         """Where a stage goes on from; see `Checkpoint`."""
         return Checkpoint(
             self.run.checkpoint_path(stage),
-            f"{what_counts(self.config)}\n{self.training_images}",
-            refuses=refuses,
+            f"{config_fingerprint(self.config)}\n{self.training_images}",
+            strict=strict,
             every=60 * self.config.training.checkpoint_every,
             group=self.runtime.group,
             signals=self.signals,

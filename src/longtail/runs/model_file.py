@@ -21,7 +21,7 @@ MAX_SIDE = 4096
 
 
 @dataclass(frozen=True)
-class ModelCard:
+class ModelMetadata:
     """What a file of weights cannot say by itself."""
 
     architecture: Mapping[str, Any]
@@ -61,48 +61,48 @@ class ModelCard:
     """What the router's threshold was chosen for on the validation images; empty where it was given"""
 
 
-def set_average(model: MultiExpert, card: ModelCard, average: Average) -> ModelCard:
+def set_average(model: MultiExpert, metadata: ModelMetadata, average: Average) -> ModelMetadata:
     """Lets a model average what it is told to; returns the description that says so.
 
     A threshold that was chosen for other answers is kept, but not called chosen any more.
     """
     if model.average == average:
-        return card
+        return metadata
     model.average = average
-    architecture = {name: value for name, value in card.architecture.items() if name != "average"}
+    architecture = {name: value for name, value in metadata.architecture.items() if name != "average"}
     if average != "logits":  # files of earlier versions do not speak of it
         architecture["average"] = average
-    return replace(card, architecture=architecture, threshold_for="")
+    return replace(metadata, architecture=architecture, threshold_for="")
 
 
-def save_model(path: Path, model: MultiExpert, card: ModelCard) -> None:
-    """Writes weights and card; whatever happens, ``path`` holds either the old file or the new one, whole.
+def save_model(path: Path, model: MultiExpert, metadata: ModelMetadata) -> None:
+    """Writes weights and metadata; whatever happens, ``path`` holds either the old file or the new one, whole.
 
     Raises:
         InputError: the disk is full or the folder cannot be written to.
     """
-    write_tensors(path, model.state_dict(), asdict(card))
+    write_tensors(path, model.state_dict(), asdict(metadata))
 
 
-def load_model_file(path: Path) -> tuple[MultiExpert, ModelCard]:
+def load_model_file(path: Path) -> tuple[MultiExpert, ModelMetadata]:
     """Reads what `save_model` wrote, as a model on the CPU in eval mode. Executes nothing from the file.
 
     Raises:
         InputError: the file is absent, damaged, or not one of ours.
     """
-    card = load_card(path)
+    metadata = load_metadata(path)
     tensors, _ = read_tensors(path)
     try:
-        _check_weights(card, tensors)
+        _check_weights(metadata, tensors)
         with torch.random.fork_rng(devices=[]):  # what is drawn is not kept, and the caller's numbers stay theirs
-            model = create_model(**card.architecture)
+            model = create_model(**metadata.architecture)
         model.load_state_dict(tensors, strict=True)
     except Exception as error:  # a damaged description can raise anything
         raise _disagreement(path, error) from error
-    return model.eval(), card
+    return model.eval(), metadata
 
 
-def load_card(path: Path) -> ModelCard:
+def load_metadata(path: Path) -> ModelMetadata:
     """Only the description in a model file.
 
     Raises:
@@ -111,41 +111,43 @@ def load_card(path: Path) -> ModelCard:
     described = read_description(path)
     fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in described.items()}
     try:
-        card = ModelCard(**fields)
-        _check_card(card)
+        metadata = ModelMetadata(**fields)
+        _check_metadata(metadata)
     except (TypeError, KeyError, ValueError, RecursionError) as error:
         raise _disagreement(path, error) from error
-    return card
+    return metadata
 
 
 def _disagreement(path: Path, error: Exception) -> InputError:
     return InputError(f"{path}: weights and description do not agree ({' '.join(str(error).split())})")
 
 
-def _check_card(card: ModelCard) -> None:
+def _check_metadata(metadata: ModelMetadata) -> None:
     """Finds what could not be used later; what `create_model` finds itself is left to it."""
-    arch, names, counts = card.architecture, card.class_names, card.class_counts
-    colours = [value for given in (card.mean, card.std) for value in (given if isinstance(given, tuple) else ())]
+    arch, names, counts = metadata.architecture, metadata.class_names, metadata.class_counts
+    colours = [
+        value for given in (metadata.mean, metadata.std) for value in (given if isinstance(given, tuple) else ())
+    ]
     right = {
         "architecture": isinstance(arch, dict) and isinstance(arch.get("name"), str) and not arch.get("pretrained"),
         "class_names": isinstance(names, tuple) and all(isinstance(name, str) for name in names),
         "class_counts": isinstance(counts, tuple) and all(_is_whole(n, 1) for n in counts),
-        "image_size": _is_whole(card.image_size, 1) and card.image_size <= MAX_SIDE,
-        "resize": _is_whole(card.resize, 1) and card.resize <= 2 * MAX_SIDE,
+        "image_size": _is_whole(metadata.image_size, 1) and metadata.image_size <= MAX_SIDE,
+        "resize": _is_whole(metadata.resize, 1) and metadata.resize <= 2 * MAX_SIDE,
         "mean": len(colours) == 6 and all(isinstance(v, int | float) and math.isfinite(v) for v in colours),
-        "interpolation": card.interpolation in get_args(Interpolation),
-        "training_images": isinstance(card.training_images, str),
-        "epoch": _is_whole(card.epoch, 0),
-        "classifier": isinstance(card.classifier, str),
-        "threshold_for": isinstance(card.threshold_for, str),
+        "interpolation": metadata.interpolation in get_args(Interpolation),
+        "training_images": isinstance(metadata.training_images, str),
+        "epoch": _is_whole(metadata.epoch, 0),
+        "classifier": isinstance(metadata.classifier, str),
+        "threshold_for": isinstance(metadata.threshold_for, str),
     }
     for name, is_right in right.items():
         if not is_right:
-            raise ValueError(f"{name} is {str(getattr(card, name))[:80]}")
-    if card.resize < card.image_size:
-        raise ValueError(f"image_size is {card.image_size} and resize {card.resize}")
-    if min(card.std) <= 0 or len(card.mean) != 3:
-        raise ValueError(f"mean is {card.mean} and std {card.std}")
+            raise ValueError(f"{name} is {str(getattr(metadata, name))[:80]}")
+    if metadata.resize < metadata.image_size:
+        raise ValueError(f"image_size is {metadata.image_size} and resize {metadata.resize}")
+    if min(metadata.std) <= 0 or len(metadata.mean) != 3:
+        raise ValueError(f"mean is {metadata.mean} and std {metadata.std}")
     if len(names) != arch.get("num_classes") or len(counts) not in (0, len(names)) or len(set(names)) < len(names):
         raise ValueError(
             f"there are {arch.get('num_classes')} classes, {len(set(names))} names of classes and {len(counts)} counts"
@@ -160,19 +162,21 @@ def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _check_weights(card: ModelCard, tensors: Mapping[str, Any]) -> None:
+def _check_weights(metadata: ModelMetadata, tensors: Mapping[str, Any]) -> None:
     """Before a network of any size that a description likes to name is built."""
     heads = [name for name in tensors if name.startswith("heads.") and name.endswith(".weight")]
-    arch = card.architecture
+    arch = metadata.architecture
     experts, width, size = arch.get("num_experts", 3), arch.get("width"), arch.get("image_size")
-    if len(heads) != experts or any(len(tensors[name]) != len(card.class_names) for name in heads):
+    if len(heads) != experts or any(len(tensors[name]) != len(metadata.class_names) for name in heads):
         found = ", ".join(str(list(tensors[name].shape)) for name in heads[:5])
-        raise ValueError(f"{experts} experts and {len(card.class_names)} classes, but heads of {found or 'no weights'}")
+        raise ValueError(
+            f"{experts} experts and {len(metadata.class_names)} classes, but heads of {found or 'no weights'}"
+        )
     sides = {side for tensor in tensors.values() for side in tensor.shape}
     if isinstance(width, list) and not sides.issuperset(width):
         raise ValueError(f"width is {width}, and no weights are as wide")
-    if size not in (None, card.image_size):
-        raise ValueError(f"image_size is {card.image_size}, and {size} for the network")
+    if size not in (None, metadata.image_size):
+        raise ValueError(f"image_size is {metadata.image_size}, and {size} for the network")
 
 
 def load_model(where: str | Path) -> MultiExpert:

@@ -11,11 +11,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from longtail.config.recipes import recipe, to_yaml
+from longtail.config.recipes import load_recipe, to_yaml
 from longtail.config.schema import Config
-from longtail.data.corrupt_images import SKIPPED_FILE, BadImage, from_text, to_text
+from longtail.data.corrupt_images import SKIPPED_FILE, CorruptImage, from_text, to_text
 from longtail.models.multi_expert import MultiExpert
-from longtail.runs.model_file import MODEL_FILE, ModelCard, load_card, load_model_file, save_model
+from longtail.runs.model_file import MODEL_FILE, ModelMetadata, load_metadata, load_model_file, save_model
 from longtail.utils.errors import InputError
 from longtail.utils.files import UNFINISHED, write_atomically
 
@@ -81,9 +81,9 @@ class Run:
     @cached_property
     def config(self) -> Config:
         """The settings it was trained with."""
-        return recipe(self.config_path)
+        return load_recipe(self.config_path)
 
-    def load_model(self) -> tuple[MultiExpert, ModelCard]:
+    def load_model(self) -> tuple[MultiExpert, ModelMetadata]:
         """The model of the last complete epoch, on the CPU in eval mode, with its description."""
         return load_model_file(self.model_path)
 
@@ -111,7 +111,7 @@ class Run:
         path = self.folder / "environment.json"
         return _parse(path.read_bytes(), str(path)) if path.is_file() else {}
 
-    def skipped(self) -> list[BadImage] | None:
+    def skipped(self) -> list[CorruptImage] | None:
         """The images that were left out because they do not decode; None where nobody looked.
 
         Raises:
@@ -120,12 +120,12 @@ class Run:
         path = self.folder / SKIPPED_FILE
         return from_text(path.read_bytes(), path) if path.is_file() else None
 
-    def write_skipped(self, bad: list[BadImage]) -> None:
+    def write_skipped(self, bad: list[CorruptImage]) -> None:
         """Keeps that list, so that everything later leaves out the same images."""
         self._write(self.folder / SKIPPED_FILE, to_text(bad))
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Within it, no other process may write to the folder, which is made if need be.
 
         Raises:
@@ -184,17 +184,17 @@ class Run:
     @property
     def is_routed(self) -> bool:
         """Whether its model has a router."""
-        return self.model_path.is_file() and "router" in load_card(self.model_path).architecture
+        return self.model_path.is_file() and "router" in load_metadata(self.model_path).architecture
 
     @property
     def average(self) -> str:
         """What of its model's experts is averaged."""
-        return str(load_card(self.model_path).architecture.get("average", "logits"))
+        return str(load_metadata(self.model_path).architecture.get("average", "logits"))
 
     @property
     def classifier(self) -> str:
         """Method by which its model's heads were made after the experts' training; empty: they are the experts' own."""
-        return load_card(self.model_path).classifier if self.model_path.is_file() else ""
+        return load_metadata(self.model_path).classifier if self.model_path.is_file() else ""
 
     @property
     def has_classifier(self) -> bool:
@@ -204,7 +204,7 @@ class Run:
     @property
     def epochs_done(self) -> int:
         """Complete epochs of the experts' training that the model stands for; 0 where there is none."""
-        return load_card(self.model_path).epoch if self.model_path.is_file() else 0
+        return load_metadata(self.model_path).epoch if self.model_path.is_file() else 0
 
     @property
     def has_experts(self) -> bool:
@@ -231,10 +231,10 @@ class Run:
         for path in self.folder.glob("checkpoint-*.safetensors") if self.writes else ():
             path.unlink(missing_ok=True)
 
-    def save_model(self, model: MultiExpert, card: ModelCard) -> None:
+    def save_model(self, model: MultiExpert, metadata: ModelMetadata) -> None:
         """Replaces the model."""
         if self.writes:
-            save_model(self.model_path, model, card)
+            save_model(self.model_path, model, metadata)
 
     def write_history(self, records: list[dict[str, Any]]) -> None:
         """Replaces the records of the epochs."""

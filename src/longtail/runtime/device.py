@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from longtail.runtime.distributed import ALONE, Group
+from longtail.runtime.distributed import SINGLE_PROCESS, Group
 from longtail.utils.errors import InputError
 
 Precision = Literal["float32", "bf16", "fp16"]
@@ -26,7 +26,7 @@ class Runtime:
     precision: Precision = "float32"
     """Of matrix products and convolutions in training; weights, losses and their gradients' sums stay float32."""
 
-    group: Group = ALONE
+    group: Group = SINGLE_PROCESS
 
     @contextmanager
     def tf32(self, allowed: bool) -> Iterator[None]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from longtail.runtime.process import Stopped
-from longtail.runtime.shard import Share
+from longtail.runtime.shard import Shard
 from longtail.utils.errors import InputError
 
 PATIENCE = timedelta(hours=2)
@@ -30,7 +30,7 @@ FAILED = "longtail/failed"
 """Key of the job's store that counts the processes that have failed."""
 
 
-# Newer versions of torch have another name for it. Batch norms keep their own statistics in training; `Group.align` is
+# Newer versions of torch have another name for it. Batch norms keep their own statistics in training; `Group.broadcast` is
 # for before they are used.
 _NAMES = inspect.signature(DistributedDataParallel).parameters
 _OWN_BUFFERS: Any = {"forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers": False}
@@ -57,14 +57,14 @@ class Group:
         return self.rank == 0
 
     @property
-    def share(self) -> Share:
+    def shard(self) -> Shard:
         """This process's part of every training batch."""
-        return Share(self.rank, self.size)
+        return Shard(self.rank, self.size)
 
     @property
-    def whole_share(self) -> Share:
+    def eval_shard(self) -> Shard:
         """This process's batches of a pass in which batches stay whole."""
-        return Share(self.rank, self.size, whole_batches=True)
+        return Shard(self.rank, self.size, whole_batches=True)
 
     def parallel(self, task: nn.Module, device: torch.device) -> nn.Module:
         """The task with gradients that are averaged over all processes as they are computed."""
@@ -73,7 +73,7 @@ class Group:
         ids = [device.index] if device.type == "cuda" else None
         return DistributedDataParallel(task, device_ids=ids, gradient_as_bucket_view=True, **_OWN_BUFFERS)
 
-    def without_sending(self, task: nn.Module) -> AbstractContextManager[None]:
+    def no_sync(self, task: nn.Module) -> AbstractContextManager[None]:
         """Within it, gradients of a `parallel` task only add up here; those after it bring the sum to the others."""
         if isinstance(task, DistributedDataParallel):
             return task.no_sync()  # type: ignore[no-any-return,no-untyped-call]
@@ -85,7 +85,7 @@ class Group:
             dist.all_reduce(tensor)
         return tensor
 
-    def most(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """The largest of the numbers that the processes give."""
         if self.size == 1:
             return number
@@ -93,13 +93,13 @@ class Group:
         dist.all_reduce(numbers, dist.ReduceOp.MAX)
         return int(numbers)
 
-    def align(self, tensors: Iterable[Tensor], source: int = 0) -> None:
+    def broadcast(self, tensors: Iterable[Tensor], source: int = 0) -> None:
         """Gives all processes the values that the source has, in place."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, source)
 
-    def text(self, own: str) -> str:
+    def broadcast_object(self, own: str) -> str:
         """The first process's text."""
         if self.size == 1:
             return own
@@ -107,25 +107,25 @@ class Group:
         dist.broadcast_object_list(texts)
         return texts[0]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all processes are here."""
-        self.most(0)
+        self.all_reduce_max(0)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """The first process goes through alone, then the others: it may download what they read."""
         if not self.is_main:
-            self.wait()
+            self.barrier()
         yield
         if self.is_main:
-            self.wait()
+            self.barrier()
 
 
-ALONE = Group()
+SINGLE_PROCESS = Group()
 
 
 @contextmanager
-def processes(device: str) -> Iterator[Group]:
+def init_distributed(device: str) -> Iterator[Group]:
     """The group that torchrun started this process in; processes join when first asked, and part when they end.
 
     Whatever fails in one of them ends them all, and is told once: by the process in which it happened, or by the first
@@ -141,7 +141,7 @@ def processes(device: str) -> Iterator[Group]:
     if not dist.is_initialized():
         # Some clusters set one or the other for their own purposes.
         if not all(os.environ.get(name) for name in VARIABLES) or os.environ["WORLD_SIZE"] == "1":
-            yield ALONE
+            yield SINGLE_PROCESS
             return
         _join(device)
     group = Group(dist.get_rank(), dist.get_world_size())
@@ -167,7 +167,7 @@ def processes(device: str) -> Iterator[Group]:
             f"process {group.rank} of {group.size} lost touch with another one, which ended without a word (killed, or "
             "out of memory); the same command goes on from the last checkpoint"
         ) from error
-    group.wait()
+    group.barrier()
     _parting.together = True
 
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Share(NamedTuple):
+class Shard(NamedTuple):
     """The part of the work of process number ``rank`` (from 0) of ``size``."""
 
     rank: int = 0
@@ -27,7 +27,7 @@ class Share(NamedTuple):
         return slice(start + images * self.rank // self.size, start + images * (self.rank + 1) // self.size)
 
 
-ALL = Share()
+ALL = Shard()
 """One process alone."""
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from longtail.data.loaders import Batch, Loader
 from longtail.data.samplers import class_balanced
 from longtail.models.multi_expert import MultiExpert
-from longtail.runtime.distributed import ALONE, Group
+from longtail.runtime.distributed import SINGLE_PROCESS, Group
 from longtail.runtime.process import Signals, Stopped
 from longtail.runtime.seed import generator
 from longtail.runtime.shard import images_per_epoch
@@ -47,11 +47,11 @@ class FrozenOutputs:
         seed: int,
         views: int = 1,
         signals: Signals | None = None,
-        group: Group = ALONE,
+        group: Group = SINGLE_PROCESS,
     ):
         self._num_draws = loader.num_images
         self.num_images = images_per_epoch(self._num_draws, batch_size, least=group.size)
-        self.batch_size, self.share = batch_size, group.share
+        self.batch_size, self.shard = batch_size, group.shard
         self._model, self._loader, self._group = model, loader, group
         self._seed, self._views, self._signals = seed, views, signals
         numbers = model.num_experts * (model.num_classes + model.num_features)
@@ -60,7 +60,7 @@ class FrozenOutputs:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return len(self.share.batches(self.num_images, self.batch_size))
+        return len(self.shard.batches(self.num_images, self.batch_size))
 
     def labels(self, epoch: int) -> Tensor:
         """Labels of an epoch's draws, in their order: (num_images,)."""
@@ -76,11 +76,11 @@ class FrozenOutputs:
         said = self._cache[view] if self.is_cached else self._computed(view)
         batches = _rebatched(_repeated(said, times), self.batch_size)
         for batch in islice(batches, first, len(self)):
-            part = self.share.part(0, len(batch[0]))
+            part = self.shard.part(0, len(batch[0]))
             yield tuple(tensor[part] for tensor in batch)
 
     def _view(self, epoch: int) -> int:
-        """The loader's epoch that an epoch is made of, both counted from 1."""
+        """The loader's epoch that an epoch is made of, both pluralize from 1."""
         return 1 + (epoch - 1) % self._views
 
     def _times(self, labels: Tensor, epoch: int) -> Tensor:
@@ -105,7 +105,7 @@ class FrozenOutputs:
                 experts = len(theirs), self._model.num_experts
                 logits = torch.empty(*experts, self._model.num_classes, device=theirs.device)
                 features = torch.empty(*experts, self._model.num_features, device=theirs.device)
-            self._group.align((logits, features), source)
+            self._group.broadcast((logits, features), source)
             yield logits, theirs, features
 
     def _own(self, view: int) -> Iterator[Batch]:
@@ -118,7 +118,7 @@ class FrozenOutputs:
 
     def _stop_if_asked(self) -> None:
         """All at the same place, where one is: whoever went alone would be waited for."""
-        if self._signals is not None and self._group.most(int(self._signals.asked_to_stop)):
+        if self._signals is not None and self._group.all_reduce_max(int(self._signals.asked_to_stop)):
             raise Stopped  # nothing has been learnt since the last step
 
 

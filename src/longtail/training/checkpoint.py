@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from longtail.runtime.distributed import ALONE, Group
+from longtail.runtime.distributed import SINGLE_PROCESS, Group
 from longtail.runtime.process import Signals, Stopped
 from longtail.training.state import TrainingState
 from longtail.utils.errors import InputError
@@ -24,7 +24,7 @@ class Checkpoint:
     Args:
         path: of the last one.
         settings: what a training must have in common with the one that was saved.
-        refuses: other settings; otherwise what was saved with them is passed over.
+        strict: other settings; otherwise what was saved with them is passed over.
         every: seconds between two.
         group: the processes that train together, of which the first writes.
         signals: what may ask to stop.
@@ -38,12 +38,12 @@ class Checkpoint:
         path: Path,
         settings: str = "",
         *,
-        refuses: bool = True,
+        strict: bool = True,
         every: float = 600.0,
-        group: Group = ALONE,
+        group: Group = SINGLE_PROCESS,
         signals: Signals | None = None,
     ):
-        self.path, self.settings, self.refuses, self.every = path, settings, refuses, every
+        self.path, self.settings, self.strict, self.every = path, settings, strict, every
         self.group, self.signals = group, signals or Signals()
         self._last = time.perf_counter()
         self._is_damaged = False
@@ -76,7 +76,7 @@ class Checkpoint:
             except InputError as error:
                 raise InputError(f"{self.path}: {error}") from error
             self._saved = None  # it was large
-        self.group.wait()  # before the file may be replaced
+        self.group.barrier()  # before the file may be replaced
 
     def after_step(self, state: TrainingState) -> None:
         """Saves if it is time or somebody asked to stop, in any of the processes.
@@ -85,11 +85,11 @@ class Checkpoint:
             Stopped: somebody asked.
         """
         due = time.perf_counter() - self._last >= self.every
-        wish = self.group.most(2 if self.signals.asked_to_stop else int(due))
+        wish = self.group.all_reduce_max(2 if self.signals.asked_to_stop else int(due))
         if wish:
             self.save(state)
         if wish == 2:
-            self.group.wait()  # a process that ends early has the others ended too, in the middle of writing
+            self.group.barrier()  # a process that ends early has the others ended too, in the middle of writing
             raise Stopped
 
     def save(self, state: TrainingState) -> None:
@@ -122,7 +122,7 @@ class Checkpoint:
                 self._is_damaged |= path == self.path
                 logger.warning("%s; not used", error if isinstance(error, InputError) else f"{path}: no checkpoint")
                 continue
-            if saved != self.settings and not self.refuses:
+            if saved != self.settings and not self.strict:
                 continue
             if saved != self.settings:
                 raise InputError(

@@ -15,10 +15,10 @@ from longtail.evaluation.outputs import Features, features
 from longtail.models import build as model_build
 from longtail.models.decoupled_heads import ScaledClassifier, nearest_mean_heads, tau_normalised
 from longtail.models.heads import create_heads, initialise_like
-from longtail.models.initialisation import Uninitialised
+from longtail.models.initialisation import skip_init
 from longtail.models.multi_expert import MultiExpert
-from longtail.runs.context import Workplace
-from longtail.runs.model_file import ModelCard
+from longtail.runs.context import RunContext
+from longtail.runs.model_file import ModelMetadata
 from longtail.training import optim
 from longtail.training.checkpoint import Checkpoint
 from longtail.training.frozen import train_on_frozen
@@ -34,70 +34,72 @@ BLOCK = 1024
 """Images whose logits exist at a time while tau is chosen"""
 
 
-class Found(NamedTuple):
+class NewHeads(NamedTuple):
     """New heads, one for each expert."""
 
     heads: Sequence[nn.Module]
-    told: dict[str, Any]
-    """What is to be told of them, JSON-ready"""
+    info: dict[str, Any]
+    """What is to be info of them, JSON-ready"""
 
 
-def train_classifier(place: Workplace, model: MultiExpert, card: ModelCard, val_loader: Loader | None) -> ModelCard:
+def train_classifier(
+    context: RunContext, model: MultiExpert, metadata: ModelMetadata, val_loader: Loader | None
+) -> ModelMetadata:
     """Gives a trained model the classifiers that the settings ask for; the run then holds it. Trunk and branches stay.
 
     It always starts from the experts' own heads, which the run keeps beside the model; method none gives them back. A
     router goes, because it was trained on the answers of other heads.
 
     Args:
-        place: where to.
+        context: where to.
         model: on the device.
-        card: of the model.
+        metadata: of the model.
         val_loader: images to choose tau on, where the settings want that.
 
     Raises:
         InputError: the experts' own heads are not there any more; or a class has no images.
     """
-    start, run, method = time.perf_counter(), place.run, place.config.classifier.method
-    card = _with_own_heads(place, model, card)
+    start, run, method = time.perf_counter(), context.run, context.config.classifier.method
+    metadata = _with_own_heads(context, model, metadata)
     model.eval()
     model.router = None
-    checkpoint = place.checkpoint("classifier", refuses=False)
+    checkpoint = context.checkpoint("classifier", strict=False)
     if method != "none":
-        heads, told = _found(place, model, card, val_loader, checkpoint)
-        model.heads = nn.ModuleList(heads).to(place.runtime.device).eval()
-        architecture = {**card.architecture, **model_build.classifier_options(place.config)}
-        card = replace(card, architecture=architecture, classifier=method)
-        run.write_json("classifier.json", {"method": method, "seconds": time.perf_counter() - start, **told})
+        heads, info = _new_heads(context, model, metadata, val_loader, checkpoint)
+        model.heads = nn.ModuleList(heads).to(context.runtime.device).eval()
+        architecture = {**metadata.architecture, **model_build.classifier_options(context.config)}
+        metadata = replace(metadata, architecture=architecture, classifier=method)
+        run.write_json("classifier.json", {"method": method, "seconds": time.perf_counter() - start, **info})
     for name in ("results.json", "router.json", "prior.json", "label_shift.json", "label_shift.md"):
         run.remove(name)  # what was said of the model before
-    run.save_model(model, card)  # last: its description is what says that this stage is done
+    run.save_model(model, metadata)  # last: its description is what says that this stage is done
     checkpoint.remove()
     if method == "none":
-        place.runtime.group.wait()  # until all have read them
+        context.runtime.group.barrier()  # until all have read them
         run.remove("classifier.json")
         run.remove(run.heads_path.name)
-    return card
+    return metadata
 
 
-def _with_own_heads(place: Workplace, model: MultiExpert, card: ModelCard) -> ModelCard:
+def _with_own_heads(context: RunContext, model: MultiExpert, metadata: ModelMetadata) -> ModelMetadata:
     """Gives a model back the experts' own heads, of which the run keeps a copy; returns its description, unrouted."""
-    path, architecture = place.run.heads_path, {k: v for k, v in card.architecture.items() if k != "router"}
-    if not card.classifier:
+    path, architecture = context.run.heads_path, {k: v for k, v in metadata.architecture.items() if k != "router"}
+    if not metadata.classifier:
         kind = _kind(architecture)
-        if place.run.writes:
+        if context.run.writes:
             write_tensors(path, model.heads.state_dict(), kind)
-        return replace(card, architecture=architecture, threshold_for="")
+        return replace(metadata, architecture=architecture, threshold_for="")
     if not path.is_file():
         raise InputError(f"{path} is not there: it held the experts' own classifiers, from which others are made")
     tensors, kind = read_tensors(path)
     try:
-        with Uninitialised():
+        with skip_init():
             heads = nn.ModuleList(create_heads(model.num_experts, model.num_features, model.num_classes, **kind))
         heads.load_state_dict(tensors)
     except (TypeError, RuntimeError) as error:
         raise InputError(f"{path}: holds no classifiers of these experts ({' '.join(str(error).split())})") from error
-    model.heads = heads.to(place.runtime.device)
-    return replace(card, architecture={**architecture, **kind}, threshold_for="", classifier="")
+    model.heads = heads.to(context.runtime.device)
+    return replace(metadata, architecture={**architecture, **kind}, threshold_for="", classifier="")
 
 
 def _kind(architecture: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,58 +107,58 @@ def _kind(architecture: Mapping[str, Any]) -> dict[str, Any]:
     return {name: architecture[name] for name in ("head", "scale") if name in architecture}
 
 
-def _found(
-    place: Workplace, model: MultiExpert, card: ModelCard, val_loader: Loader | None, checkpoint: Checkpoint
-) -> Found:
-    method = place.config.classifier.method
+def _new_heads(
+    context: RunContext, model: MultiExpert, metadata: ModelMetadata, val_loader: Loader | None, checkpoint: Checkpoint
+) -> NewHeads:
+    method = context.config.classifier.method
     if method == "retrain":
-        return _retrained(place, model, card, checkpoint)
+        return _retrained(context, model, metadata, checkpoint)
     if method == "scale":
-        return _scaled(place, model, checkpoint)
+        return _scaled(context, model, checkpoint)
     if method == "tau":
-        return _tau_normalised(place, model, val_loader)
-    return _nearest_mean(place, model)
+        return _tau_normalised(context, model, val_loader)
+    return _nearest_mean(context, model)
 
 
-def _retrained(place: Workplace, model: MultiExpert, card: ModelCard, checkpoint: Checkpoint) -> Found:
+def _retrained(context: RunContext, model: MultiExpert, metadata: ModelMetadata, checkpoint: Checkpoint) -> NewHeads:
     """Classifier re-training (cRT): heads of the same kind, drawn anew."""
-    kind = _kind(card.architecture)
-    with place.drawing():
+    kind = _kind(metadata.architecture)
+    with context.seeded_init():
         heads = create_heads(model.num_experts, model.num_features, model.num_classes, **kind)
         for head in heads:
             initialise_like(head, model.trunk)
-    return Found(heads, {"epochs": _trained(place, model, heads, checkpoint)})
+    return NewHeads(heads, {"epochs": _trained(context, model, heads, checkpoint)})
 
 
-def _scaled(place: Workplace, model: MultiExpert, checkpoint: Checkpoint) -> Found:
+def _scaled(context: RunContext, model: MultiExpert, checkpoint: Checkpoint) -> NewHeads:
     """Learnable weight scaling (LWS): a factor for each class."""
     heads = [ScaledClassifier(head) for head in model.heads]  # type: ignore[arg-type]
-    records = _trained(place, model, heads, checkpoint)
-    return Found([head.folded() for head in heads], {"epochs": records})
+    records = _trained(context, model, heads, checkpoint)
+    return NewHeads([head.fuse_batch_norms() for head in heads], {"epochs": records})
 
 
 def _trained(
-    place: Workplace, model: MultiExpert, heads: Sequence[nn.Module], checkpoint: Checkpoint
+    context: RunContext, model: MultiExpert, heads: Sequence[nn.Module], checkpoint: Checkpoint
 ) -> list[dict[str, Any]]:
-    task = TrainHeads(heads).to(place.runtime.device)
-    optimizer, rate = optim.classifier_optimizer(place.config, task), optim.classifier_learning_rate(place.config)
-    return train_on_frozen(place, model, task, "classifier", optimizer, rate, checkpoint)
+    task = TrainHeads(heads).to(context.runtime.device)
+    optimizer, rate = optim.classifier_optimizer(context.config, task), optim.classifier_learning_rate(context.config)
+    return train_on_frozen(context, model, task, "classifier", optimizer, rate, checkpoint)
 
 
-def _tau_normalised(place: Workplace, model: MultiExpert, val_loader: Loader | None) -> Found:
+def _tau_normalised(context: RunContext, model: MultiExpert, val_loader: Loader | None) -> NewHeads:
     """The given tau, or the smallest of those with the best balanced accuracy of the ensemble on validation images."""
-    tau, told = place.config.classifier.tau, {}
+    tau, info = context.config.classifier.tau, {}
     if tau is None:
         assert val_loader is not None
-        seen = features(model, val_loader, place.runtime.group)
+        seen = features(model, val_loader, context.runtime.group)
         by_tau = {
             tau: _balanced([tau_normalised(head, tau).cpu() for head in model.heads], seen, model.average)
             for tau in TAUS
         }
         tau = max(by_tau, key=lambda tau: by_tau[tau])
-        place.say(f"tau {tau:g} was chosen on the validation images: {by_tau[tau]:.1%} balanced accuracy there")
-        told = {"balanced_val_accuracy": {f"{tau:g}": value for tau, value in by_tau.items()}}
-    return Found([tau_normalised(head, tau) for head in model.heads], {"tau": tau, **told})
+        context.say(f"tau {tau:g} was chosen on the validation images: {by_tau[tau]:.1%} balanced accuracy there")
+        info = {"balanced_val_accuracy": {f"{tau:g}": value for tau, value in by_tau.items()}}
+    return NewHeads([tau_normalised(head, tau) for head in model.heads], {"tau": tau, **info})
 
 
 def _balanced(heads: Sequence[nn.Module], seen: Features, average: Average) -> float:
@@ -173,11 +175,11 @@ def _logits(heads: Sequence[nn.Module], block: Tensor) -> Tensor:
     return torch.stack([head(own) for head, own in zip(heads, block.unbind(dim=1), strict=True)], dim=1)
 
 
-def _nearest_mean(place: Workplace, model: MultiExpert) -> Found:
+def _nearest_mean(context: RunContext, model: MultiExpert) -> NewHeads:
     """The class whose mean is nearest, from one pass over all training images as they are."""
-    config, dataset = place.config, place.dataset
-    loader = data_build.eval_loader(config, dataset, dataset.train, place.runtime)
-    seen = features(model, loader, place.runtime.group)
+    config, dataset = context.config, context.dataset
+    loader = data_build.eval_loader(config, dataset, dataset.train, context.runtime)
+    seen = features(model, loader, context.runtime.group)
     distance, scale = config.classifier.distance, config.model.scale
     heads = nearest_mean_heads(seen.features, seen.labels, model.num_classes, distance, scale)
-    return Found(heads, {"distance": distance})
+    return NewHeads(heads, {"distance": distance})

@@ -5,12 +5,12 @@ from typing import Any
 
 from longtail.data import build as data_build
 from longtail.data.loaders import Loader
-from longtail.evaluation.outputs import answers, evaluate_answers
+from longtail.evaluation.outputs import collect_outputs, evaluate_outputs
 from longtail.models import build as model_build
 from longtail.models.activation_checkpointing import checkpoint_activations
 from longtail.models.multi_expert import MultiExpert, create_model
-from longtail.runs.context import Workplace
-from longtail.runs.model_file import ModelCard
+from longtail.runs.context import RunContext
+from longtail.runs.model_file import ModelMetadata
 from longtail.training import optim
 from longtail.training.loop import fit
 from longtail.training.progress import TrainingProgress
@@ -23,51 +23,55 @@ class Experts:
         InputError: the settings do not fit together.
     """
 
-    def __init__(self, place: Workplace):
-        config = place.config
-        self.place = place
-        with place.drawing():
-            model = create_model(**model_build.architecture(config, place.dataset), pretrained=config.model.pretrained)
-        self.model = place.on_device(model)
+    def __init__(self, context: RunContext):
+        config = context.config
+        self.context = context
+        with context.seeded_init():
+            model = create_model(
+                **model_build.architecture(config, context.dataset), pretrained=config.model.pretrained
+            )
+        self.model = context.on_device(model)
         if config.training.checkpoint_activations:
             checkpoint_activations(model)
-        self.loader = data_build.train_loader(config, place.dataset, place.runtime)
-        self.checkpoint = place.checkpoint("experts")
+        self.loader = data_build.train_loader(config, context.dataset, context.runtime)
+        self.checkpoint = context.checkpoint("experts")
 
-    def train(self, val_loader: Loader | None, teacher: MultiExpert | None) -> ModelCard:
+    def train(self, val_loader: Loader | None, teacher: MultiExpert | None) -> ModelMetadata:
         """Trains trunk, branches and heads; after each epoch the run holds its weights. Returns their description."""
-        place, training, runtime = self.place, self.place.config.training, self.place.runtime
-        run, counts = place.run, place.dataset.class_counts
-        card, records = place.card(), self.checkpoint.records
+        context, training, runtime = self.context, self.context.config.training, self.context.runtime
+        run, counts = context.run, context.dataset.class_counts
+        metadata, records = context.metadata(), self.checkpoint.records
         if self.checkpoint.is_there:
-            place.say(
+            context.say(
                 f"Going on in epoch {len(records) + 1} of {training.epochs}, where {self.checkpoint.path} was saved"
             )
-        model = model_build.for_training(place.config, self.model, runtime)
-        task = model_build.experts_task(place.config, counts, model, teacher).to(runtime.device)
-        optimizer, rate = optim.optimizer(place.config, task), optim.learning_rate(place.config)
+        model = model_build.for_training(context.config, self.model, runtime)
+        task = model_build.experts_task(context.config, counts, model, teacher).to(runtime.device)
+        optimizer, rate = optim.optimizer(context.config, task), optim.learning_rate(context.config)
         progress = TrainingProgress(
-            place.console, training.epochs, len(self.loader), self.loader.num_images, done=len(records)
+            context.console, training.epochs, len(self.loader), self.loader.num_images, done=len(records)
         )
         options: Any = {"accumulation": training.accumulation, "clip_gradient": training.clip_gradient}
-        options |= {"seed": place.config.seed, "runtime": runtime, "checkpoint": self.checkpoint}
+        options |= {"seed": context.config.seed, "runtime": runtime, "checkpoint": self.checkpoint}
         try:
-            with progress, place.signals.postponed():
+            with progress, context.signals.postponed():
                 for record in fit(task, self.loader, optimizer, rate, training.epochs, progress.step, **options):
                     if training.validate_every and record["epoch"] % training.validate_every == 0:
                         assert val_loader is not None
-                        runtime.group.align(self.model.buffers())
-                        seen = evaluate_answers(answers(self.model, val_loader, runtime.group), counts, place.config)
+                        runtime.group.broadcast(self.model.buffers())
+                        seen = evaluate_outputs(
+                            collect_outputs(self.model, val_loader, runtime.group), counts, context.config
+                        )
                         record |= {"val_accuracy": seen.accuracy, "val_balanced": seen.balanced}
-                    card = replace(card, epoch=record["epoch"])
+                    metadata = replace(metadata, epoch=record["epoch"])
                     records.append(record)
-                    run.save_model(self.model, card)
+                    run.save_model(self.model, metadata)
                     run.write_history(records)
                     progress.epoch(record)
         except KeyboardInterrupt:
             if not run.model_path.exists():
-                run.save_model(self.model, card)
+                run.save_model(self.model, metadata)
             raise
-        runtime.group.align(self.model.buffers())
+        runtime.group.broadcast(self.model.buffers())
         self.checkpoint.remove()
-        return card
+        return metadata

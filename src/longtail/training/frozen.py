@@ -10,7 +10,7 @@ from torch import nn
 from longtail.config.schema import ClassifierConfig, RouterConfig
 from longtail.data import build as data_build
 from longtail.models.multi_expert import MultiExpert
-from longtail.runs.context import Workplace
+from longtail.runs.context import RunContext
 from longtail.training.cached_outputs import FrozenOutputs
 from longtail.training.checkpoint import Checkpoint
 from longtail.training.loop import fit
@@ -18,7 +18,7 @@ from longtail.training.progress import TrainingProgress
 
 
 def train_on_frozen(
-    place: Workplace,
+    context: RunContext,
     model: MultiExpert,
     task: nn.Module,
     stage: Literal["classifier", "router"],
@@ -29,7 +29,7 @@ def train_on_frozen(
     """Trains a task on class-balanced draws of what a model says of the training images; returns its epochs.
 
     Args:
-        place: where.
+        context: where.
         model: on the device; only the task changes.
         task: over (logits, labels, epoch, features), see `FrozenOutputs`.
         stage: section of the settings.
@@ -37,32 +37,32 @@ def train_on_frozen(
         rate: at a point of training.
         checkpoint: of the stage, to be removed by the caller when its result is safe.
     """
-    settings: ClassifierConfig | RouterConfig = getattr(place.config, stage)
+    settings: ClassifierConfig | RouterConfig = getattr(context.config, stage)
     model.eval()
     loader = FrozenOutputs(
         model,
         # Not mixed: classifiers and routers are for real images.
-        data_build.shuffled_loader(place.config, place.dataset, place.runtime),
+        data_build.shuffled_loader(context.config, context.dataset, context.runtime),
         batch_size=settings.batch_size,
         cache_gib=settings.cache_gib,
-        seed=place.config.seed,
-        signals=place.signals,
-        group=place.runtime.group,
+        seed=context.config.seed,
+        signals=context.signals,
+        group=context.runtime.group,
         views=getattr(settings, "views", 1),
     )
     if not loader.is_cached:
-        place.say(
+        context.say(
             f"What the experts say does not fit into {stage}.cache_gib and is computed anew in every epoch of the "
             f"{stage}."
         )
     records = checkpoint.records
     if checkpoint.is_there:
-        place.say(f"Going on in the {stage}'s epoch {len(records) + 1} of {settings.epochs}")
+        context.say(f"Going on in the {stage}'s epoch {len(records) + 1} of {settings.epochs}")
     progress = TrainingProgress(
-        place.console, settings.epochs, len(loader), loader.num_images, f"{stage} epoch", done=len(records)
+        context.console, settings.epochs, len(loader), loader.num_images, f"{stage} epoch", done=len(records)
     )
-    how: Any = {"runtime": replace(place.runtime, precision="float32"), "checkpoint": checkpoint}
-    with progress, place.signals.postponed():
+    how: Any = {"runtime": replace(context.runtime, precision="float32"), "checkpoint": checkpoint}
+    with progress, context.signals.postponed():
         for record in fit(task, loader, optimizer, rate, settings.epochs, progress.step, **how):
             records.append(record)
             progress.epoch(record)

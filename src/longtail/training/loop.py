@@ -133,7 +133,7 @@ def _backward(
     steps = []
     divided = list(zip(*(tensor.tensor_split(parts) for tensor in batch), strict=True))
     for number, (inputs, labels, *others) in enumerate(divided, start=1):
-        with nullcontext() if number == len(divided) else runtime.group.without_sending(task):
+        with nullcontext() if number == len(divided) else runtime.group.no_sync(task):
             with runtime.autocast():
                 loss, correct = task(inputs, labels, epoch, *others, **known)
             loss = loss * (len(labels) / size)

@@ -103,7 +103,7 @@ def classifier_learning_rate(config: Config) -> Callable[[float], float]:
 
 
 def router_learning_rate(config: Config) -> Callable[[float], float]:
-    """The rate in each epoch, counted from 0: the same in all of it, as in the original."""
+    """The rate in each epoch, pluralize from 0: the same in all of it, as in the original."""
     return _cosine_by_epoch(config.router)
 
 

@@ -5,62 +5,66 @@ from dataclasses import replace
 
 from longtail.data.loaders import Loader
 from longtail.evaluation.flops import cost
-from longtail.evaluation.outputs import Answers, answers
+from longtail.evaluation.outputs import ModelOutputs, collect_outputs
 from longtail.evaluation.routing import choose_threshold, curve, parse_budget, prefix_predictions
 from longtail.models import build as model_build
 from longtail.models.multi_expert import MultiExpert, create_router
-from longtail.runs.context import Workplace
-from longtail.runs.model_file import ModelCard
+from longtail.runs.context import RunContext
+from longtail.runs.model_file import ModelMetadata
 from longtail.training import optim
 from longtail.training.frozen import train_on_frozen
 from longtail.training.tasks import TrainRouter
 
 
-def train_router(place: Workplace, model: MultiExpert, card: ModelCard, val_loader: Loader | None) -> ModelCard:
+def train_router(
+    context: RunContext, model: MultiExpert, metadata: ModelMetadata, val_loader: Loader | None
+) -> ModelMetadata:
     """The last stage: gives a trained model a new router; the run then holds it. Nothing but the router changes.
 
     Args:
-        place: where to.
+        context: where to.
         model: on the device.
-        card: of the model.
+        metadata: of the model.
         val_loader: images to choose the threshold on, where the settings want that.
 
     Raises:
         InputError: the model has a single expert.
     """
-    start, settings, options = time.perf_counter(), place.config.router, model_build.router_options(place.config)
+    start, settings, options = time.perf_counter(), context.config.router, model_build.router_options(context.config)
     model.router = None
-    with place.drawing():
-        router = create_router(model, **options).to(place.runtime.device)
+    with context.seeded_init():
+        router = create_router(model, **options).to(context.runtime.device)
     task = TrainRouter(router, settings.positive_weight, model.average)
-    checkpoint = place.checkpoint("router", refuses=False)
-    optimizer, rate = optim.router_optimizer(place.config, router), optim.router_learning_rate(place.config)
-    records = train_on_frozen(place, model, task, "router", optimizer, rate, checkpoint)
+    checkpoint = context.checkpoint("router", strict=False)
+    optimizer, rate = optim.router_optimizer(context.config, router), optim.router_learning_rate(context.config)
+    records = train_on_frozen(context, model, task, "router", optimizer, rate, checkpoint)
     model.router = router.eval()
-    card = replace(card, architecture={**card.architecture, "router": options}, threshold_for="")
+    metadata = replace(metadata, architecture={**metadata.architecture, "router": options}, threshold_for="")
     budget, drop = settings.compute_budget, settings.max_accuracy_drop
     if budget is not None or drop is not None:
         assert val_loader is not None
-        card = set_threshold(model, card, answers(model, val_loader, place.runtime.group), budget, drop)
-    place.run.write_json("router.json", {"seconds": time.perf_counter() - start, "epochs": records})
-    place.run.remove("results.json")  # which are of another model
-    place.run.save_model(model, card)  # last: a model with a router is what says that this stage is done
+        metadata = set_threshold(
+            model, metadata, collect_outputs(model, val_loader, context.runtime.group), budget, drop
+        )
+    context.run.write_json("router.json", {"seconds": time.perf_counter() - start, "epochs": records})
+    context.run.remove("results.json")  # which are of another model
+    context.run.save_model(model, metadata)  # last: a model with a router is what says that this stage is done
     checkpoint.remove()
-    return card
+    return metadata
 
 
 def set_threshold(
     model: MultiExpert,
-    card: ModelCard,
-    given: Answers,
+    metadata: ModelMetadata,
+    given: ModelOutputs,
     compute_budget: float | str | None,
     max_accuracy_drop: float | None,
-) -> ModelCard:
+) -> ModelMetadata:
     """Gives the router of a model the threshold that a wish asks for; returns the description that says so.
 
     Args:
         model: with a router.
-        card: of the model.
+        metadata: of the model.
         given: what the model says of the images to choose on.
         compute_budget: see `longtail.config.schema.RouterConfig`.
         max_accuracy_drop: likewise; one of them is given.
@@ -70,13 +74,13 @@ def set_threshold(
     """
     assert model.router is not None
     assert given.router_logits is not None
-    price = cost(model, card.image_size)
+    price = cost(model, metadata.image_size)
     costs = [price.routed(used) for used in range(1, model.num_experts + 1)]
     right = prefix_predictions(given.logits, given.average) == given.labels[:, None]
     points = curve(right, given.router_logits, given.labels, costs)
     budget = None if compute_budget is None else parse_budget(str(compute_budget))
     threshold = choose_threshold(points, compute_budget=budget, max_accuracy_drop=max_accuracy_drop)
     model.router.threshold = threshold
-    router = {**card.architecture["router"], "threshold": threshold}
+    router = {**metadata.architecture["router"], "threshold": threshold}
     wish = f"compute_budget {compute_budget}" if budget else f"max_accuracy_drop {max_accuracy_drop:g}"
-    return replace(card, architecture={**card.architecture, "router": router}, threshold_for=wish)
+    return replace(metadata, architecture={**metadata.architecture, "router": router}, threshold_for=wish)

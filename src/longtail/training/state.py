@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longtail.runtime.distributed import ALONE, Group
+from longtail.runtime.distributed import SINGLE_PROCESS, Group
 from longtail.utils.errors import InputError
 
 
@@ -49,7 +49,7 @@ class TrainingState:
     correct: Tensor
     """scalar, images of the epoch that this process got right"""
 
-    group: Group = ALONE
+    group: Group = SINGLE_PROCESS
 
     def captured(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors by name, and what JSON can hold. All processes take part; the first one's are for all."""

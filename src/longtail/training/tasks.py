@@ -57,7 +57,7 @@ class TrainExperts(nn.Module):
         return {}
 
 
-class DistilExperts(TrainExperts):
+class DistillExperts(TrainExperts):
     """Stage 1 with a teacher.
 
     Args:
@@ -123,7 +123,7 @@ class TrainRouter(nn.Module):
 
 
 def teaching(teacher: MultiExpert) -> Callable[[Tensor], Tensor]:
-    """A trained model as `DistilExperts` needs it: its mean logits, in eval mode, without gradients."""
+    """A trained model as `DistillExperts` needs it: its mean logits, in eval mode, without gradients."""
     teacher.eval().requires_grad_(False)
 
     def teach(images: Tensor) -> Tensor:

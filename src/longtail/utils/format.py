@@ -9,7 +9,7 @@ def percent(fraction: float | None) -> str:
     return "n/a" if fraction is None else f"{100 * fraction:.1f}"
 
 
-def counted(number: int, one: str, several: str) -> str:
+def pluralize(number: int, one: str, several: str) -> str:
     """A number with its noun."""
     return f"{number:,} {one if number == 1 else several}"
 

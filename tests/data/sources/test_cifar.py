@@ -1,32 +1,20 @@
 """CIFAR's files: read as they are, refused where they are not CIFAR, and never executed."""
 
-import io
 import logging
 import os
 import pickle
 import socket
 import tarfile
 from pathlib import Path
-from typing import ClassVar
 from urllib.error import URLError
 
 import numpy as np
 import pytest
+from helpers.cifar_files import WRITERS, contents, write
 from torchvision.datasets.utils import download_url
 
-from helpers.cifar_files import Python2Pickler, WRITERS, contents, python2, write
 from longtail.data.sources.cifar import LAYOUTS, cifar, read_pickle
 from longtail.utils.errors import InputError
-
-
-
-
-
-
-
-
-
-
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,12 @@ import torch
 import longtail
 from longtail import api
 from longtail.cli import main
-from longtail.config.recipes import recipe
+from longtail.config.recipes import load_recipe
 from longtail.data import build as data_build
 from longtail.evaluation.label_shift import evaluators
-from longtail.evaluation.label_shift.report import LabelShiftReport, Learned
+from longtail.evaluation.label_shift.report import LabelShiftReport, LearnedPrior
 from longtail.evaluation.label_shift.subsets import label_shift
-from longtail.evaluation.outputs import answers
+from longtail.evaluation.outputs import collect_outputs
 from longtail.models import build as model_build
 from longtail.reports.page import write_label_shift
 from longtail.runtime.device import Runtime
@@ -31,13 +31,13 @@ COUNTS = [60, 25, 5]
 # ---- what experts have learned ----
 
 
-def learned(epoch: int = 60, classifier: str = "", **changes) -> Learned:
+def learned(epoch: int = 60, classifier: str = "", **changes) -> LearnedPrior:
     """Of the digits' recipe for cross-entropy, with 60 epochs."""
     settings = {name.replace("__", "."): value for name, value in changes.items()}
-    return model_build.learned_prior(recipe("digits-lt-ce", settings), COUNTS, classifier, epoch)
+    return model_build.learned_prior(load_recipe("digits-lt-ce", settings), COUNTS, classifier, epoch)
 
 
-def shares(found: Learned) -> list[list[float]]:
+def shares(found: LearnedPrior) -> list[list[float]]:
     return found.log_prior.softmax(dim=1).tolist()
 
 
@@ -97,14 +97,14 @@ def test_what_is_an_approximation_says_so(changes, doubt):
 
 def test_classes_without_training_images():
     with pytest.raises(InputError, match="class 1 has no training images"):
-        model_build.learned_prior(recipe("digits-lt-ce"), [5, 0, 3], "retrain", 1)
+        model_build.learned_prior(load_recipe("digits-lt-ce"), [5, 0, 3], "retrain", 1)
 
 
 # ---- the table ----
 
 
 def said(seed: int, sharp: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Answers of two experts to 60, 50 and 40 images of three classes; the first is biased to the common class."""
+    """ModelOutputs of two experts to 60, 50 and 40 images of three classes; the first is biased to the common class."""
     draw = torch.Generator().manual_seed(seed)
     labels = torch.arange(3).repeat_interleave(torch.tensor([60, 50, 40]))[torch.randperm(150, generator=draw)]
     logits = torch.randn(150, 2, 3, generator=draw)
@@ -118,7 +118,7 @@ def test_every_number_of_the_table_by_hand():
     logits, labels = said(0)
     views = logits + 0.1, logits - 0.1 * torch.randn(150, 2, 3, generator=torch.Generator().manual_seed(9))
     prior = torch.tensor([COUNTS, [1, 1, 1]]).double()
-    report = LabelShiftReport.of(logits, labels, COUNTS, Learned(prior.log().float(), ""), views, (50, 20, 2))
+    report = LabelShiftReport.of(logits, labels, COUNTS, LearnedPrior(prior.log().float(), ""), views, (50, 20, 2))
     assert [row.distribution for row in report.rows] == [
         "forward-20", "forward-2", "uniform", "backward-2", "backward-20",
     ]  # fmt: skip
@@ -150,7 +150,7 @@ def test_every_number_of_the_table_by_hand():
 
 def test_one_expert_has_nothing_to_weigh():
     logits, labels = said(1)
-    report = LabelShiftReport.of(logits[:, :1], labels, COUNTS, Learned(torch.zeros(1, 3), "x"), None, (2,))
+    report = LabelShiftReport.of(logits[:, :1], labels, COUNTS, LearnedPrior(torch.zeros(1, 3), "x"), None, (2,))
     assert {(row.aggregated, row.weights) for row in report.rows} == {(None, None)}
     assert json.loads(json.dumps(report.as_dict()))["approximation"] == "x"
 
@@ -158,7 +158,7 @@ def test_one_expert_has_nothing_to_weigh():
 def test_what_the_page_explains(tmp_path):
     """Only what its columns show; a model of one expert is no ensemble."""
     logits, labels = said(1)
-    alike, single = Learned(torch.zeros(1, 3), "x"), Learned(torch.zeros(1, 3), "")
+    alike, single = LearnedPrior(torch.zeros(1, 3), "x"), LearnedPrior(torch.zeros(1, 3), "")
     for learned, own, views in ((alike, logits, (logits, logits)), (single, logits[:, :1], None)):
         write_label_shift(tmp_path, LabelShiftReport.of(own, labels, COUNTS, learned, views, (2,)), "title")
         page = (tmp_path / "label_shift.md").read_text()
@@ -172,7 +172,7 @@ def test_too_few_images_are_refused():
     logits, labels = said(2)
     one_each = torch.tensor([int((labels == label).nonzero()[0]) for label in range(3)])
     with pytest.raises(InputError, match="a class has 1 of the images; for label shift each must have 2 at least"):
-        LabelShiftReport.of(logits[one_each], labels[one_each], COUNTS, Learned(torch.zeros(1, 3), ""), None)
+        LabelShiftReport.of(logits[one_each], labels[one_each], COUNTS, LearnedPrior(torch.zeros(1, 3), ""), None)
 
 
 # ---- of a run ----
@@ -180,7 +180,7 @@ def test_too_few_images_are_refused():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    config = recipe("digits-lt-ride", {**SADE, "training.epochs": 12, "router.train": False, "device": "cpu"})
+    config = load_recipe("digits-lt-ride", {**SADE, "training.epochs": 12, "router.train": False, "device": "cpu"})
     return longtail.train(config, tmp_path_factory.mktemp("runs") / "sade")
 
 
@@ -194,7 +194,7 @@ def test_a_known_prior_changes_answers_by_bayes_rule(run, tmp_path, capsys):
     assert found["prior"] == pytest.approx((np.array(counts) / sum(counts)).tolist())
     dataset = data_build.load_data(run.config)
     model, _ = run.load_model()
-    given = answers(model, data_build.eval_loader(run.config, dataset, dataset.test, Runtime()))
+    given = collect_outputs(model, data_build.eval_loader(run.config, dataset, dataset.test, Runtime()))
     shares = torch.tensor(counts).double() / sum(counts)
     inverse = shares.flip(0)  # the digits' counts fall
     logits = given.logits.double()
@@ -211,7 +211,7 @@ def test_a_known_prior_changes_answers_by_bayes_rule(run, tmp_path, capsys):
 
 
 def test_bad_priors_are_refused_before_anything_is_tested(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(api, "tested", None)
+    monkeypatch.setattr(api, "evaluate_splits", None)
     (tmp_path / "prior.txt").write_text("1 2")
     assert main(["evaluate", str(run.folder), "--device", "cpu", "--prior", str(tmp_path / "prior.txt")]) == 2
     assert "2 numbers for 10 classes" in capsys.readouterr().err
@@ -237,16 +237,16 @@ def test_label_shift_of_a_run(run, capsys, monkeypatch):
     assert "Weights help" not in out  # SADE's experts learned each another prior
     found = json.loads((run.folder / "label_shift.json").read_text())
     assert len(found["rows"]) == 11
-    dataset, (model, card) = data_build.load_data(run.config), run.load_model()
-    given = answers(model, data_build.eval_loader(run.config, dataset, dataset.test, Runtime()))
+    dataset, (model, metadata) = data_build.load_data(run.config), run.load_model()
+    given = collect_outputs(model, data_build.eval_loader(run.config, dataset, dataset.test, Runtime()))
     assert len(views) == 2
     for view in views:
         assert torch.equal(view.labels, given.labels)
         assert not torch.equal(view.logits, given.logits)
     assert not torch.equal(views[0].logits, views[1].logits)
-    learned = model_build.learned_prior(run.config, card.class_counts, "", card.epoch)
+    learned = model_build.learned_prior(run.config, metadata.class_counts, "", metadata.epoch)
     again = LabelShiftReport.of(
-        given.logits, given.labels, card.class_counts, learned, (views[0].logits, views[1].logits)
+        given.logits, given.labels, metadata.class_counts, learned, (views[0].logits, views[1].logits)
     )
     assert found["rows"] == json.loads(json.dumps(again.as_dict()))["rows"]
     uniform = found["rows"][5]

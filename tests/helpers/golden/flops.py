@@ -15,7 +15,7 @@ from helpers.golden.networks import SWIN_SIZES, architecture
 from torch import nn
 
 from longtail.evaluation.flops import Cost, cost
-from longtail.models.initialisation import Uninitialised
+from longtail.models.initialisation import skip_init
 from longtail.models.multi_expert import MultiExpert, create_model
 
 THOP = {"0.1.1": ("flops/ride_gflops.json", 4), "0.0.31": ("flops/ride_gflops_thop_0.0.31.json", 2)}
@@ -32,7 +32,7 @@ TOP_CHOICES, HIDDEN = 5, 16
 
 
 class Comparison(NamedTuple):
-    """One network, counted twice; in multiply-accumulates."""
+    """One network, pluralize twice; in multiply-accumulates."""
 
     name: str
     ours: float
@@ -87,7 +87,7 @@ def swin(size: str) -> Iterator[Comparison]:
             SWIN_SIZES[size], num_classes, num_experts, width=width, expert_stages=1 if variant == "branch3" else 2
         )
         channels, positions = ours.num_features, 7 * 7
-        # The first narrow down-sampling: 4C -> 3C/2 at half the resolution, counted as 4C -> 2C. The same number in
+        # The first narrow down-sampling: 4C -> 3C/2 at half the resolution, pluralize as 4C -> 2C. The same number in
         # either stage, as channels double and positions are quartered.
         patches, entering = 14 * 14, 192
         yield Comparison(
@@ -98,7 +98,7 @@ def swin(size: str) -> Iterator[Comparison]:
                 "layer norm": ours.trunk_norms + sum(ours.branch_norms),
                 "final norm, once and as of 4 times the positions": channels * positions * (4 - num_experts),
                 "down-sampling, as if not narrow": narrow * patches * 4 * entering * entering // 2,
-                "heads, only one counted": -(num_experts - 1) * channels * num_classes,
+                "heads, only one pluralize": -(num_experts - 1) * channels * num_classes,
             },
         )
 
@@ -128,7 +128,7 @@ def _ride(name: str, keys: dict[str, Any], theirs: float, per_norm: int, percent
     }
     if percents is not None:  # the step that tells an image to stop; after the last expert there is none
         stops = zip(shares, ours.cost.router, strict=False)
-        terms["router's last step, not counted"] = -sum(share * step for share, step in stops)
+        terms["router's last step, not pluralize"] = -sum(share * step for share, step in stops)
     return Comparison(name, count, theirs, terms)
 
 
@@ -170,7 +170,7 @@ def _measure_once(
     name: str, num_classes: int, num_experts: int, width: Any, routed: bool, options: tuple[Any, ...]
 ) -> Measured:
     size = 32 if num_classes == 100 else 224
-    with torch.device("meta"), Uninitialised():
+    with torch.device("meta"), skip_init():
         model = create_model(name, num_classes, num_experts, width=width, **dict(options)).eval()
         channels = model(torch.empty(1, 3, size, size)).features.shape[-1]
         if routed:

@@ -12,7 +12,7 @@ from helpers import golden
 from torch import Tensor
 
 from longtail.interop.original.names import convert_state_dict
-from longtail.models.initialisation import Uninitialised
+from longtail.models.initialisation import skip_init
 from longtail.models.multi_expert import MultiExpert, create_model
 
 CIFAR_CASES = (
@@ -106,7 +106,7 @@ class Case(NamedTuple):
         options: dict[str, Any] = {}
         if "model_section" in self.keys:  # RIDE-Swin scales in the loss; and its values are without drop path
             options = {"scale": 1.0, "drop_path_rate": 0.0}
-        with Uninitialised():
+        with skip_init():
             model = create_model(**architecture(self.keys) | options)
         model.load_state_dict(convert_state_dict(self.official), strict=True)
         return model

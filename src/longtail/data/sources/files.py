@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from longtail.data.image_io import SUFFIXES, is_picture
+from longtail.data.image_io import SUFFIXES, is_image
 from longtail.data.imbalance import choose_subset
 from longtail.data.splits import Dataset, Split, as_paths
 from longtail.utils.errors import InputError, raise_all
-from longtail.utils.format import counted
+from longtail.utils.format import pluralize
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class _List(NamedTuple):
     paths: list[Path]
     labels: NDArray[np.int64]
     lines: NDArray[np.int64]
-    """counted from 1"""
+    """pluralize from 1"""
     folders: set[tuple[int, str]]
     """Each label with the folders that hold its images"""
 
@@ -359,7 +359,7 @@ def _read_classes(where: Path, names: list[str], all_needed: bool, problems: lis
     labels: list[int] = []
     others: Counter[str] = Counter()
     for label, name in enumerate(names):
-        found, left_out = pictures_below(where / name)
+        found, left_out = find_images_below(where / name)
         others += left_out
         if all_needed and not found:
             kinds = ", ".join(sorted(SUFFIXES))
@@ -368,9 +368,9 @@ def _read_classes(where: Path, names: list[str], all_needed: bool, problems: lis
         labels.extend([label] * len(found))
     if not paths and not all_needed:
         problems.append(f"'{where}' holds no picture in any folder of a class; remove it or fill it")
-    tell_of_others(where, others)
-    if loose := sum(is_picture(entry) and entry.is_file() for entry in where.iterdir()):
-        pictures = counted(loose, "picture is left out, in", "pictures are left out, in")
+    log_skipped_files(where, others)
+    if loose := sum(is_image(entry) and entry.is_file() for entry in where.iterdir()):
+        pictures = pluralize(loose, "picture is left out, in", "pictures are left out, in")
         logger.info("'%s': %s no folder of a class", where, pictures)
     return Split(np.array(labels, dtype=np.int64), paths=as_paths(paths))
 
@@ -388,7 +388,7 @@ class Found(NamedTuple):
     """How many other files there are of each ending"""
 
 
-def pictures_below(where: Path) -> Found:
+def find_images_below(where: Path) -> Found:
     """The pictures in a folder and the folders in it; what is hidden is left out. Links are followed.
 
     Raises:
@@ -407,19 +407,19 @@ def pictures_below(where: Path) -> Found:
                     raise InputError(f"'{link}' is a link to a folder that it lies in; remove it")
         paths = (here / name for name in sorted(files) if not name.startswith("."))
         for path in paths:
-            if is_picture(path):
+            if is_image(path):
                 found.append(path)
             else:
                 others[path.suffix.lower() or "without an ending"] += 1
     return Found(found, others)
 
 
-def tell_of_others(where: Path, others: Counter[str]) -> None:
+def log_skipped_files(where: Path, others: Counter[str]) -> None:
     """A note that there are files which, by their names, are no pictures: a camera's own kind may be among them."""
     if others:
         kinds = [f"{number:,} {kind}" for kind, number in others.most_common(5)]
         more = [f"{len(others) - 5:,} other kinds"] if len(others) > 5 else []
-        files = counted(others.total(), "file is left out, no picture", "files are left out, no pictures")
+        files = pluralize(others.total(), "file is left out, no picture", "files are left out, no pictures")
         logger.info("'%s': %s by name: %s", where, files, ", ".join([*kinds, *more]))
 
 

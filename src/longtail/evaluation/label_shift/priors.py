@@ -15,7 +15,7 @@ UNIFORM = "uniform"
 
 
 def read_prior(where: str | Path, class_names: Sequence[str]) -> NDArray[np.float64]:
-    """Share of each class: (C,), which sum to 1.
+    """Shard of each class: (C,), which sum to 1.
 
     Args:
         where: "uniform", or a file with one number for each class, 0 or more, which need not sum to 1: JSON (a list in

@@ -13,7 +13,7 @@ from longtail.utils.ensembles import Average, ensemble, weighted_ensemble
 from longtail.utils.errors import InputError
 
 
-def fitting_ratios(labels: Tensor, num_classes: int, ratios: Sequence[int] = RATIOS) -> list[int]:
+def valid_ratios(labels: Tensor, num_classes: int, ratios: Sequence[int] = RATIOS) -> list[int]:
     """The ratios for which every class has enough of the images, labels (N,).
 
     Raises:
@@ -26,7 +26,7 @@ def fitting_ratios(labels: Tensor, num_classes: int, ratios: Sequence[int] = RAT
     return fitting
 
 
-class Learned(NamedTuple):
+class LearnedPrior(NamedTuple):
     """How common experts take classes to be."""
 
     log_prior: Tensor
@@ -70,7 +70,7 @@ class LabelShiftReport:
     """Ratios for which a class has too few images"""
 
     approximation: str
-    """See `Learned`"""
+    """See `LearnedPrior`"""
 
     alike: bool
     """Whether all experts take classes to be as common, so that weighting them has no skills to choose from"""
@@ -84,7 +84,7 @@ class LabelShiftReport:
         logits: Tensor,
         labels: Tensor,
         class_counts: Sequence[int],
-        learned: Learned,
+        learned: LearnedPrior,
         views: tuple[Tensor, Tensor] | None,
         ratios: Sequence[int] = RATIOS,
         *,
@@ -104,7 +104,7 @@ class LabelShiftReport:
         Raises:
             InputError: a class has fewer than two images.
         """
-        fitting = fitting_ratios(labels, len(class_counts), ratios)
+        fitting = valid_ratios(labels, len(class_counts), ratios)
         rows = []
         for name, shift in label_shifts(labels.numpy(), class_counts, fitting).items():
             at = torch.from_numpy(shift.positions)

@@ -26,7 +26,7 @@ class LabelShift(NamedTuple):
 
     @property
     def prior(self) -> NDArray[np.float64]:
-        """Share of each class: (C,)."""
+        """Shard of each class: (C,)."""
         counts = np.asarray(self.counts, dtype=np.float64)
         shares: NDArray[np.float64] = counts / counts.sum()
         return shares

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from longtail.interop.original.names import convert_state_dict, listed
 from longtail.models import resnet_cifar
-from longtail.models.initialisation import Uninitialised
+from longtail.models.initialisation import skip_init
 from longtail.models.multi_expert import MultiExpert, create_model
 from longtail.utils.errors import InputError
 
@@ -40,7 +40,7 @@ SWINS: dict[tuple[int, tuple[int, ...]], str] = {
 Shapes = Mapping[str, Sequence[int]]
 
 
-class OfficialModel(NamedTuple):
+class OriginalModel(NamedTuple):
     """An original checkpoint as ours."""
 
     model: MultiExpert
@@ -48,7 +48,7 @@ class OfficialModel(NamedTuple):
     """Arguments of `create_model`"""
 
 
-def load_official(official: Mapping[str, Tensor]) -> OfficialModel:
+def load_original(official: Mapping[str, Tensor]) -> OriginalModel:
     """Our network with the weights of an original checkpoint.
 
     Raises:
@@ -56,13 +56,13 @@ def load_official(official: Mapping[str, Tensor]) -> OfficialModel:
     """
     architecture = infer_architecture(official)
     weights = convert_state_dict(official)
-    with Uninitialised():
+    with skip_init():
         model = create_model(**architecture)
     if problems := _differences(_shapes(model.state_dict()), _shapes(weights)):
         experts = architecture["num_experts"]
         raise InputError(f"does not fit {architecture['name']} with {experts} expert(s): {listed(problems)}")
     model.load_state_dict(weights, strict=True)
-    return OfficialModel(model, architecture)
+    return OriginalModel(model, architecture)
 
 
 def infer_architecture(official: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ LIBRARIES = {*sys.stdlib_module_names, *IMPORT_MAPPING, "torch", "numpy"}
 """Here is what could do harm, also under Python 2's names: a checkpoint that asks for any of it is refused."""
 
 
-class OfficialFile(NamedTuple):
+class OriginalCheckpoint(NamedTuple):
     """What an original checkpoint file holds."""
 
     state_dict: dict[str, Tensor]
@@ -43,7 +43,7 @@ class OfficialFile(NamedTuple):
     """RIDE's settings, as they stand in its config.json; empty in RIDE-Swin's files"""
 
 
-def read_official(path: Path) -> OfficialFile:
+def read_original(path: Path) -> OriginalCheckpoint:
     """Reads a checkpoint that RIDE or RIDE-Swin saved, or a mere ``state_dict``.
 
     These files hold pickled Python objects, and a pickle can ask for any function to be called. PyTorch's unpickler
@@ -77,7 +77,7 @@ def read_official(path: Path) -> OfficialFile:
     arch = content.get("arch")
     epoch = content.get("epoch", 0)
     settings = vars(config).get("_config") if isinstance(config := content.get("config"), OrderedDict) else None
-    return OfficialFile(
+    return OriginalCheckpoint(
         dict(tensors),
         # RIDE-Swin counts epochs from 0.
         (epoch + ("model" in content and "epoch" in content)) if isinstance(epoch, int) and epoch >= 0 else 0,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from longtail.config.recipes import checked_types, recipe
+from longtail.config.recipes import checked_types, load_recipe
 from longtail.config.schema import (
     AugmentationConfig,
     Config,
@@ -21,10 +21,10 @@ from longtail.config.schema import (
 from longtail.data.imbalance import imbalanced_counts
 from longtail.data.sources.cifar_names import CIFAR_NAMES
 from longtail.data.transforms import default_resize
-from longtail.interop.original.architecture import load_official
-from longtail.interop.original.checkpoint import read_official
+from longtail.interop.original.architecture import load_original
+from longtail.interop.original.checkpoint import read_original
 from longtail.models.resnet_cifar import BLOCKS_PER_STAGE
-from longtail.runs.model_file import ModelCard
+from longtail.runs.model_file import ModelMetadata
 from longtail.runs.run import Run, new_run
 from longtail.runtime.device import environment
 from longtail.utils.errors import InputError
@@ -81,9 +81,9 @@ def convert(file: str | Path, output: str | Path) -> Run:
     """
     file = Path(file)
     run = new_run(file.stem, output)
-    official = read_official(file)
+    official = read_original(file)
     try:
-        model, architecture = load_official(official.state_dict)
+        model, architecture = load_original(official.state_dict)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     beside = file.with_name("config.json")
@@ -95,9 +95,9 @@ def convert(file: str | Path, output: str | Path) -> Run:
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{beside}: {error}") from error
     source = {"converted_from": str(file), "converted_class": official.arch}
-    with run.held():
+    with run.lock():
         run.start(config, environment(torch.device("cpu"), 1) | source)
-        run.save_model(model, _card(config, architecture, official.epoch))
+        run.save_model(model, _metadata(config, architecture, official.epoch))
     return run
 
 
@@ -142,8 +142,8 @@ def _augmentation(data: str, small: bool, swin: bool) -> AugmentationConfig:
     if small:
         return AugmentationConfig()
     if swin:
-        return recipe("imagenet-lt-swin-tiny-ride").augmentation
-    return recipe(RECIPES.get(data, RECIPES["imagenet-lt"])).augmentation
+        return load_recipe("imagenet-lt-swin-tiny-ride").augmentation
+    return load_recipe(RECIPES.get(data, RECIPES["imagenet-lt"])).augmentation
 
 
 def _loss(theirs: Mapping[str, Any]) -> LossConfig:
@@ -173,7 +173,7 @@ def _find(settings: Any, path: str) -> Any:
     return settings
 
 
-def _card(config: Config, architecture: Mapping[str, Any], epoch: int) -> ModelCard:
+def _metadata(config: Config, architecture: Mapping[str, Any], epoch: int) -> ModelMetadata:
     """What is known of the classes: of CIFAR all; of other data sets nothing until their lists are read."""
     data, num_classes = config.data, architecture["num_classes"]
     names, counts = [str(label) for label in range(num_classes)], list[int]()
@@ -185,7 +185,7 @@ def _card(config: Config, architecture: Mapping[str, Any], epoch: int) -> ModelC
         counts = [largest] * num_classes
         if data.imbalance != "none":
             counts = imbalanced_counts(data.imbalance, largest, num_classes, data.imbalance_factor)
-    return ModelCard(
+    return ModelMetadata(
         architecture={**architecture, "expert_stages": config.model.expert_stages, "image_size": size},
         class_names=tuple(names),
         class_counts=tuple(counts),

@@ -1,0 +1,56 @@
+"""How text reaches the user: lines through `logging`, tables and progress bars through one rich console.
+
+Nothing is shown by default. The command line calls `log_to_console`, and so can a Python program.
+"""
+
+import logging
+import unicodedata
+from collections.abc import Callable
+
+from rich.console import Console, RenderableType
+
+_state = {"console": Console(quiet=True)}
+
+
+def console() -> Console:
+    """The console for tables and progress bars; quiet unless `log_to_console` was called."""
+    return _state["console"]
+
+
+def show(renderable: RenderableType) -> None:
+    """Prints a table."""
+    console().print(renderable)
+
+
+def log_to_console(target: Console | None = None) -> None:
+    """Shows the log lines, tables and progress bars of longtail from now on.
+
+    Args:
+        target: where to; standard output by default.
+    """
+    _state["console"] = target or Console()
+    logger = logging.getLogger("longtail")
+    logger.handlers[:] = [_ConsoleHandler()]
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+
+
+def mute() -> None:
+    """Shows errors alone: for the processes of a job that do not speak for all."""
+    _state["console"] = Console(quiet=True)
+    logging.getLogger("longtail").setLevel(logging.ERROR)
+
+
+def printable(text: str) -> str:
+    """The text with control characters made visible: file names may hold what would colour or clear a terminal."""
+    escape: Callable[[str], str] = lambda c: ascii(c)[1:-1]  # noqa: E731
+    return "".join(escape(c) if unicodedata.category(c) in ("Cc", "Cs") and c != "\n" else c for c in text)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints a record as one line: as it is, or after its level from warnings on."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        # Names may hold what Rich takes for markup, and a command or a path must not be broken into lines.
+        console().print(prefix + printable(record.getMessage()), markup=False, highlight=False, soft_wrap=True)
