@@ -31,7 +31,6 @@ def log_to_console(target: Console | None = None) -> None:
     _state["console"] = target or Console()
     logger = logging.getLogger("longtail")
     logger.handlers[:] = [_ConsoleHandler()]
-    logger.propagate = False
     logger.setLevel(logging.INFO)
 
 
