@@ -1,239 +1,213 @@
-"""`Config` -> data set and loaders."""
+"""Settings -> data set and loaders."""
 
-from collections.abc import Callable, Collection, Iterable
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from rich.progress import track
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from longtail.config.schema import Config
+from longtail.config.schema import AugmentationConfig, DataConfig, TrainingConfig
 from longtail.data import corrupt_images
 from longtail.data.corrupt_images import CorruptImage
 from longtail.data.fast_crop import FileCrop
-from longtail.data.image_loader import FileLoader
-from longtail.data.loaders import Loader, MemoryLoader, Normalise
+from longtail.data.image_loader import ImageLoader
+from longtail.data.loaders import BatchAugmentation, EpochOrder, Loader, MemoryLoader, Normalise
 from longtail.data.memory_cache import decode_all, fits
-from longtail.data.mixup import MixedLoader
+from longtail.data.mixup import MixedLoader, MixSettings
 from longtail.data.samplers import Sampler, sampler
-from longtail.data.sources.cifar import cifar
-from longtail.data.sources.digits import digits
-from longtail.data.sources.files import folder, list_files, published
+from longtail.data.sources import load_source
 from longtail.data.splits import Dataset, Split
 from longtail.data.transforms import Interpolation, Transform, default_resize, eval_transform, train_transform
 from longtail.models.backbones import input_format
 from longtail.runtime.device import Runtime
 from longtail.runtime.process import num_processors
 from longtail.runtime.shard import Shard
+from longtail.utils.console import console
 from longtail.utils.errors import InputError
+from longtail.utils.format import pluralize
 
-ShowProgress = Callable[[Iterable[CorruptImage | None], int], Iterable[CorruptImage | None]]
-
-
-def load_data(config: Config, skipped: Collection[CorruptImage] = ()) -> Dataset:
-    """The data set with its long tail and its validation part.
-
-    Which images are held out is drawn before ``skipped`` are left out, so that it does not depend on them.
-
-    Raises:
-        InputError: files are absent or wrong, or the settings do not fit them.
-    """
-    data = config.data
-    dataset = _source(config)
-    if data.imbalance != "none":
-        spare = 0 if data.val_fraction else data.val_spare
-        dataset = dataset.imbalanced(data.imbalance, data.imbalance_factor, data.subset_seed, spare)
-    if data.val_fraction > 0:
-        dataset = dataset.with_validation(data.val_fraction, data.subset_seed)
-    if config.training.validate_every > 0 and dataset.val is None:
-        raise InputError(
-            f"training.validate_every is {config.training.validate_every}, but {data.name} has no validation part; "
-            "set data.val_fraction to hold one out of the training images"
-        )
-    return corrupt_images.without(dataset, skipped, Path(data.root))
+logger = logging.getLogger(__name__)
 
 
-def find_corrupt_images(
-    config: Config, dataset: Dataset, watch: ShowProgress = lambda walk, total: walk
-) -> list[CorruptImage]:
-    """The image files that do not decode. All of them are decoded for that, which takes its time.
+def load_data(settings: DataConfig, skipped: Collection[CorruptImage] = ()) -> Dataset:
+    """Loads the data set with its long tail and its validation split.
 
-    Args:
-        config: the settings.
-        dataset: made by `load_data` with them.
-        watch: may show how far the walk over so many images is; yields what it is given.
+    Held-out images are drawn before ``skipped`` ones are removed, so that the draw does not depend on them.
 
     Raises:
-        InputError: there are more than the settings allow.
+        InputError: files are missing or wrong, or the settings do not fit them.
     """
-    root, paths = Path(config.data.root), corrupt_images.picture_files(dataset)
-    bad = [found for found in watch(corrupt_images.examine(paths, root), len(paths)) if found is not None]
-    corrupt_images.check_share(bad, len(paths), config.data.max_corrupt_images)
-    return bad
+    dataset = load_source(settings)
+    if settings.imbalance != "none":
+        spare = 0 if settings.val_fraction else settings.val_spare
+        dataset = dataset.imbalanced(settings.imbalance, settings.imbalance_factor, settings.subset_seed, spare)
+    if settings.val_fraction > 0:
+        dataset = dataset.with_validation(settings.val_fraction, settings.subset_seed)
+    return corrupt_images.without(dataset, skipped, Path(settings.root))
 
 
-def _source(config: Config) -> Dataset:
-    data = config.data
-    root = Path(data.root)
-    if data.name == "digits":
-        return digits(data.subset_seed)
-    if data.name in ("cifar10", "cifar100"):
-        return cifar(data.name, root)
-    if data.name == "folder":
-        return folder(root, data.test_fraction, data.subset_seed)
-    names = root / data.class_names if data.class_names else None
-    outside = data.allow_outside_root
-    if data.name == "list":
-        lists = [None if name is None else root / name for name in (data.train_list, data.val_list, data.test_list)]
-        train, val, test = lists
-        assert train is not None
-        assert test is not None
-        return list_files(root, train, val, test, names, allow_outside=outside)
-    return published(data.name, root, names, allow_outside=outside)
+def find_corrupt_images(settings: DataConfig, dataset: Dataset) -> list[CorruptImage]:
+    """Decodes all image files and returns those that do not decode.
+
+    Raises:
+        InputError: they are more than the settings allow.
+    """
+    root, paths = Path(settings.root), corrupt_images.image_files(dataset)
+    walk = corrupt_images.examine(paths, root)
+    bar = track(walk, "checking images", len(paths), console=console(), transient=True, disable=not paths)
+    corrupt = [found for found in bar if found is not None]
+    corrupt_images.check_share(corrupt, len(paths), settings.max_corrupt_images)
+    if corrupt:
+        images = pluralize(len(corrupt), "image that does", "images that do")
+        logger.info("Skipped %s not decode, see %s", images, corrupt_images.SKIPPED_FILE)
+    return corrupt
 
 
 class Preprocessing(NamedTuple):
-    """How pictures become what the network takes."""
+    """How images become network inputs."""
 
     image_size: int
     """Height and width, pixels"""
     resize: int
-    """Shorter side before the central crop"""
+    """Shorter side before the central crop, pixels"""
     interpolation: Interpolation
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
-def preprocessing(config: Config, dataset: Dataset) -> Preprocessing:
-    """The settings' own, or else those the backbone was published with; small images that lie decoded keep their size.
+def preprocessing(settings: DataConfig, backbone: str, dataset: Dataset) -> Preprocessing:
+    """Returns the preprocessing that is set, or else the one of the backbone. Decoded images keep their size.
 
     Raises:
-        InputError: ``data.resize`` is set where nothing is cropped.
+        InputError: ``data.resize`` is set for decoded images, which are not cropped.
     """
-    data, pixels = config.data, dataset.train.pixels
-    published = input_format(config.model.backbone)
-    size = data.image_size or (published.image_size if pixels is None else pixels.shape[1])
-    if pixels is not None and data.resize is not None:
-        raise InputError(f"data.resize is for image files; {data.name} is brought to data.image_size as it is")
+    pixels, published = dataset.train.pixels, input_format(backbone)
+    size = settings.image_size or (published.image_size if pixels is None else pixels.shape[1])
+    if pixels is not None and settings.resize is not None:
+        raise InputError(f"data.resize is for image files; {settings.name} is resized to data.image_size directly")
     return Preprocessing(
         image_size=size,
-        resize=data.resize or (default_resize(size) if pixels is None else size),
-        interpolation=data.interpolation or published.interpolation,
-        mean=data.mean or published.mean,
-        std=data.std or published.std,
+        resize=settings.resize or (default_resize(size) if pixels is None else size),
+        interpolation=settings.interpolation or published.interpolation,
+        mean=settings.mean or published.mean,
+        std=settings.std or published.std,
     )
 
 
-def train_loader(config: Config, dataset: Dataset, runtime: Runtime) -> Loader:
-    """Augmented training images as ``training.sampling`` has them: this process's share of every batch.
+@dataclass(frozen=True)
+class LoaderFactory:
+    """Makes the loaders of a data set."""
 
-    Raises:
-        InputError: a batch cannot be shared among so many processes; or a setting does not fit the images.
-    """
-    augmentation, smoothing = config.augmentation, config.loss.label_smoothing
-    least, given = 2 * runtime.group.size, config.training.batch_size
-    if runtime.group.size > 1 and min(given, len(dataset.train)) < least:
-        raise InputError(
-            f"training.batch_size is {given} for {len(dataset.train)} images; {runtime.group.size} processes share "
-            f"every batch, and need at least {least}"
-        )
-    training, labels = config.training, torch.from_numpy(dataset.train.labels)
-    drawing = None if training.sampling == "shuffled" else sampler(training.sampling, labels, training.epochs)
-    loader = _augmented_loader(config, dataset, dataset.train, runtime.group.shard, runtime, sampler=drawing)
-    mixing = {"mixup": augmentation.mixup, "cutmix": augmentation.cutmix, "label_smoothing": smoothing}
-    if not any(mixing.values()) and not augmentation.random_erasing:
-        return loader
-    erasing = augmentation.random_erasing
-    return MixedLoader(
-        loader, dataset.num_classes, **mixing, random_erasing=erasing, seed=config.seed, device=runtime.device
-    )
+    dataset: Dataset
+    data: DataConfig
+    augmentation: AugmentationConfig
+    preprocessing: Preprocessing
+    runtime: Runtime
+    seed: int
+    """Of order and augmentation"""
 
+    def train(self, training: TrainingConfig, label_smoothing: float = 0.0) -> Loader:
+        """Augmented training images, sampled and mixed as set: this process's share of every batch.
 
-def shuffled_loader(config: Config, dataset: Dataset, runtime: Runtime) -> Loader:
-    """All training images, augmented and not mixed, in another order in each epoch; processes have whole batches."""
-    return _augmented_loader(config, dataset, dataset.train, runtime.group.eval_shard, runtime)
+        Raises:
+            InputError: a batch is too small for so many processes; or a setting does not fit the images.
+        """
+        split, processes = self.dataset.train, self.runtime.group.size
+        if processes > 1 and min(training.batch_size, len(split)) < 2 * processes:
+            raise InputError(
+                f"training.batch_size is {training.batch_size} for {len(split)} images; {processes} processes share every "
+                f"batch and need at least {2 * processes}"
+            )
+        draw = None
+        if training.sampling != "shuffled":
+            draw = sampler(training.sampling, torch.from_numpy(split.labels), training.epochs)
+        order = self._order(split, training.batch_size, self.runtime.group.shard, shuffle=True, sampler=draw)
+        loader = self._augmented(split, order)
+        how = self.augmentation
+        mix = MixSettings(how.mixup, how.cutmix, label_smoothing, how.random_erasing)
+        if not any(mix):
+            return loader
+        device = self.runtime.device
+        return MixedLoader(loader, self.dataset.num_classes, mix, seed=self.seed, device=device)
 
+    def shuffled(self, batch_size: int) -> Loader:
+        """All training images, augmented but not mixed, in a new order in each epoch; full batches."""
+        split = self.dataset.train
+        return self._augmented(split, self._order(split, batch_size, self.runtime.group.eval_shard, shuffle=True))
 
-def views_loader(config: Config, dataset: Dataset, split: Split, runtime: Runtime) -> Loader:
-    """Images in their own order, augmented as for training, anew in each epoch; processes have whole batches."""
-    return _augmented_loader(config, dataset, split, runtime.group.eval_shard, runtime, shuffle=False)
+    def views(self, split: Split, batch_size: int) -> Loader:
+        """Images in their own order, augmented as for training, anew in each epoch; full batches."""
+        return self._augmented(split, self._order(split, batch_size, self.runtime.group.eval_shard))
 
+    def eval(self, split: Split, batch_size: int) -> Loader:
+        """Images in their own order, without augmentation; full batches."""
+        order = self._order(split, batch_size, self.runtime.group.eval_shard)
+        split = self._in_memory(split)
+        if split.pixels is not None:
+            return MemoryLoader(split, order, device=self.runtime.device, normalise=self._normalise)
+        return self._image_loader(split, eval_transform(*self.preprocessing[:3]), order)
 
-def _augmented_loader(
-    config: Config,
-    dataset: Dataset,
-    split: Split,
-    shard: Shard,
-    runtime: Runtime,
-    *,
-    shuffle: bool = True,
-    sampler: Sampler | None = None,
-) -> Loader:
-    augmentation = config.augmentation
-    split = _in_memory(config, dataset, split)
-    options: dict[str, Any] = {"seed": config.seed, "shuffle": shuffle, "sampler": sampler, "shard": shard}
-    options |= _loader_options(config, dataset, runtime)
-    if split.pixels is not None:
-        for name, value, others in (("crop", "resized", "'padded' or 'none'"), ("rand_augment", None, "none")):
-            given = getattr(augmentation, name)
-            if given == value if value else given is not None:
-                raise InputError(f"augmentation.{name} '{given}' needs image files; {config.data.name} takes {others}")
-        padding = augmentation.padding if augmentation.crop == "padded" else 0
+    def _order(
+        self, split: Split, batch_size: int, shard: Shard, *, shuffle: bool = False, sampler: Sampler | None = None
+    ) -> EpochOrder:
+        return EpochOrder(len(split), batch_size, self.seed, shuffle, sampler, shard)
+
+    def _augmented(self, split: Split, order: EpochOrder) -> Loader:
+        how, split = self.augmentation, self._in_memory(split)
+        if split.pixels is None:
+            return self._image_loader(split, self._train_transform(), order)
+        if how.crop == "resized":
+            raise InputError(
+                f"augmentation.crop 'resized' needs image files; {self.data.name} takes 'padded' or 'none'"
+            )
+        if how.rand_augment is not None:
+            raise InputError(
+                f"augmentation.rand_augment '{how.rand_augment}' needs image files; {self.data.name} takes none"
+            )
+        changes = BatchAugmentation(how.padding if how.crop == "padded" else 0, how.flip, how.rotation)
+        augmentation = changes if any(changes) else None
         return MemoryLoader(
-            split,
-            config.training.batch_size,
-            padding=padding,
-            flip=augmentation.flip,
-            rotation=augmentation.rotation,
-            **options,
+            split, order, device=self.runtime.device, normalise=self._normalise, augmentation=augmentation
         )
-    transform = _file_transform(config, preprocessing(config, dataset))
-    return FileLoader(split, transform, config.training.batch_size, workers=_workers(config), **options)
 
+    def _image_loader(self, split: Split, transform: Transform | FileCrop, order: EpochOrder) -> Loader:
+        workers = min(self.data.workers, num_processors())
+        device = self.runtime.device
+        return ImageLoader(split, transform, order, device=device, normalise=self._normalise, workers=workers)
 
-def _file_transform(config: Config, form: Preprocessing) -> Transform | FileCrop:
-    augmentation, size = config.augmentation, form.image_size
-    params = (augmentation.scale, augmentation.flip, augmentation.rotation, augmentation.color_jitter)
-    others = (form.interpolation, augmentation.rand_augment, form.mean)
-    if augmentation.crop == "resized" and augmentation.fast_crops:
-        return FileCrop(size, *params, *others)
-    return train_transform(size, augmentation.crop, augmentation.padding, *params, form.resize, *others)
+    def _train_transform(self) -> Transform | FileCrop:
+        how, form = self.augmentation, self.preprocessing
+        changes = (how.scale, how.flip, how.rotation, how.color_jitter)
+        rest = (form.interpolation, how.rand_augment, form.mean)
+        if how.crop == "resized" and how.fast_crops:
+            return FileCrop(form.image_size, *changes, *rest)
+        return train_transform(form.image_size, how.crop, how.padding, *changes, form.resize, *rest)
 
+    @cached_property
+    def _normalise(self) -> Normalise:
+        return Normalise(self.preprocessing.mean, self.preprocessing.std, self.runtime.device)
 
-def eval_loader(config: Config, dataset: Dataset, split: Split, runtime: Runtime) -> Loader:
-    """Images in their own order, as they are; each process has whole batches of them."""
-    split = _in_memory(config, dataset, split)
-    options = {**_loader_options(config, dataset, runtime), "shard": runtime.group.eval_shard}
-    if split.pixels is not None:
-        return MemoryLoader(split, config.evaluation.batch_size, **options)
-    transform = eval_transform(*preprocessing(config, dataset)[:3])
-    return FileLoader(split, transform, config.evaluation.batch_size, workers=_workers(config), **options)
-
-
-def _workers(config: Config) -> int:
-    return min(config.data.workers, num_processors())
-
-
-def _loader_options(config: Config, dataset: Dataset, runtime: Runtime) -> dict[str, Any]:
-    form = preprocessing(config, dataset)
-    return {"device": runtime.device, "normalise": Normalise(form.mean, form.std, runtime.device)}
-
-
-def _in_memory(config: Config, dataset: Dataset, split: Split) -> Split:
-    """The split with decoded pixels of the right size, where that is possible and wanted."""
-    form, augmentation = preprocessing(config, dataset), config.augmentation
-    if split.pixels is None:
-        num_images = sum(len(part) for part in (dataset.train, dataset.val, dataset.test) if part is not None)
-        anew = augmentation.crop == "resized" or augmentation.rand_augment is not None
-        if anew or not fits(num_images, form.image_size, config.data.cache_gib):
+    def _in_memory(self, split: Split) -> Split:
+        """The split with decoded images of the right size, if they fit into memory and need no new crop each time."""
+        form = self.preprocessing
+        if split.pixels is None:
+            splits = (self.dataset.train, self.dataset.val, self.dataset.test)
+            num_images = sum(len(part) for part in splits if part is not None)
+            decoded_anew = self.augmentation.crop == "resized" or self.augmentation.rand_augment is not None
+            if decoded_anew or not fits(num_images, form.image_size, self.data.cache_gib):
+                return split
+            return decode_all(split, eval_transform(*form[:3]))
+        size = form.image_size
+        if split.pixels.shape[1] == size:
             return split
-        return decode_all(split, eval_transform(*form[:3]))
-    size = form.image_size
-    if split.pixels.shape[1] == size:
-        return split
-    images = torch.from_numpy(split.pixels).permute(0, 3, 1, 2)
-    mode = InterpolationMode(form.interpolation)
-    pixels = resize(images, [size, size], mode, antialias=True).permute(0, 2, 3, 1).numpy()
-    return Split(split.labels, pixels=np.ascontiguousarray(pixels))
+        images = torch.from_numpy(split.pixels).permute(0, 3, 1, 2)
+        mode = InterpolationMode(form.interpolation)
+        pixels = resize(images, [size, size], mode, antialias=True).permute(0, 2, 3, 1).numpy()
+        return Split(split.labels, pixels=np.ascontiguousarray(pixels))

@@ -1,4 +1,4 @@
-"""Batches from picture files, decoded in worker processes, the same whatever their number."""
+"""Batches from image files, decoded in worker processes. They do not depend on the number of workers."""
 
 import atexit
 import multiprocessing
@@ -16,146 +16,137 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from longtail.data import color_jitter
 from longtail.data.fast_crop import FileCrop
 from longtail.data.image_io import decode
-from longtail.data.loaders import EpochOrder, Normalise, epoch_order, least_images
-from longtail.data.samplers import Sampler as DrawImages
+from longtail.data.loaders import Batch, EpochOrder, Normalise, rows_of
 from longtail.data.splits import Split
 from longtail.data.transforms import Transform
 from longtail.runtime.process import STOPPING
-from longtail.runtime.seed import generator, seeded
-from longtail.runtime.shard import ALL, Shard, images_per_epoch
+from longtail.runtime.seed import seeded
 from longtail.utils.errors import InputError
 
 Key = tuple[int, int, int]
-"""(epoch, position in the split, number of the random change)"""
+"""(epoch, position in the split, number of the random augmentation)"""
 Sample = tuple[Tensor, Tensor, int] | InputError
-"""Pixels, changes of colours that are left to the device, label"""
-Batch = tuple[Tensor, Tensor, Tensor]
+"""Pixels, color changes that are left to the device, label"""
+Samples = tuple[Tensor, Tensor, Tensor]
 
 
-def refuse(error: InputError) -> None:
-    """A picture that does not decode ends the epoch."""
+def raise_error(error: InputError) -> None:
+    """Ends the epoch at the first image that does not decode."""
     raise error
 
 
-class FileLoader:
-    """A `Loader` over picture files.
+class ImageLoader:
+    """A `Loader` of image files.
 
-    The order depends on the seed and the epoch alone, random changes to an image on those and its position (or its
-    place in the epoch, see `longtail.data.loaders.epoch_order`). So an epoch can be repeated without those before it, with
-    any number of workers, and leaves torch's generators alone.
+    Random augmentations depend on the seed, the epoch and the image (see `EpochOrder.draw`). So an epoch can be repeated
+    without those before it, with any number of workers, and leaves the global generators alone.
 
     Args:
         split: images with paths.
-        transform: a picture to a uint8 tensor (3, S, S); may draw from the global generators of torch, NumPy, Python.
-            A `FileCrop` is given the file instead.
-        batch_size: images in a batch; the last one may be smaller.
+        transform: an image to a uint8 tensor (3, S, S); may draw from the global generators of torch, NumPy and Python.
+            A `FileCrop` gets the path instead.
+        order: of the images in each epoch.
         device: where batches are put.
-        normalise: pixels to the network's input.
-        seed: of order and random changes.
-        shuffle: whether each epoch has another order; otherwise the split's own.
-        sampler: draws the images of each epoch, as many as there are, instead of their all being in it once.
+        normalise: pixels to network inputs.
         workers: processes that decode; 0 decodes in this one. They live as long as the loader.
-        share: of this process, where several train or test together.
-        on_corrupt_image: is told why a picture does not decode, which is then left out of its batch.
+        on_corrupt_image: called with the error of an image that does not decode, which is then missing in its batch.
     """
 
     def __init__(
         self,
         split: Split,
         transform: Transform | FileCrop,
-        batch_size: int,
+        order: EpochOrder,
         *,
         device: torch.device,
         normalise: Normalise,
-        seed: int = 0,
-        shuffle: bool = False,
-        sampler: DrawImages | None = None,
         workers: int = 0,
-        shard: Shard = ALL,
-        on_corrupt_image: Callable[[InputError], None] = refuse,
+        on_corrupt_image: Callable[[InputError], None] = raise_error,
     ) -> None:
         if workers:
-            _end_workers_at_exit()
-        self.num_images = images_per_epoch(len(split), batch_size, least_images(shuffle, shard))
-        self.batch_size = batch_size
-        self.shard = shard
-        self._device = device
+            _kill_workers_at_exit()
+        self.num_images, self.batch_size, self.shard = order.num_images, order.batch_size, order.shard
+        self._order, self._device = order, device
         self._normalise = normalise
         self._labels = split.labels
-        self._on_bad_image = on_corrupt_image
-        self._order = _Order(len(split), self.num_images, batch_size, seed, shuffle, sampler, shard)
+        self._on_corrupt_image = on_corrupt_image
+        self._keys = _BatchKeys(order)
         self._batches: DataLoader[Sample] = DataLoader(
-            _Pictures(split, transform, seed),
-            batch_sampler=self._order,  # type: ignore[arg-type]  # typed as positions; any key will do
+            _ImageFiles(split, transform, order.seed),
+            batch_sampler=self._keys,  # type: ignore[arg-type]  # typed as positions; any key works
             num_workers=workers,
             collate_fn=_collate,
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
-            worker_init_fn=_leave_signals_to_the_main_process if workers else None,
+            worker_init_fn=_ignore_signals if workers else None,
             generator=torch.Generator(),  # or each epoch would draw a number from the global one
         )
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
         return len(self._order)
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields images (B, 3, S, S), normalised float32 in channels_last, and labels (B,) int64, on the device.
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """Yields batches of images (B, 3, S, S), normalised float32 in channels-last memory.
 
-        The workers serve one epoch at a time: leave or finish it before the next.
+        The workers serve one epoch at a time: finish it, or leave it, before the next.
 
         Raises:
-            InputError: a picture does not decode, unless ``on_corrupt_image`` has it otherwise.
+            InputError: an image does not decode, unless ``on_corrupt_image`` handles it.
         """
-        self._order.epoch, self._order.first = epoch, first
-        batch: Batch | None
-        for batch, errors in self._batches:
+        self._keys.epoch, self._keys.first = epoch, first
+        shares_batches = self.shard.size > 1 and not self.shard.full_batches
+        all_labels = self.labels(epoch).to(self._device) if shares_batches else None
+        samples: Samples | None
+        for batch, (samples, errors) in zip(self._order.batches(first), self._batches, strict=True):
             for error in errors:
-                self._on_bad_image(error)
-            if batch is not None:
-                images, changes, labels = (part.to(self._device, non_blocking=True) for part in batch)
-                yield self._finished(images, changes), labels
+                self._on_corrupt_image(error)
+            if samples is None:
+                continue
+            images, changes, labels = (part.to(self._device, non_blocking=True) for part in samples)
+            if all_labels is not None:
+                labels = all_labels[batch.batch]
+            yield Batch(self._finish(images, changes), labels, rows_of(batch))
 
-    def _finished(self, images: Tensor, changes: Tensor) -> Tensor:
+    def _finish(self, images: Tensor, changes: Tensor) -> Tensor:
         if not changes.shape[1]:
             return self._normalise(images)
         # On a CPU one image at a time, which stays in the cache.
-        together = 1 if images.device.type == "cpu" else len(images)
+        step = 1 if images.device.type == "cpu" else len(images)
         finished = torch.empty_like(images, dtype=torch.float32, memory_format=torch.channels_last)
-        for first in range(0, len(images), together):
-            part = slice(first, first + together)
+        for first in range(0, len(images), step):
+            part = slice(first, first + step)
             finished[part] = color_jitter.change_colours(images[part], changes[part])
             self._normalise.in_place(finished[part])
         return finished
 
     def labels(self, epoch: int) -> Tensor:
-        """Those of an epoch, in its order: (num_images,)."""
-        return torch.from_numpy(self._labels)[self._order.epoch_order(epoch).positions]
+        """The labels of an epoch's images in their order: (num_images,), on the CPU."""
+        return torch.from_numpy(self._labels)[self._order.draw(epoch).positions]
 
 
-class _Pictures(Dataset[Sample]):
-    """Picks, decodes and transforms one image."""
+class _ImageFiles(Dataset[Sample]):
+    """Decodes and augments one image."""
 
     def __init__(self, split: Split, transform: Transform | FileCrop, seed: int) -> None:
         assert split.paths is not None
-        # One array of bytes: each of a million Python objects would be copied into every worker when first pluralize.
+        # One array of bytes: with a million Python objects, each would be copied into every worker at its first use.
         self._paths = np.array([os.fsencode(path) for path in split.paths])
         self._labels = split.labels
         self._transform = transform
         self._seed = seed
 
     def __getitem__(self, key: Key) -> Sample:
-        epoch, position, change = key
+        epoch, position, augment_id = key
         path = Path(os.fsdecode(self._paths[position]))
-        # 1 + change, because to the seeding a last 0 is nothing: it would be the generator of the order.
-        numbers = (self._seed, epoch, 1 + change)
+        # 1 + id, because seeding ignores a last 0: the result would be the generator of the order.
+        numbers = (self._seed, epoch, 1 + augment_id)
         try:
-            return *self._changed(path, numbers), int(self._labels[position])
+            return *self._augmented(path, numbers), int(self._labels[position])
         except InputError as error:
-            # Returned, because a DataLoader would raise it with the worker's traceback for a message.
+            # Returned, because a DataLoader would raise it with the worker's traceback as its message.
             return error
 
-    def _changed(self, path: Path, numbers: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def _augmented(self, path: Path, numbers: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         transform = self._transform
         if isinstance(transform, FileCrop):
             with seeded(*numbers, only_torch=transform.draws_only_from_torch):
@@ -165,42 +156,25 @@ class _Pictures(Dataset[Sample]):
             return transform(image), color_jitter.NONE
 
 
-class _Order(Sampler[list[Key]]):
-    """The keys of the images of each batch, in the order of an epoch."""
+class _BatchKeys(Sampler[list[Key]]):
+    """The keys of this process's images in each batch of an epoch."""
 
-    def __init__(
-        self,
-        every: int,
-        num_images: int,
-        batch_size: int,
-        seed: int,
-        shuffle: bool,
-        sampler: DrawImages | None,
-        shard: Shard,
-    ) -> None:
+    def __init__(self, order: EpochOrder) -> None:
         self.epoch = self.first = 0
-        self._every = every
-        self._num_images, self._batch_size = num_images, batch_size
-        self._seed = seed
-        self._shuffle, self._sampler = shuffle, sampler
-        self._shard = shard
+        self._order = order
 
     def __len__(self) -> int:
-        return len(self._shard.batches(self._num_images, self._batch_size))
-
-    def epoch_order(self, epoch: int) -> EpochOrder:
-        whole = epoch_order(self._every, epoch, generator(self._seed, epoch), self._shuffle, self._sampler)
-        return EpochOrder(*(part[: self._num_images] for part in whole))
+        return len(self._order)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        epoch, (positions, changes) = self.epoch, (part.tolist() for part in self.epoch_order(self.epoch))
-        for part in self._shard.batches(self._num_images, self._batch_size, self.first):
-            yield [(epoch, *key) for key in zip(positions[part], changes[part], strict=True)]
+        epoch, (positions, augment_ids) = self.epoch, (part.tolist() for part in self._order.draw(self.epoch))
+        for batch in self._order.batches(self.first):
+            yield [(epoch, *key) for key in zip(positions[batch.own], augment_ids[batch.own], strict=True)]
 
 
 @cache
-def _end_workers_at_exit() -> None:
-    """Those that are left then would be sent SIGTERM, which they ignore, and waited for."""
+def _kill_workers_at_exit() -> None:
+    """Kills the workers that are left at exit. Otherwise Python would send SIGTERM, which they ignore, and wait."""
 
     def end() -> None:
         if hasattr(signal, "SIGCHLD"):
@@ -212,19 +186,19 @@ def _end_workers_at_exit() -> None:
     atexit.register(end)
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Ctrl-C and schedulers signal to all processes of a job; the main one still needs its workers to finish a step."""
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C and schedulers signal all processes of a job; the main process needs its workers to finish a step."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _collate(samples: list[Sample]) -> tuple[Batch | None, list[InputError]]:
-    """The images that decode, if any does, and why the others do not."""
+def _collate(samples: list[Sample]) -> tuple[Samples | None, list[InputError]]:
+    """Stacks the images that decode, if any, and collects the errors of the others."""
     errors = [sample for sample in samples if isinstance(sample, InputError)]
-    sound = [sample for sample in samples if not isinstance(sample, InputError)]
-    if not sound:
+    decoded = [sample for sample in samples if not isinstance(sample, InputError)]
+    if not decoded:
         return None, errors
-    images, changes, labels = zip(*sound, strict=True)
-    # As pictures lie in memory: stacked otherwise it takes four times as long.
+    images, changes, labels = zip(*decoded, strict=True)
+    # In the memory order of images: stacking in another order takes four times as long.
     stacked = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
     return (stacked, torch.stack(changes), torch.tensor(labels)), errors

@@ -1,29 +1,61 @@
-"""Batches of small images that lie decoded on the device."""
+"""Batches of images: what every loader yields, the order of an epoch, and the loader of decoded images in memory."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from longtail.data.batch_augment import apply_augment, draw_augment_params
+from longtail.data.batch_augment import AugmentParams, apply_augment, draw_augment_params
 from longtail.data.samplers import Sampler
 from longtail.data.splits import Split
 from longtail.runtime.seed import generator
-from longtail.runtime.shard import ALL, Shard, images_per_epoch
+from longtail.runtime.shard import SINGLE_SHARD, BatchSlice, Shard, images_per_epoch
 
-Batch = tuple[Tensor, ...]
-"""Images (B, 3, H, W), normalised, labels (B,), and where there are any, soft targets (B, C); all on the device"""
+
+class Batch(NamedTuple):
+    """A batch of N images, of which this process holds B; all tensors are on the device."""
+
+    inputs: Any
+    """Images (B, 3, H, W), normalised; or the `ExpertOutput` of frozen experts for these images"""
+
+    labels: Tensor
+    """(N,), of the full batch"""
+
+    rows: slice | None = None
+    """Which of the N labels belong to the inputs; None: all of them"""
+
+    soft_targets: Tensor | None = None
+    """(B, C), from mixup, cutmix or label smoothing; None: the labels are the targets"""
+
+    @property
+    def own_labels(self) -> Tensor:
+        """The labels of the inputs: (B,)."""
+        return self.labels if self.rows is None else self.labels[self.rows]
+
+    def divide(self, parts: int) -> list["Batch"]:
+        """Divides a batch of images into parts of about equal size, with the labels of the full batch."""
+        if parts == 1:
+            return [self]
+        start = 0 if self.rows is None else self.rows.start
+        divided = []
+        targets = [None] * parts if self.soft_targets is None else self.soft_targets.tensor_split(parts)
+        for images, soft_targets in zip(self.inputs.tensor_split(parts), targets, strict=True):
+            rows = slice(start, start + len(images))
+            divided.append(Batch(images, self.labels, rows, soft_targets))
+            start = rows.stop
+        return divided
 
 
 class Loader(Protocol):
-    """Batches of labelled images; where several processes work together, this one's share of them."""
+    """Batches of labelled images. If several processes work together, the share of this process."""
 
     num_images: int
-    """In an epoch, of all processes together"""
+    """Images in an epoch, of all processes together"""
 
     batch_size: int
-    """Of all processes together; the last batch may be shorter"""
+    """N, images in a batch, of all processes together; the last batch may be smaller"""
 
     shard: Shard
 
@@ -31,18 +63,82 @@ class Loader(Protocol):
         """Batches of this process in an epoch."""
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch; the same for the same number, and for whatever came before ``first``."""
+        """The batches of one epoch from number ``first`` on. They depend on the seed and the epoch alone."""
 
     def labels(self, epoch: int) -> Tensor:
-        """The labels of an epoch's images, in their order, (num_images,), on the CPU; no image is touched."""
+        """The labels of an epoch's images in their order, (num_images,), on the CPU. Decodes no image."""
+
+
+class EpochImages(NamedTuple):
+    """The images of an epoch, in order."""
+
+    positions: Tensor
+    """(M,), positions in the split"""
+
+    augment_ids: Tensor
+    """(M,), which of the epoch's random augmentations each image gets"""
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """Which images an epoch consists of, in which order, and their division into batches and among processes."""
+
+    num_available: int
+    """Images in the split"""
+
+    batch_size: int
+    """Images in a batch, of all processes together"""
+
+    seed: int = 0
+    shuffle: bool = False
+    """A new order in each epoch; otherwise the order of the split"""
+
+    sampler: Sampler | None = None
+    """Draws the images of each epoch instead, as many as there are"""
+
+    shard: Shard = SINGLE_SHARD
+
+    @property
+    def num_images(self) -> int:
+        """Images in an epoch, of all processes together."""
+        sharing = 1 if self.shard.full_batches else self.shard.size
+        # Batch norm in training needs two images in each process.
+        return images_per_epoch(self.num_available, self.batch_size, 2 * sharing if self.shuffle else 1)
+
+    def __len__(self) -> int:
+        """Batches of this process in an epoch."""
+        return len(self.batches())
+
+    def batches(self, first: int = 0) -> list[BatchSlice]:
+        """The batches of this process, from number ``first`` on."""
+        return self.shard.batches(self.num_images, self.batch_size, first)
+
+    def draw(self, epoch: int, random: torch.Generator | None = None) -> EpochImages:
+        """The images of an epoch (from 1; 0 for evaluation).
+
+        An augmentation belongs to an image, whatever the order is. If images can occur several times in an epoch it
+        belongs to the place in the epoch, so that each occurrence looks different.
+
+        Args:
+            epoch: number of the epoch.
+            random: generator to draw from; by default a new one that depends on seed and epoch.
+        """
+        random = random or generator(self.seed, epoch)
+        if self.sampler is not None:
+            images = EpochImages(self.sampler(epoch, random), torch.arange(self.num_available))
+        else:
+            every = self.num_available
+            positions = torch.randperm(every, generator=random) if self.shuffle else torch.arange(every)
+            images = EpochImages(positions, positions)
+        return EpochImages(*(part[: self.num_images] for part in images))
 
 
 class Normalise:
-    """Pixels from 0 to 255 to what networks take: less the mean, divided by the standard deviation of each channel.
+    """Pixels from 0 to 255 to network inputs: minus the mean, divided by the standard deviation of each channel.
 
     Args:
         mean: of red, green and blue, from 0 to 1.
-        std: likewise.
+        std: of red, green and blue, from 0 to 1.
         device: where the images are.
     """
 
@@ -54,112 +150,79 @@ class Normalise:
         return self.in_place(images.to(torch.float32, memory_format=torch.channels_last))
 
     def in_place(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) float32, which are changed themselves."""
+        """Normalises float32 images (B, 3, H, W) in place."""
         return images.sub_(self.mean).div_(self.std)
 
 
-def least_images(shuffle: bool, shard: Shard) -> int:
-    """What a batch must have: for training two images for each process that shares it, because batch norm needs two."""
-    sharing = 1 if shard.whole_batches else shard.size
-    return 2 * sharing if shuffle else 1
+class BatchAugmentation(NamedTuple):
+    """Random crop, flip and rotation of small images, a batch at a time."""
 
+    padding: int = 0
+    """Of the random crop, pixels"""
 
-class EpochOrder(NamedTuple):
-    """Which images an epoch is made of, in which order, and by which of the epoch's random changes."""
+    flip: bool = False
+    """Mirror half of the images"""
 
-    positions: Tensor
-    """(M,), in the split"""
-
-    changes: Tensor
-    """(M,), numbers below that of the split's images"""
-
-
-def epoch_order(every: int, epoch: int, draw: torch.Generator, shuffle: bool, sampler: Sampler | None) -> EpochOrder:
-    """The images of an epoch, from a generator that depends on the seed and the epoch alone.
-
-    Changes go by the image, so that they are its own whatever the order; where an image may come up several times in an
-    epoch they go by its place, so that each time it looks different.
-
-    Args:
-        every: images in the split.
-        epoch: from 1; 0 for tests.
-        draw: is drawn from.
-        shuffle: in a new order; otherwise in their own.
-        sampler: draws them instead.
-    """
-    if sampler is not None:
-        return EpochOrder(sampler(epoch, draw), torch.arange(every))
-    positions = torch.randperm(every, generator=draw) if shuffle else torch.arange(every)
-    return EpochOrder(positions, positions)
+    rotation: float = 0.0
+    """Largest angle, degrees"""
 
 
 class MemoryLoader:
-    """A `Loader` over decoded pixels. No copy to the device and no random draw happens inside an epoch.
+    """A `Loader` of decoded images. Within an epoch nothing is copied to the device and nothing random is drawn.
 
     Args:
-        split: with pixels.
-        batch_size: B, of all processes together; the last batch may be shorter, but see `least_images`.
-        device: where the images lie from now on.
-        normalise: pixels to the network's input.
-        seed: of order and augmentation.
-        shuffle: draw a new order for each epoch.
-        sampler: draws the images of each epoch, as many as there are, instead of their all being in it once.
-        padding: of the random crop, in pixels.
-        flip: mirror half of the images.
-        rotation: largest angle, degrees.
-        share: of this process.
+        split: images with pixels.
+        order: of the images in each epoch.
+        device: where the images are kept.
+        normalise: pixels to network inputs.
+        augmentation: random changes; none by default.
     """
 
     def __init__(
         self,
         split: Split,
-        batch_size: int,
+        order: EpochOrder,
         *,
         device: torch.device,
         normalise: Normalise,
-        seed: int = 0,
-        shuffle: bool = False,
-        sampler: Sampler | None = None,
-        padding: int = 0,
-        flip: bool = False,
-        rotation: float = 0.0,
-        shard: Shard = ALL,
+        augmentation: BatchAugmentation | None = None,
     ):
         assert split.pixels is not None
         self._images = torch.from_numpy(split.pixels).to(device)
         self._labels = torch.from_numpy(split.labels).to(device)
-        self.num_images = images_per_epoch(len(split), batch_size, least_images(shuffle, shard))
-        self.batch_size = batch_size
-        self.shard = shard
-        self.device = device
-        self.normalise = normalise
-        self.seed = seed
-        self.shuffle, self.sampler = shuffle, sampler
-        self.padding, self.flip, self.rotation = padding, flip, rotation
-        self.augments = padding > 0 or flip or rotation > 0
+        self._order, self._device = order, device
+        self._normalise = normalise
+        self._augmentation = augmentation
+        self.num_images, self.batch_size, self.shard = order.num_images, order.batch_size, order.shard
 
     def __len__(self) -> int:
-        return len(self.shard.batches(self.num_images, self.batch_size))
+        return len(self._order)
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (B, 3, H, W), in channels-last memory, and labels (B,)."""
-        draw = generator(self.seed, epoch)
-        positions, changes = self._drawn(epoch, draw)
-        params = draw_augment_params(len(self._labels), self.padding, self.flip, self.rotation, draw)
-        params = type(params)(*(part.to(self.device) for part in params))
-        order, changes = positions.to(self.device), changes.to(self.device)
-        for part in self.shard.batches(self.num_images, self.batch_size, first):
-            positions = order[part]
-            if self.augments:
-                images = apply_augment(self._images, positions, params.take(changes[part]), self.padding)
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """Yields batches of images (B, 3, H, W) in channels-last memory."""
+        random = generator(self._order.seed, epoch)
+        positions, augment_ids = self._order.draw(epoch, random)
+        params, padding = None, 0
+        if self._augmentation is not None:
+            padding = self._augmentation.padding
+            params = draw_augment_params(len(self._labels), *self._augmentation, random)
+            params = AugmentParams(*(part.to(self._device) for part in params))
+        positions, augment_ids = positions.to(self._device), augment_ids.to(self._device)
+        for batch in self._order.batches(first):
+            own = positions[batch.own]
+            if params is None:
+                images = self._images[own]
             else:
-                images = self._images[positions]
-            yield self.normalise(images.permute(0, 3, 1, 2)), self._labels[positions]
+                images = apply_augment(self._images, own, params.take(augment_ids[batch.own]), padding)
+            yield Batch(
+                self._normalise(images.permute(0, 3, 1, 2)), self._labels[positions[batch.batch]], rows_of(batch)
+            )
 
     def labels(self, epoch: int) -> Tensor:
-        """Those of an epoch, in its order: (num_images,), on the CPU."""
-        return self._labels.cpu()[self._drawn(epoch, generator(self.seed, epoch)).positions]
+        """The labels of an epoch's images in their order: (num_images,), on the CPU."""
+        return self._labels.cpu()[self._order.draw(epoch).positions]
 
-    def _drawn(self, epoch: int, draw: torch.Generator) -> EpochOrder:
-        whole = epoch_order(len(self._labels), epoch, draw, self.shuffle, self.sampler)
-        return EpochOrder(*(part[: self.num_images] for part in whole))
+
+def rows_of(batch: BatchSlice) -> slice | None:
+    """The rows of this process in a batch; None for all of them."""
+    return None if batch.own == batch.batch else batch.rows

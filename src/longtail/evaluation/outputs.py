@@ -1,4 +1,4 @@
-"""Predict once, derive everything from the logits."""
+"""The outputs of a model for many images: computed once, then every number is derived from them."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from longtail.config.schema import Config
+from longtail.config.schema import EvaluationConfig
+from longtail.data.imbalance import ShotThresholds
 from longtail.data.loaders import Loader
 from longtail.evaluation.metrics import Evaluation, evaluate_logits
 from longtail.models.multi_expert import ExpertOutput, MultiExpert
@@ -15,7 +16,7 @@ from longtail.utils.ensembles import Average
 
 
 class ModelOutputs(NamedTuple):
-    """What a model says of N images: E experts, C classes. On the CPU and in the loader's order."""
+    """The outputs of a model for N images: E experts, C classes. On the CPU and in the loader's order."""
 
     logits: Tensor
     """(N, E, C), float32"""
@@ -23,15 +24,15 @@ class ModelOutputs(NamedTuple):
     labels: Tensor
     """(N,)"""
 
-    router_logits: Tensor | None
-    """(N, E - 1); None where the model has no router"""
+    router_logits: Tensor | None = None
+    """(N, E - 1); None if the model has no router"""
 
     average: Average = "logits"
-    """What of the experts makes the model's answer"""
+    """How the model averages its experts"""
 
 
 class Features(NamedTuple):
-    """What the heads of a model see of N images: E experts, D features. On the CPU and in the loader's order."""
+    """The inputs of a model's heads for N images: E experts, D features. On the CPU and in the loader's order."""
 
     features: Tensor
     """(N, E, D), float32"""
@@ -41,68 +42,67 @@ class Features(NamedTuple):
 
 
 def collect_outputs(model: MultiExpert, loader: Loader, group: Group = SINGLE_PROCESS, epoch: int = 0) -> ModelOutputs:
-    """What every expert, and the router, says of every image.
+    """Computes the outputs of all experts, and of the router, for every image.
 
     Args:
         model: on the device of the loader's images.
-        loader: all images, in their own order; this process's share of them, in whole batches.
-        group: the processes among which they are shared; each gets all answers.
-        epoch: of the loader, where its images change from one to the next.
+        loader: all images in their own order; this process's share of them, in full batches.
+        group: processes that share the images; each gets all outputs.
+        epoch: of the loader, if its images are augmented.
     """
-    router, size = model.router, (model.num_experts, model.num_classes)
+    router, sizes = model.router, [(model.num_experts, model.num_classes)]
     if router is None:
-        labels, logits = _gathered(model, loader, group, epoch, lambda output: (output.logits,), [size])
+        labels, logits = _gather(model, loader, group, epoch, lambda output: (output.logits,), sizes)
         return ModelOutputs(logits, labels, None, model.average)
-    sizes = [size, (model.num_experts - 1,)]
-    labels, logits, steps = _gathered(
-        model, loader, group, epoch, lambda output: (output.logits, router(*output)), sizes
+    sizes.append((model.num_experts - 1,))  # type: ignore[arg-type]
+    labels, logits, router_logits = _gather(
+        model, loader, group, epoch, lambda output: (output.logits, router(output.logits, output.features)), sizes
     )
-    return ModelOutputs(logits, labels, steps, model.average)
+    return ModelOutputs(logits, labels, router_logits, model.average)
 
 
-def features(model: MultiExpert, loader: Loader, group: Group = SINGLE_PROCESS) -> Features:
-    """What the heads see of every image; arguments as of `answers`."""
+def collect_features(model: MultiExpert, loader: Loader, group: Group = SINGLE_PROCESS) -> Features:
+    """Computes the inputs of the heads for every image; arguments as in `collect_outputs`."""
     sizes = [(model.num_experts, model.num_features)]
-    labels, found = _gathered(model, loader, group, 0, lambda output: (output.features,), sizes)
-    return Features(found, labels)
+    labels, features = _gather(model, loader, group, 0, lambda output: (output.features,), sizes)
+    return Features(features, labels)
 
 
 @torch.inference_mode()
-def _gathered(
+def _gather(
     model: MultiExpert,
     loader: Loader,
     group: Group,
     epoch: int,
-    say: Callable[[ExpertOutput], tuple[Tensor, ...]],
+    select: Callable[[ExpertOutput], tuple[Tensor, ...]],
     sizes: Sequence[tuple[int, ...]],
 ) -> list[Tensor]:
-    """Labels (N,), and what is said of each image, of the given sizes; on the CPU and by all processes together."""
+    """Labels (N,), and selected outputs of the given sizes for each image; on the CPU, from all processes."""
     was_training = model.training
     model.eval()
-    # Whole arrays from the start: joining batches would need twice the memory.
+    # Full arrays from the start: joining batches would need twice the memory.
     labels = torch.zeros(loader.num_images, dtype=torch.int64)
-    found = [torch.zeros(loader.num_images, *size) for size in sizes]
-    parts = loader.shard.batches(loader.num_images, loader.batch_size)
-    for part, (images, targets, *_) in zip(parts, loader.epoch(epoch), strict=True):
-        labels[part] = targets
-        for whole, said in zip(found, say(model(images)), strict=True):
-            whole[part] = said
-    # Each image has one process that does not say 0 of it.
-    for tensor in (labels, *found):
+    gathered = [torch.zeros(loader.num_images, *size) for size in sizes]
+    for position, batch in zip(
+        loader.shard.batches(loader.num_images, loader.batch_size), loader.epoch(epoch), strict=True
+    ):
+        labels[position.own] = batch.own_labels.cpu()
+        for array, values in zip(gathered, select(model(batch.inputs)), strict=True):
+            array[position.own] = values.cpu()
+    # For each image one process has values; all others have zeros.
+    for tensor in (labels, *gathered):
         group.sum(tensor)
     model.train(was_training)
-    return [labels, *found]
+    return [labels, *gathered]
 
 
-def evaluate_outputs(given: ModelOutputs, class_counts: Sequence[int], config: Config) -> Evaluation:
-    """All metrics of the experts and their ensemble."""
-    evaluation = config.evaluation
+def evaluate_outputs(outputs: ModelOutputs, class_counts: Sequence[int], settings: EvaluationConfig) -> Evaluation:
+    """Computes all metrics of the experts and their ensemble."""
     return evaluate_logits(
-        given.logits,
-        given.labels,
+        outputs.logits,
+        outputs.labels,
         class_counts,
-        many_above=evaluation.many_above,
-        few_below=evaluation.few_below,
-        bins=evaluation.calibration_bins,
-        average=given.average,
+        thresholds=ShotThresholds(settings.many_above, settings.few_below),
+        bins=settings.calibration_bins,
+        average=outputs.average,
     )

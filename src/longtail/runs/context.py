@@ -1,85 +1,112 @@
-"""What every stage works with."""
+"""What every stage of a run needs: its folder, settings, data, device and signals."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
-from rich.console import Console
 
 from longtail.config.recipes import config_fingerprint
 from longtail.config.schema import Config
-from longtail.data import build as data_build
+from longtail.data.build import LoaderFactory, preprocessing
 from longtail.data.corrupt_images import CorruptImage
-from longtail.data.splits import Dataset
-from longtail.models import build as model_build
+from longtail.data.loaders import Loader
+from longtail.data.sources import source_info
+from longtail.data.splits import Dataset, Split
+from longtail.models.backbones import input_format
+from longtail.models.build import architecture, head_options, router_options
 from longtail.models.multi_expert import MultiExpert
 from longtail.runs.model_file import ModelMetadata
 from longtail.runs.run import Run
 from longtail.runtime.device import Runtime
 from longtail.runtime.process import Signals
-from longtail.training.checkpoint import Checkpoint
-from longtail.training.progress import say
+from longtail.utils.errors import InputError
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What every stage works with."""
+    """What every stage of a run needs."""
 
     run: Run
     config: Config
     dataset: Dataset
     runtime: Runtime
-    console: Console
     signals: Signals = field(default_factory=Signals)
     skipped: list[CorruptImage] | None = None
-    """Images that were left out because they do not decode; None where nobody looked"""
-
-    def write_skipped(self) -> None:
-        """Lists them in the run's folder, so that everything later leaves out the same."""
-        if self.skipped is not None:
-            self.run.write_skipped(self.skipped)
+    """Images that were skipped because they do not decode; None if images were not checked"""
 
     @cached_property
     def training_images(self) -> str:
-        """`Split.fingerprint` of what is trained on; of a million files it takes seconds."""
+        """Fingerprint of the training images; for a million files it takes seconds."""
         return self.dataset.train.fingerprint(Path(self.config.data.root))
 
-    def metadata(self) -> ModelMetadata:
-        """The description of the model, before it has learnt anything."""
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the training: its settings and its images."""
+        return f"{config_fingerprint(self.config)}\n{self.training_images}"
+
+    @cached_property
+    def _loaders(self) -> LoaderFactory:
+        config = self.config
+        form = preprocessing(config.data, config.model.backbone, self.dataset)
+        return LoaderFactory(self.dataset, config.data, config.augmentation, form, self.runtime, config.seed)
+
+    def train_loader(self) -> Loader:
+        """Augmented training images: this process's share of every batch."""
+        return self._loaders.train(self.config.training, self.config.loss.label_smoothing)
+
+    def shuffled_loader(self) -> Loader:
+        """All training images, augmented but not mixed, in a new order in each epoch."""
+        return self._loaders.shuffled(self.config.training.batch_size)
+
+    def views_loader(self, split: Split) -> Loader:
+        """Images in their own order, augmented as for training, anew in each epoch."""
+        return self._loaders.views(split, self.config.training.batch_size)
+
+    def eval_loader(self, split: Split) -> Loader:
+        """Images in their own order, without augmentation."""
+        return self._loaders.eval(split, self.config.evaluation.batch_size)
+
+    def new_metadata(self) -> ModelMetadata:
+        """The metadata of the model before any training."""
+        form = self._loaders.preprocessing
         return ModelMetadata(
-            architecture=model_build.architecture(self.config, self.dataset),
+            architecture=architecture(self.config.model, self.dataset.num_classes, form.image_size),
             class_names=self.dataset.class_names,
             class_counts=tuple(self.dataset.class_counts),
             training_images=self.training_images,
-            **data_build.preprocessing(self.config, self.dataset)._asdict(),
+            **form._asdict(),
         )
 
-    def on_device(self, model: MultiExpert) -> MultiExpert:
-        """The same model on the device, in the layout that convolutions run fastest in; the loaders deliver it."""
-        moved: MultiExpert = model.to(self.runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return moved
+    def to_device(self, model: MultiExpert) -> MultiExpert:
+        """Moves a model to the device, in the memory layout in which convolutions are fastest."""
+        return model.to(self.runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     @contextmanager
     def seeded_init(self) -> Iterator[None]:
-        """Within it, first weights are drawn by the seed; the caller's random numbers are not ours to set."""
+        """Within it, initial weights are drawn with the run's seed. The caller's random state is left alone."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.config.seed)  # not a GPU's, which would stay set
             yield
 
-    def checkpoint(self, stage: str, strict: bool = True) -> Checkpoint:
-        """Where a stage goes on from; see `Checkpoint`."""
-        return Checkpoint(
-            self.run.checkpoint_path(stage),
-            f"{config_fingerprint(self.config)}\n{self.training_images}",
-            strict=strict,
-            every=60 * self.config.training.checkpoint_every,
-            group=self.runtime.group,
-            signals=self.signals,
-        )
 
-    def say(self, text: str) -> None:
-        """A line for the user."""
-        say(self.console, text)
+def planned_architecture(config: Config, num_classes: int | None = None) -> dict[str, Any]:
+    """Returns the architecture after all stages, from the settings alone: with the last classifiers and the router.
+
+    Args:
+        config: the settings.
+        num_classes: classes of a data set whose name does not tell.
+
+    Raises:
+        InputError: the number of classes is not known.
+    """
+    data, model, info = config.data, config.model, source_info(config.data.name)
+    classes = info.num_classes if num_classes is None else num_classes
+    if classes is None:
+        raise InputError(f"the number of classes of data set '{data.name}' is not known without its data; set --num_classes")
+    size = data.image_size or info.image_size or input_format(model.backbone).image_size
+    router = {"router": router_options(config.router)} if config.router.train else {}
+    return architecture(model, classes, size) | head_options(config.classifier, model.scale) | router

@@ -1,4 +1,4 @@
-"""A run folder: what training leaves behind and everything later starts from."""
+"""The run folder: what training writes, and everything later reads."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -21,18 +21,39 @@ from longtail.utils.files import UNFINISHED, write_atomically
 
 LOCK_FILE = ".lock"
 PREDICTIONS_FILE = "predictions.csv"
+ADJUSTED_RESULTS = ("prior.json", "label_shift.json", "label_shift.md")
+"""Further results of `longtail evaluate`"""
+
+
+class Progress(NamedTuple):
+    """How far a run is. It follows from the metadata of its model file, and from which results are there."""
+
+    epochs: int = 0
+    """Complete epochs of the experts' training"""
+
+    has_experts: bool = False
+    """The experts are trained"""
+
+    has_classifier: bool = False
+    """and have the classifiers that the settings ask for"""
+
+    is_routed: bool = False
+    """The model has a router"""
+
+    is_finished: bool = False
+    """All stages are complete, and the model was evaluated"""
 
 
 class Run:
     """A run folder.
 
-    ``config.yaml`` (every setting; train with it again), ``metrics.jsonl`` (one line an epoch),
-    ``model.safetensors``, ``results.json``, ``environment.json``, ``report.md`` and ``plots/``; where test pictures are
-    files ``predictions.csv``; while a stage is being trained also its checkpoint.
+    It holds ``config.yaml`` (every setting), ``metrics.jsonl`` (one line for each epoch), ``model.safetensors``,
+    ``results.json``, ``environment.json``, ``report.md`` and ``plots/``; if test images are files, ``predictions.csv``;
+    while a stage is trained, its checkpoint.
 
     Args:
-        folder: of the run.
-        writes: whether this process is the one that writes; in others all writing is passed over.
+        folder: path of the run.
+        writes: whether this process writes; in other processes of a job all writing is skipped.
     """
 
     def __init__(self, folder: str | Path, writes: bool = True):
@@ -44,7 +65,7 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
-        """An existing run.
+        """Opens an existing run.
 
         Raises:
             InputError: the folder holds no model.
@@ -61,58 +82,58 @@ class Run:
 
     @property
     def model_path(self) -> Path:
-        """The weights with their description."""
+        """Weights and metadata."""
         return self.folder / MODEL_FILE
 
     @property
     def heads_path(self) -> Path:
-        """The experts' own heads, where the model has others."""
+        """The experts' own heads, if the model has other ones."""
         return self.folder / "heads.safetensors"
 
-    def checkpoint_path(self, stage: str) -> Path:
-        """What a stage, experts, classifier or router, goes on from while it is unfinished."""
-        return self.folder / f"checkpoint-{stage}.safetensors"
+    @property
+    def results_path(self) -> Path:
+        """Results as JSON."""
+        return self.folder / "results.json"
 
     @property
     def teacher_folder(self) -> Path:
-        """The run of a teacher that was trained for this one."""
+        """The run of a teacher that is trained for this run."""
         return self.folder / "teacher"
+
+    def checkpoint_path(self, stage: str) -> Path:
+        """The checkpoint of an unfinished stage: experts, classifier or router."""
+        return self.folder / f"checkpoint-{stage}.safetensors"
 
     @cached_property
     def config(self) -> Config:
-        """The settings it was trained with."""
+        """The settings of the run."""
         return load_recipe(self.config_path)
 
     def load_model(self) -> tuple[MultiExpert, ModelMetadata]:
-        """The model of the last complete epoch, on the CPU in eval mode, with its description."""
+        """The model of the last complete epoch, on the CPU in eval mode, and its metadata."""
         return load_model_file(self.model_path)
 
     def history(self) -> list[dict[str, Any]]:
-        """The record of each epoch."""
+        """The metrics of each epoch."""
         path = self.folder / "metrics.jsonl"
         lines = path.read_bytes().splitlines() if path.is_file() else []
         return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
 
     def results(self) -> dict[str, Any]:
-        """What it reached, by part: test, and val where there is one.
+        """The results by split: test, and val if there is one.
 
         Raises:
-            InputError: they are damaged.
+            InputError: the file is damaged.
         """
         return _parse(self.results_path.read_bytes(), str(self.results_path))
 
-    @property
-    def results_path(self) -> Path:
-        """The results for programs."""
-        return self.folder / "results.json"
-
     def environment(self) -> dict[str, Any]:
-        """Versions and hardware it was trained with."""
+        """Versions and hardware of the training."""
         path = self.folder / "environment.json"
         return _parse(path.read_bytes(), str(path)) if path.is_file() else {}
 
     def skipped(self) -> list[CorruptImage] | None:
-        """The images that were left out because they do not decode; None where nobody looked.
+        """The images that were skipped because they do not decode; None if images were not checked.
 
         Raises:
             InputError: the list is damaged.
@@ -120,16 +141,37 @@ class Run:
         path = self.folder / SKIPPED_FILE
         return from_text(path.read_bytes(), path) if path.is_file() else None
 
-    def write_skipped(self, bad: list[CorruptImage]) -> None:
-        """Keeps that list, so that everything later leaves out the same images."""
-        self._write(self.folder / SKIPPED_FILE, to_text(bad))
+    @property
+    def is_converted(self) -> bool:
+        """Whether the run was made from a checkpoint of the original code."""
+        return "converted_from" in self.environment()
+
+    def progress(self) -> Progress:
+        """How far the run is."""
+        if not self.model_path.is_file():
+            return Progress()
+        metadata, config = load_metadata(self.model_path), self.config
+        # The history is written after the model of an epoch.
+        is_recorded = self.is_converted or len(self.history()) >= config.training.epochs
+        has_experts = metadata.epoch >= config.training.epochs and is_recorded
+        has_classifier = has_experts and config.classifier.method in ("none", metadata.classifier)
+        is_routed = "router" in metadata.architecture
+        has_stages = has_classifier and (is_routed or not config.router.train)
+        return Progress(
+            metadata.epoch, has_experts, has_classifier, is_routed, has_stages and self.results_path.is_file()
+        )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all stages are complete and evaluated."""
+        return self.progress().is_finished
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Within it, no other process may write to the folder, which is made if need be.
+        """Within it, no other process writes to the folder, which is made if necessary.
 
         Raises:
-            InputError: another process has it, or it cannot be made or written to.
+            InputError: another process uses it, or it is not writable.
         """
         if not self.writes:
             yield
@@ -139,17 +181,15 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise InputError(
-                f"'{self.folder}' is in use by another longtail process; wait for it, or stop it"
-            ) from error
+            raise InputError(f"'{self.folder}' is in use by another longtail process; wait for it, or stop it") from error
         except OSError as error:
-            raise InputError(f"run folder '{self.folder}' cannot be written to: {error.strerror}") from error
+            raise InputError(f"run folder '{self.folder}' is not writable: {error.strerror}") from error
         try:
-            for left in self.folder.glob(f".*{UNFINISHED}"):  # by somebody who was killed
-                left.unlink(missing_ok=True)
+            for leftover in self.folder.glob(f".*{UNFINISHED}"):  # of a process that was killed
+                leftover.unlink(missing_ok=True)
             yield
         finally:
-            if not self.config_path.exists() and not self.model_path.exists():  # nothing came of it
+            if not self.config_path.exists() and not self.model_path.exists():  # the run was not started
                 with suppress(OSError):
                     (self.folder / LOCK_FILE).unlink()
                     self.folder.rmdir()
@@ -171,63 +211,20 @@ class Run:
             self.discard()
             raise
 
-    def write_config(self, config: Config) -> None:
-        """Replaces the settings."""
-        self._write(self.config_path, to_yaml(config).encode())
-        self.__dict__.pop("config", None)  # what was read before
-
-    @property
-    def is_converted(self) -> bool:
-        """Whether it was made of a checkpoint of the original."""
-        return "converted_from" in self.environment()
-
-    @property
-    def is_routed(self) -> bool:
-        """Whether its model has a router."""
-        return self.model_path.is_file() and "router" in load_metadata(self.model_path).architecture
-
-    @property
-    def average(self) -> str:
-        """What of its model's experts is averaged."""
-        return str(load_metadata(self.model_path).architecture.get("average", "logits"))
-
-    @property
-    def classifier(self) -> str:
-        """Method by which its model's heads were made after the experts' training; empty: they are the experts' own."""
-        return load_metadata(self.model_path).classifier if self.model_path.is_file() else ""
-
-    @property
-    def has_classifier(self) -> bool:
-        """Whether its model has the heads that the settings ask for."""
-        return self.config.classifier.method in ("none", self.classifier)
-
-    @property
-    def epochs_done(self) -> int:
-        """Complete epochs of the experts' training that the model stands for; 0 where there is none."""
-        return load_metadata(self.model_path).epoch if self.model_path.is_file() else 0
-
-    @property
-    def has_experts(self) -> bool:
-        """Whether the experts' training is complete."""
-        epochs = self.config.training.epochs
-        return self.epochs_done >= epochs and (self.is_converted or len(self.history()) >= epochs)
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether all stages are done and tested."""
-        if not self.results_path.is_file() or not self.model_path.is_file():
-            return False
-        return self.has_experts and self.has_classifier and (self.is_routed or not self.config.router.train)
-
     def discard(self) -> None:
-        """Takes back what `start` wrote, where nothing came of the run."""
+        """Removes what `start` wrote."""
         for name in ("config.yaml", "environment.json", "metrics.jsonl", SKIPPED_FILE):
             (self.folder / name).unlink(missing_ok=True)
-        with suppress(OSError):  # it may hold something else
+        with suppress(OSError):  # it may hold other files
             self.folder.rmdir()
 
+    def remove(self, *names: str) -> None:
+        """Removes files that belong to an earlier model."""
+        for name in names if self.writes else ():
+            (self.folder / name).unlink(missing_ok=True)
+
     def remove_checkpoints(self) -> None:
-        """When all stages are complete."""
+        """Removes all checkpoints, after all stages are complete."""
         for path in self.folder.glob("checkpoint-*.safetensors") if self.writes else ():
             path.unlink(missing_ok=True)
 
@@ -236,51 +233,55 @@ class Run:
         if self.writes:
             save_model(self.model_path, model, metadata)
 
+    def write_config(self, config: Config) -> None:
+        """Replaces the settings."""
+        self._write("config.yaml", to_yaml(config).encode())
+        self.__dict__.pop("config", None)  # the cached settings
+
     def write_history(self, records: list[dict[str, Any]]) -> None:
-        """Replaces the records of the epochs."""
-        self._write(self.folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
+        """Replaces the metrics of the epochs."""
+        self._write("metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
+
+    def write_skipped(self, skipped: list[CorruptImage]) -> None:
+        """Writes the list of skipped images, so that later commands skip the same ones."""
+        self._write(SKIPPED_FILE, to_text(skipped))
 
     def write_json(self, name: str, content: Any) -> None:
-        """Writes a JSON file into the folder."""
-        self._write(self.folder / name, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+        """Writes a JSON file."""
+        self._write(name, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
     def write_csv(self, name: str, rows: Iterable[Sequence[object]]) -> None:
-        """Writes a CSV file into the folder; names of files in it may be no text."""
+        """Writes a CSV file; file names in it may hold bytes that are not text."""
         if self.writes:
             text = io.StringIO()
             csv.writer(text, lineterminator="\n").writerows(rows)
-            self._write(self.folder / name, text.getvalue().encode(errors="surrogateescape"))
+            self._write(name, text.getvalue().encode(errors="surrogateescape"))
 
-    def remove(self, name: str) -> None:
-        """Removes a file that says nothing of the run any more."""
+    def _write(self, name: str, content: bytes) -> None:
         if self.writes:
-            (self.folder / name).unlink(missing_ok=True)
-
-    def _write(self, path: Path, content: bytes) -> None:
-        if self.writes:
-            write_atomically(path, content)
+            write_atomically(self.folder / name, content)
 
 
 def _is_leftover(path: Path) -> bool:
-    """Of somebody who was killed before the folder was a run, see `Run.start`."""
+    """Whether a file was left by a process that was killed before the folder was a run, see `Run.start`."""
     return path.name in (LOCK_FILE, "environment.json", "metrics.jsonl") or path.name.endswith(UNFINISHED)
 
 
-def _parse(text: bytes, where: str) -> dict[str, Any]:
+def _parse(text: bytes, source: str) -> dict[str, Any]:
     try:
         parsed = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
-        raise InputError(f"{where}: damaged ({error}); mend or remove it") from error
+        raise InputError(f"{source}: damaged ({error}); repair or remove it") from error
     if not isinstance(parsed, dict):
-        raise InputError(f"{where}: damaged; mend or remove it")
+        raise InputError(f"{source}: damaged; repair or remove it")
     return parsed
 
 
 def new_run(name: str, output: str | Path | None = None) -> Run:
-    """A run folder that does not exist yet: ``output``, or the first free of runs/name, runs/name-2, ...
+    """A new run folder: ``output``, or the first free one of runs/name, runs/name-2, ...
 
     Raises:
-        InputError: ``output`` holds something already, or ``name`` leads out of runs/.
+        InputError: ``output`` holds files already, or ``name`` leads out of runs/.
     """
     if output is not None:
         folder = Path(output)
@@ -288,7 +289,7 @@ def new_run(name: str, output: str | Path | None = None) -> Run:
             raise InputError(f"'{output}' exists already; choose another --output, or remove it first")
         return Run(folder)
     if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise InputError(f"name is '{name}', which is no name of a folder in runs/; give another, or an --output")
+        raise InputError(f"name is '{name}', which is not a folder name in runs/; set another name, or --output")
     folder, number = Path("runs") / name, 1
     while folder.exists():
         number += 1

@@ -1,4 +1,4 @@
-"""The machine: which device to use, in what precision, with which other processes, and what to record of it."""
+"""The device, its precision, and a record of the machine."""
 
 import platform
 import sys
@@ -20,17 +20,17 @@ _TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float1
 
 @dataclass(frozen=True)
 class Runtime:
-    """How training is computed. Every combination takes the same way through the code."""
+    """Where and how training is computed."""
 
     device: torch.device = torch.device("cpu")  # noqa: RUF009  # immutable
     precision: Precision = "float32"
-    """Of matrix products and convolutions in training; weights, losses and their gradients' sums stay float32."""
+    """Of matrix products and convolutions in training; weights, losses and gradient sums stay float32"""
 
     group: Group = SINGLE_PROCESS
 
     @contextmanager
     def tf32(self, allowed: bool) -> Iterator[None]:
-        """Within it, float32 products on an NVIDIA GPU may keep 10 bits of each factor, or not."""
+        """Within it, float32 products on an NVIDIA GPU use TF32 (10-bit factors), or not."""
         if self.device.type != "cuda":
             yield
             return
@@ -39,11 +39,11 @@ class Runtime:
         before = [setting.fp32_precision for setting in newer]
         try:
             older = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
-        except RuntimeError:  # whoever has called us uses torch's newer settings, and then the older ones are errors
+        except RuntimeError:  # the caller uses torch's newer settings, and then the older ones are errors
             older = None
             for setting in newer[:3]:
                 setting.fp32_precision = "tf32" if allowed else "ieee"
-        else:  # which compilation reads
+        else:  # torch.compile reads the older ones
             torch.set_float32_matmul_precision("high" if allowed else "highest")
             backends.cudnn.allow_tf32 = allowed
         try:
@@ -52,21 +52,21 @@ class Runtime:
             if older is not None:
                 torch.set_float32_matmul_precision(older[0])
                 backends.cudnn.allow_tf32 = older[1]
-            for setting, value in zip(newer, before, strict=True):  # also "none", which the older ones cannot say
+            for setting, value in zip(newer, before, strict=True):  # also "none", which the older ones do not have
                 setting.fp32_precision = value
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Within it, what gains by lower precision is computed in it."""
+        """Within it, torch computes suitable operations in the lower precision."""
         enabled = self.precision != "float32"
         return torch.autocast(self.device.type, _TYPES[self.precision] if enabled else None, enabled=enabled)
 
     def scaler(self) -> torch.amp.GradScaler:  # type: ignore[name-defined]
-        """Keeps the small gradients of fp16 from vanishing; does nothing in other precisions."""
+        """Scales the loss so that small fp16 gradients do not vanish; does nothing in other precisions."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")  # type: ignore[attr-defined]
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called ``name``; "auto" is the GPU if there is one. With several processes each takes its own.
+    """Returns the device called ``name``; "auto" is the GPU, if any. With several processes each has its own.
 
     Raises:
         InputError: no such device here.
@@ -80,12 +80,12 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device is '{name}', which is not here; 'auto' and 'cpu' always work") from error
+        raise InputError(f"device is '{name}', which this machine does not have; 'auto' and 'cpu' always work") from error
     return device
 
 
 def environment(device: torch.device, num_processes: int) -> dict[str, Any]:
-    """Versions and hardware, JSON-ready."""
+    """Returns command, versions and hardware, JSON-ready."""
     packages = ("longtail", "torchvision", "numpy", "scikit-learn", "pillow", "safetensors")
     return {
         "command": sys.argv,

@@ -10,21 +10,21 @@ from contextlib import contextmanager
 from types import FrameType
 
 HANG_UP = getattr(signal, "SIGHUP", None)
-"""The terminal has gone: its window was closed, or the connection to it broke"""
+"""The terminal was closed, or the connection to it was lost"""
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
-"""Ctrl-C; what schedulers send before they kill; what Slurm can be told to send earlier (--signal=USR1@120); hang-up"""
+"""Ctrl-C; the signal that schedulers send before they kill; the one that Slurm can send earlier (--signal=USR1@120); hang-up"""
 
-TWICE = 1.0
-"""Seconds after which a second Ctrl-C is meant as one"""
+SECOND_SIGNAL = 1.0
+"""Seconds after which another Ctrl-C counts as a second one"""
 
 
-class Stopped(KeyboardInterrupt):  # no error: it was asked for
-    """Training has stopped between two steps, as a signal asked for."""
+class Stopped(KeyboardInterrupt):  # not an error: a signal asked for it
+    """Training stopped between two steps because a signal asked for it; its state is saved."""
 
 
 class Signals:
-    """Turns signals into KeyboardInterrupt, or, within `postponed`, into a wish to be looked at later."""
+    """Turns signals into KeyboardInterrupt or, within `postponed`, into the flag ``asked_to_stop``."""
 
     def __init__(self) -> None:
         self.asked_to_stop = False
@@ -34,15 +34,15 @@ class Signals:
 
     @contextmanager
     def caught(self) -> Iterator["Signals"]:
-        """Within it, this object gets the signals. Only in the main thread, to which Python gives them.
+        """Within it, this object handles the signals; only in the main thread, where Python delivers them.
 
-        A hang-up that is ignored stays so, as nohup wants it. So do handlers that are not Python's.
+        A hang-up that is ignored (nohup) stays ignored, and handlers that are not Python's stay.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
         self._terminals = [output for output in (1, 2) if os.isatty(output)]
-        before = {number: signal.signal(number, self._arrived) for number in filter(_is_ours, STOPPING)}
+        before = {number: signal.signal(number, self._handle) for number in filter(_is_ours, STOPPING)}
         try:
             yield self
         finally:
@@ -51,10 +51,10 @@ class Signals:
 
     @contextmanager
     def postponed(self) -> Iterator[None]:
-        """Within it, a signal sets ``asked_to_stop``, and stops at the end at the latest; a second Ctrl-C, at once.
+        """Within it, a signal sets ``asked_to_stop``. A second Ctrl-C interrupts at once.
 
         Raises:
-            Stopped: at the end, where nobody has looked at ``asked_to_stop`` since.
+            Stopped: at the end, if a signal came and nothing has stopped since.
         """
         self._postponing = True
         try:
@@ -64,23 +64,23 @@ class Signals:
         if self.asked_to_stop:
             raise Stopped
 
-    def _arrived(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == HANG_UP:
-            self._write_to_no_terminal()
+            self._redirect_output()
         if not self._postponing:
             raise KeyboardInterrupt
         now = time.monotonic()
         if self.asked_to_stop:
-            # Schedulers and torchrun pass the same signal on, several times and at once: that asks for nothing new.
-            if number == signal.SIGINT and now - self._first > TWICE:
+            # Schedulers and torchrun forward the same signal several times at once.
+            if number == signal.SIGINT and now - self._first > SECOND_SIGNAL:
                 raise KeyboardInterrupt
             return
         self.asked_to_stop, self._first = True, now
         if number == signal.SIGINT and sys.stderr.isatty():
-            os.write(2, b"\nStopping after this step; Ctrl-C again stops at once.\n")  # print is not for handlers
+            os.write(2, b"\nStopping after this step; Ctrl-C again stops at once.\n")  # print is not safe in a handler
 
-    def _write_to_no_terminal(self) -> None:
-        """Writing to one that has gone is an error, and would come before the training is saved."""
+    def _redirect_output(self) -> None:
+        """Redirects output: writing to a closed terminal is an error, which would come before the training is saved."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for output in self._terminals:
             os.dup2(nowhere, output)
@@ -88,7 +88,7 @@ class Signals:
 
 
 def num_processors() -> int:
-    """Those it may use, which on a cluster are fewer than the machine's."""
+    """Returns the number of processors that this process may use; on a cluster, fewer than the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""Independent random generators from one seed and what they are for."""
+"""Independent random generators, derived from one seed and a purpose."""
 
 import random
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ import torch
 
 
 def generator(*numbers: int) -> torch.Generator:
-    """A CPU generator that depends on all the numbers, say seed and epoch, and on nothing else.
+    """Returns a CPU generator that depends on the numbers alone, such as seed and epoch.
 
-    Drawing on the CPU gives the same order and augmentation on every device.
+    Random numbers from the CPU give the same order and augmentation on every device.
     """
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
@@ -19,15 +19,14 @@ def generator(*numbers: int) -> torch.Generator:
 
 @contextmanager
 def seeded(*numbers: int, device: torch.device | None = None, only_torch: bool = False) -> Iterator[None]:
-    """Within it, the global generators of torch, NumPy and Python depend on the numbers alone; afterwards all are back.
+    """Within it, the global generators of torch, NumPy and Python are seeded by the numbers; afterwards they are restored.
 
-    For code of others that draws from them.
+    For library code that draws from them.
 
     Args:
-        numbers: as for `generator`.
-        device: a GPU whose generator is meant too.
-        only_torch: leave out NumPy's and Python's, which take five times as long as torch's, for code that does not
-            draw from them.
+        numbers: see `generator`.
+        device: a GPU whose generator is seeded too.
+        only_torch: leaves out NumPy's and Python's generators, which take five times as long as torch's.
     """
     own = generator(*numbers)
     gpus = []
@@ -35,7 +34,7 @@ def seeded(*numbers: int, device: torch.device | None = None, only_torch: bool =
         gpus = [torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)]
     others = nullcontext() if only_torch else _others_seeded(own.initial_seed())
     with others, torch.random.fork_rng(devices=gpus):
-        # Not torch.manual_seed, which remembers every call of a process that has not used its GPU yet.
+        # Not torch.manual_seed, which stores every call in a process that has not used its GPU yet.
         torch.set_rng_state(own.get_state())
         if gpus:
             torch.cuda.default_generators[gpus[0].index].manual_seed(own.initial_seed())

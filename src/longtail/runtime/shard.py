@@ -1,37 +1,50 @@
-"""Which images each of several processes has, when they train or test one model together."""
+"""How several processes divide the images of an epoch when they train or evaluate one model together."""
 
 from typing import NamedTuple
 
 
+class BatchSlice(NamedTuple):
+    """A batch in the order of an epoch, and this process's images in it."""
+
+    batch: slice
+    """The N images of the batch, in the order of the epoch"""
+
+    rows: slice
+    """The images of this process among these N"""
+
+    @property
+    def own(self) -> slice:
+        """The images of this process, in the order of the epoch."""
+        return slice(self.batch.start + self.rows.start, self.batch.start + self.rows.stop)
+
+
 class Shard(NamedTuple):
-    """The part of the work of process number ``rank`` (from 0) of ``size``."""
+    """The share of process number ``rank`` (from 0) of ``size``."""
 
     rank: int = 0
     size: int = 1
-    whole_batches: bool = False
-    """Batches in turn, whole, as for a test, which then does the very arithmetic of one process; otherwise a part of
-    every batch, as for training."""
+    full_batches: bool = False
+    """Processes take full batches in turn, as for evaluation: the arithmetic is then that of a single process. Otherwise
+    each process takes a part of every batch, as for training."""
 
-    def batches(self, num_images: int, batch_size: int, first: int = 0) -> list[slice]:
-        """Where this process's batches lie in the order of an epoch; from number ``first`` on, counting from 0."""
+    def batches(self, num_images: int, batch_size: int, first: int = 0) -> list[BatchSlice]:
+        """The batches of this process, from its batch number ``first`` (from 0) on."""
         starts = range(0, num_images, batch_size)
-        if self.whole_batches:
-            return [slice(start, min(start + batch_size, num_images)) for start in starts[self.rank :: self.size]][
-                first:
-            ]
-        return [self.part(start, min(start + batch_size, num_images)) for start in starts[first:]]
+        own = starts[self.rank :: self.size] if self.full_batches else starts
+        return [self._slice(start, min(start + batch_size, num_images)) for start in own[first:]]
 
-    def part(self, start: int, stop: int) -> slice:
-        """This process's part of a batch; parts differ by one image at most."""
-        images = stop - start
-        return slice(start + images * self.rank // self.size, start + images * (self.rank + 1) // self.size)
+    def _slice(self, start: int, stop: int) -> BatchSlice:
+        length = stop - start
+        rank, size = (0, 1) if self.full_batches else (self.rank, self.size)
+        # Shares differ by at most one image.
+        return BatchSlice(slice(start, stop), slice(length * rank // size, length * (rank + 1) // size))
 
 
-ALL = Shard()
-"""One process alone."""
+SINGLE_SHARD = Shard()
+"""A process that works alone"""
 
 
-def images_per_epoch(num_images: int, batch_size: int, least: int = 1) -> int:
-    """All images, but for a last batch with fewer than ``least``, unless it is the only one."""
+def images_per_epoch(num_images: int, batch_size: int, min_batch: int = 1) -> int:
+    """All images, less those of a last batch with fewer than ``min_batch``, unless it is the only batch."""
     rest = num_images % batch_size
-    return num_images - rest if rest < least and num_images > batch_size else num_images
+    return num_images - rest if rest < min_batch and num_images > batch_size else num_images

@@ -1,12 +1,15 @@
-"""Where a training is saved now and then, and goes on from."""
+"""Checkpoints: where a training is saved from time to time, and resumes exactly."""
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from longtail.config.recipes import same_fingerprint
+from longtail.runs.context import RunContext
 from longtail.runtime.distributed import SINGLE_PROCESS, Group
 from longtail.runtime.process import Signals, Stopped
 from longtail.training.state import TrainingState
@@ -17,20 +20,21 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpoint:
-    """Where a training is saved now and then, and from where it goes on exactly.
+    """The checkpoint file of a stage.
 
-    The last two are kept, and the one before stands in where the last is damaged.
+    The last two checkpoints are kept. If the last one is damaged, the one before it is used.
 
     Args:
-        path: of the last one.
-        settings: what a training must have in common with the one that was saved.
-        strict: other settings; otherwise what was saved with them is passed over.
-        every: seconds between two.
-        group: the processes that train together, of which the first writes.
-        signals: what may ask to stop.
+        path: of the last checkpoint.
+        settings: fingerprint of the settings and the training images, stored with the checkpoint.
+        matches: whether a stored fingerprint and this one are of the same training; by default, whether they are equal.
+        strict: a checkpoint of another training is an error; otherwise it is ignored.
+        every: seconds between two checkpoints.
+        group: the processes that train together; the first one writes.
+        signals: may ask to stop.
 
     Raises:
-        InputError: what was saved has other settings.
+        InputError: there is a checkpoint of another training, and ``strict`` is set.
     """
 
     def __init__(
@@ -38,34 +42,35 @@ class Checkpoint:
         path: Path,
         settings: str = "",
         *,
+        matches: Callable[[str, str], bool] = str.__eq__,
         strict: bool = True,
         every: float = 600.0,
         group: Group = SINGLE_PROCESS,
         signals: Signals | None = None,
     ):
-        self.path, self.settings, self.strict, self.every = path, settings, strict, every
+        self.path, self.settings, self.every = path, settings, every
         self.group, self.signals = group, signals or Signals()
         self._last = time.perf_counter()
         self._is_damaged = False
-        self._saved = self._read()
+        self._saved = self._read(matches, strict)
 
     @property
-    def before(self) -> Path:
-        """The one before the last."""
+    def previous(self) -> Path:
+        """The checkpoint before the last one."""
         return self.path.with_name(f"{self.path.stem}.before{self.path.suffix}")
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """Of the epochs that were complete when it was saved."""
+        """Metrics of the epochs that were complete when it was saved."""
         return list(self._saved[1]["position"]["records"]) if self._saved else []
 
     @property
-    def is_there(self) -> bool:
-        """Whether there is anything to go on from."""
+    def exists(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
         return self._saved is not None
 
     def restore(self, state: TrainingState) -> None:
-        """Brings a training to where it was saved, if it was.
+        """Restores a training from the checkpoint, if there is one.
 
         Raises:
             InputError: the file is of another training.
@@ -75,44 +80,44 @@ class Checkpoint:
                 state.restore(*self._saved)
             except InputError as error:
                 raise InputError(f"{self.path}: {error}") from error
-            self._saved = None  # it was large
+            self._saved = None  # frees its memory
         self.group.barrier()  # before the file may be replaced
 
     def after_step(self, state: TrainingState) -> None:
-        """Saves if it is time or somebody asked to stop, in any of the processes.
+        """Saves if it is time, or if a signal asked any of the processes to stop.
 
         Raises:
-            Stopped: somebody asked.
+            Stopped: a signal asked for it.
         """
         due = time.perf_counter() - self._last >= self.every
-        wish = self.group.all_reduce_max(2 if self.signals.asked_to_stop else int(due))
-        if wish:
+        action = self.group.all_reduce_max(2 if self.signals.asked_to_stop else int(due))
+        if action:
             self.save(state)
-        if wish == 2:
-            self.group.barrier()  # a process that ends early has the others ended too, in the middle of writing
+        if action == 2:
+            self.group.barrier()  # a process that ends early would end the others while they write
             raise Stopped
 
     def save(self, state: TrainingState) -> None:
         """Saves now; all processes take part.
 
         Raises:
-            InputError: the disk is full or the folder cannot be written to; the last one is as it was.
+            InputError: the disk is full or the folder is not writable; the last checkpoint is unchanged.
         """
-        tensors, values = state.captured()
+        tensors, values = state.capture()
         if self.group.is_main:
-            keep = None if self._is_damaged else self.before
+            keep = None if self._is_damaged else self.previous
             write_tensors(self.path, tensors, values | {"settings": self.settings}, keep=keep)
         self._is_damaged = False
         self._last = time.perf_counter()
 
     def remove(self) -> None:
-        """When training is complete."""
+        """Removes the files, after the stage is complete."""
         if self.group.is_main:
-            for path in (self.path, self.before):
+            for path in (self.path, self.previous):
                 path.unlink(missing_ok=True)
 
-    def _read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        for path in (self.path, self.before):
+    def _read(self, matches: Callable[[str, str], bool], strict: bool) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        for path in (self.path, self.previous):
             if not path.is_file():
                 continue
             try:
@@ -120,14 +125,33 @@ class Checkpoint:
                 saved, _ = values["settings"], values["position"]["records"]
             except (InputError, KeyError, TypeError) as error:
                 self._is_damaged |= path == self.path
-                logger.warning("%s; not used", error if isinstance(error, InputError) else f"{path}: no checkpoint")
+                reason = str(error) if isinstance(error, InputError) else f"{path}: not a checkpoint"
+                logger.warning("%s; ignored", reason)
                 continue
-            if saved != self.settings and not self.strict:
-                continue
-            if saved != self.settings:
+            if saved == self.settings or matches(saved, self.settings):
+                return tensors, values
+            if strict:
                 raise InputError(
-                    f"{path}: was saved with other settings or other training images, and cannot go on with these; "
-                    f"take back what was changed, or remove {self.path.name} and {self.before.name} to begin anew"
+                    f"{path}: was saved with other settings or other training images; restore these, or remove "
+                    f"{self.path.name} and {self.previous.name} to start again"
                 )
-            return tensors, values
         return None
+
+
+def stage_checkpoint(context: RunContext, stage: str, strict: bool = True) -> Checkpoint:
+    """Returns the checkpoint of a stage of a run: experts, classifier or router."""
+    return Checkpoint(
+        context.run.checkpoint_path(stage),
+        context.fingerprint,
+        matches=_is_same_training,
+        strict=strict,
+        every=60 * context.config.training.checkpoint_every,
+        group=context.runtime.group,
+        signals=context.signals,
+    )
+
+
+def _is_same_training(saved: str, current: str) -> bool:
+    """Whether two fingerprints are of the same settings and images; the saved one may be of an earlier version."""
+    (settings, _, images), (current_settings, _, current_images) = saved.rpartition("\n"), current.rpartition("\n")
+    return images == current_images and same_fingerprint(settings, current_settings)

@@ -1,68 +1,74 @@
-"""Stage 1: the experts."""
+"""Stage 1: training of the experts."""
 
+import logging
 from dataclasses import replace
-from typing import Any
 
-from longtail.data import build as data_build
-from longtail.data.loaders import Loader
+from timm.layers import convert_sync_batchnorm
+
 from longtail.evaluation.outputs import collect_outputs, evaluate_outputs
-from longtail.models import build as model_build
+from longtail.data.loaders import Loader
+from longtail.losses import DistilledLoss
+from longtail.losses.build import build_criterion
 from longtail.models.activation_checkpointing import checkpoint_activations
+from longtail.models.compiled import compiled
 from longtail.models.multi_expert import MultiExpert, create_model
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
-from longtail.training import optim
-from longtail.training.loop import fit
+from longtail.training.checkpoint import stage_checkpoint
+from longtail.training.loop import LoopOptions, fit
+from longtail.training.optim import learning_rate, optimizer
 from longtail.training.progress import TrainingProgress
+from longtail.training.tasks import DistillExperts, TrainExperts, teacher_function
+from longtail.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
-class Experts:
-    """Stage 1. Making it finds what is wrong with the settings; `train` takes the time.
+class ExpertStage:
+    """Stage 1. The constructor finds errors in the settings; `train` takes the time.
 
     Raises:
-        InputError: the settings do not fit together.
+        InputError: the settings do not fit together, or not the machine.
     """
 
     def __init__(self, context: RunContext):
-        config = context.config
-        self.context = context
+        self.context, config = context, context.config
+        self.metadata = context.new_metadata()
         with context.seeded_init():
             model = create_model(
-                **model_build.architecture(config, context.dataset), pretrained=config.model.pretrained
+                **self.metadata.architecture,
+                pretrained=config.model.pretrained,
+                average=config.evaluation.average,
             )
-        self.model = context.on_device(model)
+        self.model = context.to_device(model)
         if config.training.checkpoint_activations:
             checkpoint_activations(model)
-        self.loader = data_build.train_loader(config, context.dataset, context.runtime)
-        self.checkpoint = context.checkpoint("experts")
+        self.loader = context.train_loader()
+        self.checkpoint = stage_checkpoint(context, "experts")
 
     def train(self, val_loader: Loader | None, teacher: MultiExpert | None) -> ModelMetadata:
-        """Trains trunk, branches and heads; after each epoch the run holds its weights. Returns their description."""
-        context, training, runtime = self.context, self.context.config.training, self.context.runtime
-        run, counts = context.run, context.dataset.class_counts
-        metadata, records = context.metadata(), self.checkpoint.records
-        if self.checkpoint.is_there:
-            context.say(
-                f"Going on in epoch {len(records) + 1} of {training.epochs}, where {self.checkpoint.path} was saved"
-            )
-        model = model_build.for_training(context.config, self.model, runtime)
-        task = model_build.experts_task(context.config, counts, model, teacher).to(runtime.device)
-        optimizer, rate = optim.optimizer(context.config, task), optim.learning_rate(context.config)
-        progress = TrainingProgress(
-            context.console, training.epochs, len(self.loader), self.loader.num_images, done=len(records)
+        """Trains trunk, branches and heads; after each epoch the run holds their weights. Returns the metadata."""
+        context, config = self.context, self.context.config
+        run, training, runtime = context.run, config.training, context.runtime
+        metadata, records = self.metadata, self.checkpoint.records
+        if self.checkpoint.exists:
+            epoch = len(records) + 1
+            logger.info("Resuming epoch %d of %d from %s", epoch, training.epochs, self.checkpoint.path)
+        task = self._task(teacher).to(runtime.device)
+        progress = TrainingProgress(training.epochs, self.loader, done=len(records))
+        options = LoopOptions(
+            training.accumulation, training.clip_gradient, config.seed, runtime, self.checkpoint, progress.step
         )
-        options: Any = {"accumulation": training.accumulation, "clip_gradient": training.clip_gradient}
-        options |= {"seed": context.config.seed, "runtime": runtime, "checkpoint": self.checkpoint}
+        epochs = fit(task, self.loader, optimizer(training, task), learning_rate(training), training.epochs, options)
         try:
             with progress, context.signals.postponed():
-                for record in fit(task, self.loader, optimizer, rate, training.epochs, progress.step, **options):
+                for record in epochs:
                     if training.validate_every and record["epoch"] % training.validate_every == 0:
                         assert val_loader is not None
                         runtime.group.broadcast(self.model.buffers())
-                        seen = evaluate_outputs(
-                            collect_outputs(self.model, val_loader, runtime.group), counts, context.config
-                        )
-                        record |= {"val_accuracy": seen.accuracy, "val_balanced": seen.balanced}
+                        outputs = collect_outputs(self.model, val_loader, runtime.group)
+                        result = evaluate_outputs(outputs, context.dataset.class_counts, config.evaluation)
+                        record |= {"val_accuracy": result.accuracy, "val_balanced": result.balanced}
                     metadata = replace(metadata, epoch=record["epoch"])
                     records.append(record)
                     run.save_model(self.model, metadata)
@@ -75,3 +81,24 @@ class Experts:
         runtime.group.broadcast(self.model.buffers())
         self.checkpoint.remove()
         return metadata
+
+    def _task(self, teacher: MultiExpert | None) -> TrainExperts:
+        config, dataset = self.context.config, self.context.dataset
+        model = self._prepared_model()
+        criterion = build_criterion(config.loss, dataset.class_counts, config.training.epochs, config.model.scale)
+        if teacher is None:
+            return TrainExperts(model, criterion)
+        how = config.distillation
+        distilled = DistilledLoss(
+            criterion, temperature=how.temperature, factor=how.factor, published=how.published
+        )
+        return DistillExperts(model, distilled, teacher_function(teacher))
+
+    def _prepared_model(self) -> MultiExpert:
+        """The same weights, compiled and with synchronised batch norms if the settings ask for it."""
+        training, runtime = self.context.config.training, self.context.runtime
+        if training.sync_batch_norm and runtime.group.size > 1:
+            if runtime.device.type != "cuda":
+                raise InputError("training.sync_batch_norm is true, which needs GPUs; on the CPU it must be false")
+            convert_sync_batchnorm(self.model)  # in place, as the model itself is not a batch norm
+        return compiled(self.model) if training.compile else self.model

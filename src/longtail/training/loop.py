@@ -1,9 +1,10 @@
-"""The training loop: the only one, whatever the task."""
+"""The training loop, for every task."""
 
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,51 +19,69 @@ from longtail.training.tasks import Step
 from longtail.utils.errors import InputError
 
 CHECK_EVERY = 50
-"""Steps between two looks at the loss: each one waits for the device."""
+"""Steps between two reads of the loss: each read waits for the device."""
+
+Schedule = Callable[[float], float]
+"""Epochs from 0, with a fraction, to the learning rate"""
 
 
 class DivergedError(InputError):
     """The loss became NaN or infinite."""
 
 
+def ignore_step(done: int, learning_rate: float, loss: float | None) -> None:
+    """Reports nothing."""
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How the loop trains, whatever the task is."""
+
+    accumulation: int = 1
+    """Parts into which each process divides its share of a batch, one after the other, to save memory"""
+
+    clip_gradient: float | None = None
+    """Largest norm of the gradient of all parameters together; None: not clipped"""
+
+    seed: int = 0
+    """Of the random numbers that the network draws (dropout, stochastic depth), step by step"""
+
+    runtime: Runtime = field(default_factory=Runtime)
+    """Device, precision, and the processes that train together"""
+
+    checkpoint: Checkpoint | None = None
+    """Restores the training and saves it from time to time"""
+
+    on_step: Callable[[int, float, float | None], None] = ignore_step
+    """Called after each step with the steps done in this epoch, the learning rate and, if it was read, the mean loss"""
+
+
 def fit(
     task: nn.Module,
     loader: Loader,
     optimizer: torch.optim.Optimizer,
-    learning_rate: Callable[[float], float],
+    learning_rate: Schedule,
     epochs: int,
-    on_step: Callable[[int, float, float | None], None] = lambda done, rate, loss: None,
-    *,
-    accumulation: int = 1,
-    clip_gradient: float | None = None,
-    seed: int = 0,
-    runtime: Runtime | None = None,
-    checkpoint: Checkpoint | None = None,
+    options: LoopOptions | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Trains epoch by epoch; after each, yields its record and goes on when asked for the next.
+    """Generator: trains one epoch per ``next()`` and yields its metrics.
 
-    The caller saves, validates and adds to the record as it likes in between.
+    Between two epochs the caller may save, validate, and add to the metrics.
 
     Args:
-        task: (images, labels, epoch, and what else the loader yields) -> `longtail.training.tasks.Step`. Where a batch is
-            divided it also gets the labels of all of it, as ``batch_labels``.
-        loader: the training images, or what stands for them.
-        optimizer: over the parameters to train; the rate of a group is multiplied by its ``lr_scale``, if any.
-        learning_rate: rate at a point of training, in epochs from 0 with a fraction.
-        epochs: how many.
-        on_step: called after each step with the number of steps done in this epoch, the learning rate and, now and
-            then, the mean loss of the epoch so far.
-        accumulation: parts that each process computes its share of a batch in, one after the other.
-        clip_gradient: largest norm of the gradient of all parameters together.
-        seed: of what the network itself draws (dropout, stochastic depth), a step at a time.
-        runtime: device, precision, and the processes that train together.
-        checkpoint: where training goes on from, and what saves it now and then.
+        task: (`Batch`, epoch) -> `longtail.training.tasks.Step`.
+        loader: the training images, or cached outputs for them.
+        optimizer: of the parameters to train; the rate of a group is multiplied by its ``lr_scale``, if any.
+        learning_rate: the rate at a point of training.
+        epochs: number of epochs.
+        options: accumulation, clipping, device and so on.
 
     Raises:
         DivergedError: the loss is NaN or infinite; found within `CHECK_EVERY` steps.
-        Stopped: somebody asked for it; the checkpoint is saved.
+        Stopped: a signal asked for it; the checkpoint is saved.
     """
-    runtime = runtime or Runtime()
+    options = options or LoopOptions()
+    runtime, checkpoint = options.runtime, options.checkpoint
     steps, group, device = len(loader), runtime.group, runtime.device
     parallel, scaler = group.parallel(task, device), runtime.scaler()
     zero = torch.zeros((), dtype=torch.int64, device=device)
@@ -70,39 +89,34 @@ def fit(
     if checkpoint is not None:
         checkpoint.restore(state)
     now = state.position
-    divided = accumulation > 1 or group.size > 1
     for epoch in range(now.epoch, epochs + 1):
         start = time.perf_counter() - now.seconds
         task.train()
-        every_label = loader.labels(epoch).to(device) if divided else None
         if now.step:
-            rate = learning_rate(epoch - 1 + (now.step - 1) / steps)  # of the record, where no step is left
+            rate = learning_rate(epoch - 1 + (now.step - 1) / steps)  # for the metrics, if no step is left
         for step, batch in enumerate(loader.epoch(epoch, now.step), start=now.step):
             rate = learning_rate(epoch - 1 + step / steps)
             for parameters in optimizer.param_groups:
                 parameters["lr"] = rate * parameters.get("lr_scale", 1.0)
             optimizer.zero_grad(set_to_none=True)
-            whole = None
-            if every_label is not None:
-                whole = every_label[step * loader.batch_size : (step + 1) * loader.batch_size]
-            with seeded(seed, epoch, step, 2 + 2 * group.rank, device=device):
-                loss, right = _backward(parallel, batch, epoch, accumulation, whole, runtime, scaler)
-            if clip_gradient is not None:
+            with seeded(options.seed, epoch, step, 2 + 2 * group.rank, device=device):
+                loss, correct = _backward(parallel, batch, epoch, options.accumulation, runtime, scaler)
+            if options.clip_gradient is not None:
                 scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(task.parameters(), clip_gradient)
+                nn.utils.clip_grad_norm_(task.parameters(), options.clip_gradient)
             scaler.step(optimizer)
             scaler.update()
             # Losses stay on the device; they are read every CHECK_EVERY steps and at the end of the epoch.
             state.losses[step] = loss
-            state.correct += right
+            state.correct += correct
             done = now.step = step + 1
             check = done % CHECK_EVERY == 0 or done == steps
             mean = _mean_loss(group.sum(state.losses[:done].clone()), epoch, steps, learning_rate) if check else None
-            now.seconds = time.perf_counter() - start  # now a GPU, too, has done what it was given
-            on_step(done, rate, mean)
+            now.seconds = time.perf_counter() - start  # after the read, a GPU has finished its work, too
+            options.on_step(done, rate, mean)
             if checkpoint is not None:
                 checkpoint.after_step(state)
-        record = {
+        metrics = {
             "epoch": epoch,
             "loss": group.sum(state.losses.clone()).mean().item(),
             "accuracy": float(group.sum(state.correct.clone())) / loader.num_images,
@@ -110,46 +124,45 @@ def fit(
             "seconds": now.seconds,
             "images_per_second": loader.num_images / now.seconds,
         }
-        yield record
-        # Only now: whoever goes on from what was saved in between gets the end of this epoch again.
-        now.records.append(record)
+        yield metrics
+        # Only now: a training that resumes from an earlier checkpoint repeats the end of this epoch.
+        now.records.append(metrics)
         now.epoch, now.step, now.seconds = epoch + 1, 0, 0.0
         state.losses.zero_()
         state.correct.zero_()
-    optimizer.zero_grad(set_to_none=True)  # what follows may need the memory
+    optimizer.zero_grad(set_to_none=True)  # later stages may need the memory
 
 
-def _backward(
-    task: nn.Module, batch: Batch, epoch: int, parts: int, whole: Tensor | None, runtime: Runtime, scaler: Any
-) -> Step:
-    """Gradients of a process's share of a batch, in parts of about equal size; its share of the loss; right answers.
+def _backward(task: nn.Module, batch: Batch, epoch: int, parts: int, runtime: Runtime, scaler: Any) -> Step:
+    """Computes the gradients of a process's share of a batch, in parts of about equal size.
 
-    The gradients, averaged over the processes, are those of the whole batch, whose labels are ``whole``.
+    Averaged over the processes, the gradients are those of the full batch.
+
+    Returns:
+        This process's share of the loss, and the images that it classified correctly.
     """
-    size = len(batch[1]) if whole is None else len(whole)
-    # Of two images at least, which batch norm needs; in every process as many.
+    size = len(batch.labels)
+    # At least two images for batch norm, and the same number of parts in every process.
     parts = max(1, min(parts, size // runtime.group.size // 2))
-    known = {} if whole is None else {"batch_labels": whole}
     steps = []
-    divided = list(zip(*(tensor.tensor_split(parts) for tensor in batch), strict=True))
-    for number, (inputs, labels, *others) in enumerate(divided, start=1):
-        with nullcontext() if number == len(divided) else runtime.group.no_sync(task):
+    for number, part in enumerate(batch.divide(parts), start=1):
+        with nullcontext() if number == parts else runtime.group.no_sync(task):
             with runtime.autocast():
-                loss, correct = task(inputs, labels, epoch, *others, **known)
-            loss = loss * (len(labels) / size)
+                loss, correct = task(part, epoch)
+            loss = loss * (len(part.own_labels) / size)
             scaler.scale(loss * runtime.group.size).backward()
         steps.append((loss.detach(), correct))
     losses, corrects = zip(*steps, strict=True)
     return Step(torch.stack(losses).sum(), torch.stack(corrects).sum())
 
 
-def _mean_loss(losses: Tensor, epoch: int, steps: int, learning_rate: Callable[[float], float]) -> float:
+def _mean_loss(losses: Tensor, epoch: int, steps: int, learning_rate: Schedule) -> float:
     mean = losses.mean().item()
     if not math.isfinite(mean):
         step = int((~losses.isfinite()).nonzero()[0])
         rate = learning_rate(epoch - 1 + step / steps)
         raise DivergedError(
             f"the loss is {losses[step].item()} at epoch {epoch}, step {step + 1} of {steps}, learning rate {rate:g}; "
-            "a lower learning rate, or a longer warm-up, helps"
+            "use a lower learning rate or a longer warm-up"
         )
     return mean

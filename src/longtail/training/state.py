@@ -1,4 +1,4 @@
-"""Everything a training needs to go on as if nothing had happened, between two of its steps."""
+"""The state of a training between two of its steps: everything needed to resume it exactly."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ from longtail.utils.errors import InputError
 
 @dataclass
 class Position:
-    """How far training has come: all that weights, optimiser and the recipe do not say.
+    """How far training is: everything that weights, optimiser and settings do not hold.
 
     Order, augmentation, mixing and dropout follow from the seed, the epoch and the step.
     """
@@ -24,18 +24,15 @@ class Position:
     """Steps done in this epoch"""
 
     seconds: float = 0.0
-    """Spent on them"""
+    """Time spent on them"""
 
     records: list[dict[str, Any]] = field(default_factory=list)
-    """Of the epochs before"""
+    """Metrics of the epochs before"""
 
 
 @dataclass
 class TrainingState:
-    """What `longtail.training.loop.fit` changes while it runs.
-
-    Its form as tensors and plain values is what a checkpoint holds.
-    """
+    """Everything that `longtail.training.loop.fit` changes. A checkpoint holds it as tensors and plain values."""
 
     task: nn.Module
     optimizer: torch.optim.Optimizer
@@ -47,36 +44,36 @@ class TrainingState:
     """(steps,), this process's share of the loss of each step of the epoch"""
 
     correct: Tensor
-    """scalar, images of the epoch that this process got right"""
+    """scalar, images of the epoch that this process classified correctly"""
 
     group: Group = SINGLE_PROCESS
 
-    def captured(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors by name, and what JSON can hold. All processes take part; the first one's are for all."""
+    def capture(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Returns tensors by name, and JSON values. All processes take part; the first one's result is for all."""
         tensors = {f"task.{name}": tensor for name, tensor in self.task.state_dict().items()}
         for number, values in self.optimizer.state_dict()["state"].items():
             for name, value in values.items():
-                if isinstance(value, Tensor):  # sgd without momentum keeps a None
+                if isinstance(value, Tensor):  # SGD without momentum keeps a None
                     tensors[f"optimizer.{number}.{name}"] = value
         tensors["losses"] = self.group.sum(self.losses.clone())
         tensors["correct"] = self.group.sum(self.correct.clone())
         return tensors, {"position": vars(self.position), "scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Takes over what `captured` gave.
+        """Loads what `capture` returned.
 
         Raises:
-            InputError: it is of another training.
+            InputError: it belongs to another training.
         """
         losses = tensors.get("losses")
         if losses is not None and losses.shape != self.losses.shape:
             raise InputError(
-                f"an epoch had {losses.numel()} steps and now has {len(self.losses)}: it was saved by another number "
-                "of processes, which leave out other images of a short last batch; go on with as many as before"
+                f"an epoch had {losses.numel()} steps and now has {len(self.losses)}: the checkpoint was saved by another "
+                "number of processes, for which a short last batch is left out at another size; use as many as before"
             )
         try:
-            own = {name.removeprefix("task."): value for name, value in tensors.items() if name.startswith("task.")}
-            self.task.load_state_dict(own, strict=True)
+            task = {name.removeprefix("task."): value for name, value in tensors.items() if name.startswith("task.")}
+            self.task.load_state_dict(task, strict=True)
             self._restore_optimizer(tensors)
             if values["scaler"]:
                 self.scaler.load_state_dict(values["scaler"])
@@ -84,8 +81,8 @@ class TrainingState:
             self.losses.copy_(tensors["losses"])
             self.correct.copy_(tensors["correct"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"it is of another training ({' '.join(str(error).split())})") from error
-        if not self.group.is_main:  # what all have done so far is the first one's from now on
+            raise InputError(f"the checkpoint is of another training ({' '.join(str(error).split())})") from error
+        if not self.group.is_main:  # the first process holds the sums over all processes
             self.losses.zero_()
             self.correct.zero_()
 
@@ -96,7 +93,7 @@ class TrainingState:
             if key.startswith("optimizer."):
                 _, number, name = key.split(".", 2)
                 parameter = parameters[int(number)]
-                if value.shape == parameter.shape:  # in its layout of memory too, or steps would be slower
+                if value.shape == parameter.shape:  # in the parameter's memory layout, or steps would be slower
                     value = torch.empty_like(parameter, requires_grad=False).copy_(value)
                 state.setdefault(int(number), {})[name] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})

@@ -1,25 +1,25 @@
-"""Teachers: finding what the settings name, and refusing what cannot teach."""
+"""Teachers: find the one that the settings name, and check that it can teach the student."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from longtail.config.recipes import list_recipes, load_recipe
 from longtail.config.schema import Config
-from longtail.data import build as data_build
+from longtail.data.build import preprocessing
 from longtail.interop.original.architecture import load_original
 from longtail.interop.original.checkpoint import read_original
-from longtail.interop.original.names import listed
 from longtail.models.multi_expert import MultiExpert
 from longtail.runs.context import RunContext
-from longtail.runs.model_file import ModelMetadata, load_model_file, model_file
+from longtail.runs.model_file import ModelMetadata, load_model_file, model_path
 from longtail.runs.run import Run
 from longtail.utils.errors import InputError
+from longtail.utils.format import shortened_list
 
-OFFICIAL_SUFFIXES = (".pth", ".pt", ".tar")
+ORIGINAL_SUFFIXES = (".pth", ".pt", ".tar")
 
 
 def find_teacher(config: Config) -> Config | Path | None:
-    """What the settings name as teacher: a recipe to train first, a file to load, or nothing.
+    """Returns the teacher that the settings name: a recipe to train first, a file to load, or None.
 
     Raises:
         InputError: there is no such run, file or recipe.
@@ -34,71 +34,70 @@ def find_teacher(config: Config) -> Config | Path | None:
         if path.is_file():
             return path
         if path.suffix or len(path.parts) > 1:
-            raise InputError(f"teacher is '{name}', which is not there; it must be a run, a model file, or a recipe")
+            raise InputError(f"teacher is '{name}', which does not exist; it must be a run, a model file, or a recipe")
     _check_chain(name)
-    # On the same images as the student, or it would know what the student is tested on.
+    # On the student's images, or the teacher would have seen images that the student is tested on.
     return replace(load_recipe(name), data=config.data, seed=config.seed, device=config.device)
 
 
 def _check_chain(name: str) -> None:
-    """Teachers may have teachers, but none may be its own, by whatever way."""
+    """A teacher may have a teacher, but the chain must end."""
     seen: set[Path] = set()
     teacher: str | None = name
     while teacher is not None and (teacher in list_recipes() or Path(teacher).is_file()):
         path = Path(teacher).resolve()
         if path in seen:
-            raise InputError(f"teacher '{teacher}' is in the end its own teacher")
+            raise InputError(f"teacher '{teacher}': circular teacher reference")
         seen.add(path)
         teacher = load_recipe(teacher).teacher if path.suffix in ("", ".yaml", ".yml") else None
 
 
-def check_planned(teacher: Config, context: RunContext) -> None:
-    """Refuses a recipe as teacher whose images would be prepared otherwise, before it is trained.
+def check_recipe(teacher: Config, context: RunContext) -> None:
+    """Checks, before a teacher is trained, that its images are prepared as the student's.
 
     Raises:
-        InputError: they would.
+        InputError: they are not.
     """
-    theirs = data_build.preprocessing(teacher, context.dataset)._asdict()
-    if problem := _other_images(replace(context.metadata(), **theirs), context.metadata()):
+    student = context.new_metadata()
+    form = preprocessing(teacher.data, teacher.model.backbone, context.dataset)
+    if problem := _image_difference(replace(student, **form._asdict()), student):
         raise InputError(f"teacher '{context.config.teacher}': {problem}")
 
 
 def load_teacher(path: Path, context: RunContext) -> MultiExpert:
-    """A trained teacher on the device.
+    """Loads a trained teacher to the device.
 
     Raises:
-        InputError: the file is no model, or its classes or its images are not the student's.
+        InputError: the file holds no model, or its classes or its images differ from the student's.
     """
-    if path.suffix in OFFICIAL_SUFFIXES:
+    student = context.new_metadata()
+    if path.suffix in ORIGINAL_SUFFIXES:
         try:
-            model, metadata = load_original(read_original(path).state_dict).model, None
+            model, problem = load_original(read_original(path).state_dict).model, ""
         except InputError as error:
             raise InputError(f"teacher {path}: {error}") from error
     else:
-        model, metadata = load_model_file(model_file(path))
-    student = context.metadata()
-    problem = "" if metadata is None else _other_images(metadata, student) or _other_classes(metadata, student)
+        model, metadata = load_model_file(model_path(path))
+        problem = _image_difference(metadata, student) or _class_difference(metadata, student)
     if model.num_classes != len(student.class_names):
-        problem = f"it has {model.num_classes} classes, and the student {len(student.class_names)}"
+        problem = f"it has {model.num_classes} classes, and the student has {len(student.class_names)}"
     if problem:
         raise InputError(f"teacher {path}: {problem}")
-    return context.on_device(model)
+    return context.to_device(model)
 
 
-def _other_images(teacher: ModelMetadata, student: ModelMetadata) -> str:
+def _image_difference(teacher: ModelMetadata, student: ModelMetadata) -> str:
     for name in ("image_size", "mean", "std"):
-        theirs, own = getattr(teacher, name), getattr(student, name)
-        if theirs != own:
-            return f"its images have {name} {theirs}, and the student's {own}"
+        values = getattr(teacher, name), getattr(student, name)
+        if values[0] != values[1]:
+            return f"its images have {name} {values[0]}, and the student's {values[1]}"
     return ""
 
 
-def _other_classes(teacher: ModelMetadata, student: ModelMetadata) -> str:
-    if not teacher.class_counts:  # converted: it does not know their names
+def _class_difference(teacher: ModelMetadata, student: ModelMetadata) -> str:
+    if not teacher.class_counts or teacher.class_names == student.class_names:  # no counts: converted, names unknown
         return ""
-    theirs, own = set(teacher.class_names), set(student.class_names)
-    if theirs == own:
-        return "" if teacher.class_names == student.class_names else "its classes are in another order"
-    alone = [(f"only the teacher has {listed(sorted(theirs - own))}", theirs - own)]
-    alone += [(f"only the student has {listed(sorted(own - theirs))}", own - theirs)]
-    return "its classes are not the student's: " + "; ".join(text for text, names in alone if names)
+    names, student_names = set(teacher.class_names), set(student.class_names)
+    only = {"teacher": sorted(names - student_names), "student": sorted(student_names - names)}
+    listed = [f"only the {owner} has {shortened_list(missing)}" for owner, missing in only.items() if missing]
+    return f"its classes are not the student's: {'; '.join(listed)}" if listed else "its classes are in another order"

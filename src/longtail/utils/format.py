@@ -1,7 +1,7 @@
 """Numbers, texts and tables as people read them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 def percent(fraction: float | None) -> str:
@@ -9,9 +9,15 @@ def percent(fraction: float | None) -> str:
     return "n/a" if fraction is None else f"{100 * fraction:.1f}"
 
 
-def pluralize(number: int, one: str, several: str) -> str:
-    """A number with its noun."""
-    return f"{number:,} {one if number == 1 else several}"
+def pluralize(number: int, singular: str, plural: str = "") -> str:
+    """Returns a number with its noun; the plural ends with s by default."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
+def shortened_list(names: Collection[str], limit: int = 20) -> str:
+    """Returns names separated by commas; of very many, the first."""
+    more = len(names) - limit
+    return ", ".join(list(names)[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 def short(number: float) -> str:
