@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision import transforms
 
 from longtail.data.loaders import MemoryLoader, Normalise
-from longtail.data.splits import Split
+from longtail.data.splits import ImageSplit
 
 NUM_IMAGES, BATCH_SIZE, EPOCHS = 10_847, 128, 3
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -53,7 +53,7 @@ def main() -> None:
     labels = rng.integers(0, 100, NUM_IMAGES)
     usual = DataLoader(Pictures(pixels, labels), BATCH_SIZE, shuffle=True, num_workers=2, persistent_workers=True)
     ours = MemoryLoader(
-        Split(labels, pixels),
+        ImageSplit(labels, pixels),
         BATCH_SIZE,
         device=torch.device("cpu"),
         normalise=Normalise(MEAN, STD, torch.device("cpu")),

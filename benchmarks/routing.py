@@ -20,7 +20,7 @@ from result import report
 from longtail.config.recipes import resolve
 from longtail.config.schema import Config
 from longtail.data import build as data_build
-from longtail.data.splits import Dataset
+from longtail.data.splits import DataSplits
 from longtail.evaluation.flops import cost
 from longtail.evaluation.throughput import images_per_second
 from longtail.models.multi_expert import MultiExpert
@@ -75,7 +75,7 @@ def table(run: Run, settings: list[str]) -> Iterator[str]:
     yield ""
 
 
-def caching(config: Config, model: MultiExpert, dataset: Dataset, device: torch.device) -> Iterator[str]:
+def caching(config: Config, model: MultiExpert, dataset: DataSplits, device: torch.device) -> Iterator[str]:
     for gib in (config.router.cache_gib, 0.0):
         settings = replace(config.router, cache_gib=gib)
         source = data_build.shuffled_loader(config, dataset, Runtime(device))

@@ -24,7 +24,7 @@ from result import report
 from torch import Tensor
 
 from longtail.data.loaders import MemoryLoader, Normalise
-from longtail.data.splits import Split
+from longtail.data.splits import ImageSplit
 from longtail.evaluation.flops import FLOPS_PER_MAC, cost
 from longtail.models.fuse import fuse_batch_norms
 from longtail.models.multi_expert import MultiExpert, create_model
@@ -55,7 +55,7 @@ def limits(model: MultiExpert, loader: MemoryLoader) -> list[float]:
 def table(given: argparse.Namespace) -> Iterator[str]:
     device = torch.device(given.device)
     pixels, labels = (part[: given.images] for part in pictures())
-    ours = MemoryLoader(Split(labels, pixels), BATCH_SIZE, device=device, normalise=Normalise(MEAN, STD, device))
+    ours = MemoryLoader(ImageSplit(labels, pixels), BATCH_SIZE, device=device, normalise=Normalise(MEAN, STD, device))
     theirs = plain_loader(pixels, labels, BATCH_SIZE, False, device)
     model = network(ours, device)
     faster, before = fuse_batch_norms(model, 32), plain(copy.deepcopy(model))

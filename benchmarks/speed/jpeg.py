@@ -40,7 +40,7 @@ from longtail.data.image_io import decode
 from longtail.data.image_loader import FileLoader
 from longtail.data.loaders import Normalise
 from longtail.data.partial_decode import Box, decode_part, reduction
-from longtail.data.splits import Split, as_paths
+from longtail.data.splits import ImageSplit, as_paths
 from longtail.data.transforms import train_transform
 from longtail.runtime.seed import seeded
 
@@ -78,7 +78,7 @@ def mosaic(photos: list[Image.Image], size: tuple[int, int], rng: np.random.Gene
     return picture
 
 
-def write_set(folder: Path, most: int, num: int) -> Split:
+def write_set(folder: Path, most: int, num: int) -> ImageSplit:
     rng, photos, paths = np.random.default_rng(0), photographs(), []
     folder.mkdir()
     for number in range(num):
@@ -88,7 +88,7 @@ def write_set(folder: Path, most: int, num: int) -> Split:
         paths.append(folder / f"{number}.jpg")
         # Every other one with colours at half the size, as cameras save them.
         picture.save(paths[-1], quality=95, subsampling=(0, 2)[number % 2])
-    return Split(np.zeros(num, dtype=np.int64), paths=as_paths(paths))
+    return ImageSplit(np.zeros(num, dtype=np.int64), paths=as_paths(paths))
 
 
 # ---- whole pipelines ----
@@ -97,7 +97,7 @@ def write_set(folder: Path, most: int, num: int) -> Split:
 class Usual(Dataset):
     """What torchvision's ImageFolder does."""
 
-    def __init__(self, split: Split):
+    def __init__(self, split: ImageSplit):
         self.paths = split.paths
         self.transform = transforms.Compose([
             transforms.RandomResizedCrop(SIZE, scale=SCALE),
@@ -123,7 +123,7 @@ def full(jitter: tuple[float, ...], interpolation: str = "bilinear") -> Callable
     return train_transform(SIZE, "resized", 0, SCALE, True, 0.0, jitter, None, interpolation)
 
 
-def loader(split: Split, transform) -> FileLoader:
+def loader(split: ImageSplit, transform) -> FileLoader:
     return FileLoader(split, transform, BATCH_SIZE, device=CPU, normalise=Normalise(MEAN, STD, CPU), shuffle=True)
 
 
@@ -137,7 +137,7 @@ def in_workers(loader: FileLoader) -> Callable[[int], Iterator]:
     return epoch
 
 
-def pipelines(split: Split) -> dict[str, Callable[[int], Iterator]]:
+def pipelines(split: ImageSplit) -> dict[str, Callable[[int], Iterator]]:
     usual = DataLoader(Usual(split), BATCH_SIZE, shuffle=True)
     return {
         "torchvision, PIL": lambda epoch: iter(usual),
@@ -148,7 +148,7 @@ def pipelines(split: Split) -> dict[str, Callable[[int], Iterator]]:
     }
 
 
-def speeds(split: Split, rounds: int) -> Iterator[str]:
+def speeds(split: ImageSplit, rounds: int) -> Iterator[str]:
     variants = pipelines(split)
     taken: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):  # the first one warms up
@@ -167,7 +167,7 @@ def speeds(split: Split, rounds: int) -> Iterator[str]:
 # ---- stages ----
 
 
-def stages(split: Split, rounds: int) -> Iterator[str]:
+def stages(split: ImageSplit, rounds: int) -> Iterator[str]:
     crop, jitter = v2.RandomResizedCrop(SIZE, scale=SCALE), v2.ColorJitter(*JITTER)
     to_network = Normalise(MEAN, STD, CPU)
     usual = {
@@ -209,7 +209,7 @@ def stages(split: Split, rounds: int) -> Iterator[str]:
 # ---- differences ----
 
 
-def differences(split: Split, rounds: int) -> Iterator[str]:
+def differences(split: ImageSplit, rounds: int) -> Iterator[str]:
     """Between pictures of the same random numbers, 0 to 255."""
     groups: dict[str, list[tuple[float, float]]] = {}
     shares: Counter[int] = Counter()

@@ -115,7 +115,7 @@ def longtail_way(
     from baseline import AUGMENTATION, MEAN, STD
 
     from longtail.data.loaders import MemoryLoader, Normalise
-    from longtail.data.splits import Split
+    from longtail.data.splits import ImageSplit
     from longtail.models.compiled import compiled
     from longtail.runtime.device import Runtime
     from longtail.training.loop import fit, optim
@@ -124,7 +124,7 @@ def longtail_way(
     model, criterion, config = parts(device)
     model = model.to(memory_format=torch.channels_last)
     task = TrainExperts(compiled(model) if variant.compile else model, criterion)
-    split, normalise = Split(labels, pixels), Normalise(MEAN, STD, device)
+    split, normalise = ImageSplit(labels, pixels), Normalise(MEAN, STD, device)
     loader = MemoryLoader(split, BATCH_SIZE, device=device, normalise=normalise, shuffle=True, **AUGMENTATION)
     total = 0
 

@@ -13,7 +13,7 @@ from longtail.data.image_io import whole
 from longtail.data.image_loader import FileLoader
 from longtail.data.loaders import Normalise
 from longtail.data.sources.files import find_images_below, log_skipped_files
-from longtail.data.splits import Split, as_paths
+from longtail.data.splits import ImageSplit, as_paths
 from longtail.data.transforms import eval_transform
 from longtail.models.fuse import fuse_batch_norms
 from longtail.runs.model_file import ModelMetadata, load_model_file, model_file
@@ -102,7 +102,7 @@ class Predictor:
     def _predicted(self, paths: list[Path], batch_size: int, top: int, workers: int) -> Iterator[Prediction]:
         problems: list[str] = []
         loader = FileLoader(
-            Split(np.arange(len(paths)), paths=as_paths(paths)),  # which ones are in a batch: not all may decode
+            ImageSplit(np.arange(len(paths)), paths=as_paths(paths)),  # which ones are in a batch: not all may decode
             self._transform,
             batch_size,
             device=self._runtime.device,

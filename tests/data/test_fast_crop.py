@@ -15,7 +15,7 @@ from longtail.data.fast_crop import FileCrop
 from longtail.data.image_io import decode
 from longtail.data.image_loader import FileLoader
 from longtail.data.loaders import Normalise
-from longtail.data.splits import Split, as_paths
+from longtail.data.splits import ImageSplit, as_paths
 from longtail.data.transforms import train_transform
 from longtail.runtime.device import Runtime
 from longtail.runtime.seed import seeded
@@ -154,7 +154,7 @@ def split(tmp_path):
     sizes = [(60, 40), (300, 200), (33, 70), (150, 401), (32, 32), (64, 64), (500, 90), (90, 90)]
     names = ["jpg", "jpg", "png", "jpg", "webp", "jpg", "jpg", "jpg"]
     paths = [saved(tmp_path / f"{i}.{names[i]}", *size, seed=i) for i, size in enumerate(sizes)]
-    return Split(np.arange(NUM, dtype=np.int64), paths=as_paths(paths))
+    return ImageSplit(np.arange(NUM, dtype=np.int64), paths=as_paths(paths))
 
 
 def loader(split, batch_size=3, transform=None, **options) -> FileLoader:

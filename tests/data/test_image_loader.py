@@ -8,7 +8,7 @@ from PIL import Image
 from longtail.data import transforms
 from longtail.data.image_loader import FileLoader
 from longtail.data.loaders import MemoryLoader, Normalise
-from longtail.data.splits import Split, as_paths
+from longtail.data.splits import ImageSplit, as_paths
 from longtail.utils.errors import InputError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
@@ -23,7 +23,7 @@ def split(tmp_path):
         pixels = np.random.default_rng(i).integers(0, 256, (12, 12, 3), dtype=np.uint8)
         paths.append(tmp_path / f"picture {i} ä.png")
         Image.fromarray(pixels).save(paths[-1])
-    return Split(np.array([2, 0, 1, 1, 0, 2, 5, 3], dtype=np.int64), paths=as_paths(paths))
+    return ImageSplit(np.array([2, 0, 1, 1, 0, 2, 5, 3], dtype=np.int64), paths=as_paths(paths))
 
 
 AS_IS = transforms.eval_transform(12, 12)
@@ -79,7 +79,7 @@ def test_without_shuffling_every_epoch_is_the_same(split):
 
 def test_files_and_decoded_pixels_give_the_same_batches(split):
     from_files = FileLoader(split, AS_IS, 3, **GIVEN)
-    from_memory = MemoryLoader(Split(split.labels, pixels_of(split)), 3, **GIVEN)
+    from_memory = MemoryLoader(ImageSplit(split.labels, pixels_of(split)), 3, **GIVEN)
     assert len(from_files) == len(from_memory)
     for epoch in (0, 3):
         assert_same(gathered(from_files, epoch), gathered(from_memory, epoch))
@@ -136,7 +136,7 @@ def test_changes_belong_to_the_image_whatever_the_batch(split):
 
 
 def test_images_of_an_epoch_are_changed_differently(split):
-    same = Split(split.labels, paths=as_paths([split.paths[0]] * NUM))
+    same = ImageSplit(split.labels, paths=as_paths([split.paths[0]] * NUM))
     images, _ = gathered(loader(same, shuffle=False), 0)
     assert len({image.numpy().tobytes() for image in images}) == NUM
 
@@ -197,7 +197,7 @@ def test_no_image_is_alone_in_a_shuffled_batch(split, num, shuffle, sizes):
     """Batch norm cannot train on one value per channel; another image is left out in each epoch."""
     part = split.take(np.arange(num))
     files = loader(part, AS_IS, shuffle=shuffle)
-    memory = MemoryLoader(Split(part.labels, pixels_of(part)), 3, **{**GIVEN, "shuffle": shuffle})
+    memory = MemoryLoader(ImageSplit(part.labels, pixels_of(part)), 3, **{**GIVEN, "shuffle": shuffle})
     for one in (files, memory):
         batches = list(one.epoch(1))
         assert [len(labels) for _, labels in batches] == sizes

@@ -9,7 +9,7 @@ from helpers import golden
 
 from longtail.data.imbalance import SHOTS, choose_subset, hold_out, imbalanced_counts, shot_groups
 from longtail.data.sources.digits import digits
-from longtail.data.splits import Dataset, Split, as_paths
+from longtail.data.splits import DataSplits, ImageSplit, as_paths
 from longtail.utils.errors import InputError
 
 PROFILES = {"exp": "exponential", "step": "step"}
@@ -133,12 +133,12 @@ def test_hold_out_skips_absent_classes():
     assert len(kept) == len(held) == 3
 
 
-def dataset(counts: list[int]) -> Dataset:
+def dataset(counts: list[int]) -> DataSplits:
     labels = np.repeat(np.arange(len(counts)), counts)
     pixels = np.zeros((len(labels), 4, 4, 3), np.uint8)
     pixels[:, 0, 0, 0] = np.arange(len(labels)) % 256
-    split = Split(labels, pixels)
-    return Dataset(split, None, split, tuple("abcdefgh"[: len(counts)]))
+    split = ImageSplit(labels, pixels)
+    return DataSplits(split, None, split, tuple("abcdefgh"[: len(counts)]))
 
 
 def test_imbalanced_data():
@@ -174,7 +174,7 @@ def test_validation_part_is_refused_where_it_makes_no_sense():
 
 def test_classes_without_training_images_are_counted():
     data = dataset([3, 2])
-    assert Dataset(data.train, None, data.test, ("a", "b", "c")).class_counts == [3, 2, 0]
+    assert DataSplits(data.train, None, data.test, ("a", "b", "c")).class_counts == [3, 2, 0]
 
 
 # ---- digits ----
@@ -220,22 +220,22 @@ def test_digits_depend_on_the_seed():
 def test_profile_follows_the_natural_order(profile, expected):
     """The most common class stays the most common one, wherever it stands."""
     labels = np.repeat([0, 1, 2], [5, 20, 40])
-    split = Split(labels, np.zeros((65, 1, 1, 3), np.uint8))
-    data = Dataset(split, None, split, ("a", "b", "c")).imbalanced(profile, 0.1)
+    split = ImageSplit(labels, np.zeros((65, 1, 1, 3), np.uint8))
+    data = DataSplits(split, None, split, ("a", "b", "c")).imbalanced(profile, 0.1)
     assert data.class_counts == expected
 
 
 def test_profile_asks_for_no_more_than_there_is():
-    split = Split(np.repeat([0, 1, 2], [40, 6, 5]), np.zeros((51, 1, 1, 3), np.uint8))
+    split = ImageSplit(np.repeat([0, 1, 2], [40, 6, 5]), np.zeros((51, 1, 1, 3), np.uint8))
     with pytest.raises(InputError, match=r"12 training images of class 'b', which has 6"):
-        Dataset(split, None, split, ("a", "b", "c")).imbalanced("exponential", 0.1)
+        DataSplits(split, None, split, ("a", "b", "c")).imbalanced("exponential", 0.1)
 
 
 def test_fingerprint_tells_splits_apart():
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
-    one = Split(np.array([0, 1]), pixels)
-    assert one.fingerprint(Path()) == Split(np.array([0, 1]), pixels.copy()).fingerprint(Path())
-    others = [Split(np.array([1, 1]), pixels), Split(np.array([0, 1]), pixels[::-1].copy()), one.take(np.array([0]))]
+    one = ImageSplit(np.array([0, 1]), pixels)
+    assert one.fingerprint(Path()) == ImageSplit(np.array([0, 1]), pixels.copy()).fingerprint(Path())
+    others = [ImageSplit(np.array([1, 1]), pixels), ImageSplit(np.array([0, 1]), pixels[::-1].copy()), one.take(np.array([0]))]
     assert len({split.fingerprint(Path()) for split in (one, *others)}) == 4
-    here, moved = (Split(np.array([0]), paths=as_paths([root / "a/b.png"])) for root in (Path("x"), Path("/y")))
+    here, moved = (ImageSplit(np.array([0]), paths=as_paths([root / "a/b.png"])) for root in (Path("x"), Path("/y")))
     assert here.fingerprint(Path("x")) == moved.fingerprint(Path("/y"))

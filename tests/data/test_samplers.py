@@ -19,7 +19,7 @@ from longtail.data.samplers import (
     progressively_balanced,
     sampler,
 )
-from longtail.data.splits import Split, as_paths
+from longtail.data.splits import ImageSplit, as_paths
 from longtail.data.transforms import train_transform
 from longtail.runtime.device import Runtime
 from longtail.runtime.seed import generator
@@ -169,13 +169,13 @@ def images(tmp_path, files: bool, sampling: Sampling, shard: Shard = Shard(), **
     options = {"device": cpu, "normalise": Normalise([0.0] * 3, [1 / 255] * 3, cpu), "seed": 2, "shuffle": True}
     options |= {"sampler": sampler(sampling, torch.from_numpy(labels), 10), "shard": shard}
     if not files:
-        return MemoryLoader(Split(labels, pixels), 5, **options, **augmentation)
+        return MemoryLoader(ImageSplit(labels, pixels), 5, **options, **augmentation)
     paths = [tmp_path / f"{number}.png" for number in range(20)]
     for path, image in zip(paths, pixels, strict=True):
         Image.fromarray(image).save(path)
     padding = augmentation.get("padding", 0)
     transform = train_transform(6, "padded" if padding else "none", padding, (1.0, 1.0), False, 0.0, (0.0,) * 4, 6)
-    return FileLoader(Split(labels, paths=as_paths(paths)), transform, 5, **options)
+    return FileLoader(ImageSplit(labels, paths=as_paths(paths)), transform, 5, **options)
 
 
 def seen(loader, epoch: int, first: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

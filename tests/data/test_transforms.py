@@ -9,7 +9,7 @@ from timm.data.auto_augment import rand_augment_transform
 from longtail.data import transforms
 from longtail.data.batch_augment import AugmentParams, apply_augment
 from longtail.data.memory_cache import decode_all, fits
-from longtail.data.splits import Split, as_paths
+from longtail.data.splits import ImageSplit, as_paths
 from longtail.runtime.seed import seeded
 from longtail.utils.errors import InputError
 
@@ -175,7 +175,7 @@ def test_cache_holds_the_framed_pictures_in_order(tmp_path):
     for image, path in zip(images, paths, strict=True):
         image.save(path)
     labels = np.arange(9, dtype=np.int64)
-    cached = decode_all(Split(labels, paths=as_paths(paths)), transforms.eval_transform(14, None))
+    cached = decode_all(ImageSplit(labels, paths=as_paths(paths)), transforms.eval_transform(14, None))
     assert cached.paths is None
     assert (cached.pixels.dtype, cached.pixels.shape) == (np.uint8, (9, 14, 14, 3))
     assert cached.pixels.flags.c_contiguous
@@ -185,7 +185,7 @@ def test_cache_holds_the_framed_pictures_in_order(tmp_path):
 
 def test_cache_says_how_far_it_is(tmp_path, monkeypatch, caplog):
     noise(20, 20).save(tmp_path / "a.png")
-    split = Split(np.zeros(3, np.int64), paths=as_paths([tmp_path / "a.png"] * 3))
+    split = ImageSplit(np.zeros(3, np.int64), paths=as_paths([tmp_path / "a.png"] * 3))
     with caplog.at_level("INFO", logger="longtail"):
         decode_all(split, transforms.eval_transform(14, None))
         assert not caplog.records
@@ -203,7 +203,7 @@ def test_cache_names_the_picture_that_does_not_decode(tmp_path, damaged):
         noise(20, 20).save(path)
     paths[damaged].write_bytes(b"")
     with pytest.raises(InputError, match=rf"{damaged}\.png: does not decode \(the file is empty\)"):
-        decode_all(Split(np.zeros(5, np.int64), paths=as_paths(paths)), transforms.eval_transform(14, None))
+        decode_all(ImageSplit(np.zeros(5, np.int64), paths=as_paths(paths)), transforms.eval_transform(14, None))
 
 
 def test_fits_counts_bytes():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from longtail.data.loaders import MemoryLoader, Normalise
-from longtail.data.splits import Split
+from longtail.data.splits import ImageSplit
 from longtail.training.tasks import Step
 
 CPU = torch.device("cpu")
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 def small_split(num=20, num_classes=4, size=8):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (num, size, size, 3), dtype=np.uint8)
-    return Split(rng.integers(0, num_classes, num), pixels=pixels)
+    return ImageSplit(rng.integers(0, num_classes, num), pixels=pixels)
 
 
 def loader(split, batch_size=8, **options):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from longtail.data.loaders import MemoryLoader, Normalise
-from longtail.data.splits import Split
+from longtail.data.splits import ImageSplit
 from longtail.evaluation.outputs import collect_outputs
 from longtail.losses import RIDELoss
 from longtail.models.multi_expert import MultiExpert, create_model
@@ -25,10 +25,10 @@ CPU = torch.device("cpu")
 COUNTS = [20, 9, 5, 3]
 
 
-def split() -> Split:
+def split() -> ImageSplit:
     draw = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (sum(COUNTS), 16, 16, 3), dtype=torch.uint8, generator=draw)
-    return Split(torch.arange(4).repeat_interleave(torch.tensor(COUNTS)).numpy(), pixels=pixels.numpy())
+    return ImageSplit(torch.arange(4).repeat_interleave(torch.tensor(COUNTS)).numpy(), pixels=pixels.numpy())
 
 
 def network(name: str) -> MultiExpert:

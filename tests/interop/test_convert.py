@@ -12,7 +12,7 @@ from PIL import Image
 import longtail
 from longtail.cli import main
 from longtail.data.sources.cifar_names import CIFAR_NAMES
-from longtail.data.splits import Dataset, Split
+from longtail.data.splits import DataSplits, ImageSplit
 from longtail.interop.original import convert as convert_module
 from longtail.interop.original.convert import convert
 from longtail.runs.run import Run
@@ -176,8 +176,8 @@ def test_weights_of_another_network_are_listed(file, tmp_path):
 def few_images(num_classes, names):
     labels = np.arange(2 * num_classes) % num_classes
     pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
-    split = Split(labels, pixels)
-    return Dataset(split, None, split, tuple(names))
+    split = ImageSplit(labels, pixels)
+    return DataSplits(split, None, split, tuple(names))
 
 
 def test_evaluates_where_the_classes_are_known(file, tmp_path, monkeypatch):
@@ -188,7 +188,7 @@ def test_evaluates_where_the_classes_are_known(file, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="class_counts"):  # two images a class are not CIFAR-100-LT
         longtail.evaluate(run, device="cpu")
     metadata = run.load_model()[1]
-    monkeypatch.setattr("longtail.data.splits.Dataset.class_counts", list(metadata.class_counts))
+    monkeypatch.setattr("longtail.data.splits.DataSplits.class_counts", list(metadata.class_counts))
     assert longtail.evaluate(run, device="cpu").num_images == 200
     assert (run.folder / "report.md").is_file()
 

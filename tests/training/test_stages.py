@@ -101,10 +101,10 @@ def test_a_checkpoint_of_the_original_teaches(tmp_path):
 
 
 def fake_cifar():
-    from longtail.data.splits import Dataset, Split
+    from longtail.data.splits import DataSplits, ImageSplit
 
-    split = Split(np.arange(100), pixels=np.zeros((100, 32, 32, 3), np.uint8))
-    return Dataset(split, None, split, tuple(f"class {k}" for k in range(100)))
+    split = ImageSplit(np.arange(100), pixels=np.zeros((100, 32, 32, 3), np.uint8))
+    return DataSplits(split, None, split, tuple(f"class {k}" for k in range(100)))
 
 
 def test_other_teachers_are_refused(run, tmp_path):

@@ -23,7 +23,7 @@ from longtail.data.memory_cache import decode_all, fits
 from longtail.data.mixup import MixedLoader, MixSettings
 from longtail.data.samplers import Sampler, sampler
 from longtail.data.sources import load_source
-from longtail.data.splits import Dataset, Split
+from longtail.data.splits import DataSplits, ImageSplit
 from longtail.data.transforms import Interpolation, Transform, default_resize, eval_transform, train_transform
 from longtail.models.backbones import input_format
 from longtail.runtime.device import Runtime
@@ -36,7 +36,7 @@ from longtail.utils.format import pluralize
 logger = logging.getLogger(__name__)
 
 
-def load_data(settings: DataConfig, skipped: Collection[CorruptImage] = ()) -> Dataset:
+def load_data(settings: DataConfig, skipped: Collection[CorruptImage] = ()) -> DataSplits:
     """Loads the data set with its long tail and its validation split.
 
     Held-out images are drawn before ``skipped`` ones are removed, so that the draw does not depend on them.
@@ -53,7 +53,7 @@ def load_data(settings: DataConfig, skipped: Collection[CorruptImage] = ()) -> D
     return corrupt_images.without(dataset, skipped, Path(settings.root))
 
 
-def find_corrupt_images(settings: DataConfig, dataset: Dataset) -> list[CorruptImage]:
+def find_corrupt_images(settings: DataConfig, dataset: DataSplits) -> list[CorruptImage]:
     """Decodes all image files and returns those that do not decode.
 
     Raises:
@@ -82,7 +82,7 @@ class Preprocessing(NamedTuple):
     std: tuple[float, ...]
 
 
-def preprocessing(settings: DataConfig, backbone: str, dataset: Dataset) -> Preprocessing:
+def preprocessing(settings: DataConfig, backbone: str, dataset: DataSplits) -> Preprocessing:
     """Returns the preprocessing that is set, or else the one of the backbone. Decoded images keep their size.
 
     Raises:
@@ -105,7 +105,7 @@ def preprocessing(settings: DataConfig, backbone: str, dataset: Dataset) -> Prep
 class LoaderFactory:
     """Makes the loaders of a data set."""
 
-    dataset: Dataset
+    dataset: DataSplits
     data: DataConfig
     augmentation: AugmentationConfig
     preprocessing: Preprocessing
@@ -142,11 +142,11 @@ class LoaderFactory:
         split = self.dataset.train
         return self._augmented(split, self._order(split, batch_size, self.runtime.group.eval_shard, shuffle=True))
 
-    def views(self, split: Split, batch_size: int) -> Loader:
+    def views(self, split: ImageSplit, batch_size: int) -> Loader:
         """Images in their own order, augmented as for training, anew in each epoch; full batches."""
         return self._augmented(split, self._order(split, batch_size, self.runtime.group.eval_shard))
 
-    def eval(self, split: Split, batch_size: int) -> Loader:
+    def eval(self, split: ImageSplit, batch_size: int) -> Loader:
         """Images in their own order, without augmentation; full batches."""
         order = self._order(split, batch_size, self.runtime.group.eval_shard)
         split = self._in_memory(split)
@@ -155,11 +155,11 @@ class LoaderFactory:
         return self._image_loader(split, eval_transform(*self.preprocessing[:3]), order)
 
     def _order(
-        self, split: Split, batch_size: int, shard: Shard, *, shuffle: bool = False, sampler: Sampler | None = None
+        self, split: ImageSplit, batch_size: int, shard: Shard, *, shuffle: bool = False, sampler: Sampler | None = None
     ) -> EpochOrder:
         return EpochOrder(len(split), batch_size, self.seed, shuffle, sampler, shard)
 
-    def _augmented(self, split: Split, order: EpochOrder) -> Loader:
+    def _augmented(self, split: ImageSplit, order: EpochOrder) -> Loader:
         how, split = self.augmentation, self._in_memory(split)
         if split.pixels is None:
             return self._image_loader(split, self._train_transform(), order)
@@ -177,7 +177,7 @@ class LoaderFactory:
             split, order, device=self.runtime.device, normalise=self._normalise, augmentation=augmentation
         )
 
-    def _image_loader(self, split: Split, transform: Transform | FileCrop, order: EpochOrder) -> Loader:
+    def _image_loader(self, split: ImageSplit, transform: Transform | FileCrop, order: EpochOrder) -> Loader:
         workers = min(self.data.workers, num_processors())
         device = self.runtime.device
         return ImageLoader(split, transform, order, device=device, normalise=self._normalise, workers=workers)
@@ -194,7 +194,7 @@ class LoaderFactory:
     def _normalise(self) -> Normalise:
         return Normalise(self.preprocessing.mean, self.preprocessing.std, self.runtime.device)
 
-    def _in_memory(self, split: Split) -> Split:
+    def _in_memory(self, split: ImageSplit) -> ImageSplit:
         """The split with decoded images of the right size, if they fit into memory and need no new crop each time."""
         form = self.preprocessing
         if split.pixels is None:
@@ -210,4 +210,4 @@ class LoaderFactory:
         images = torch.from_numpy(split.pixels).permute(0, 3, 1, 2)
         mode = InterpolationMode(form.interpolation)
         pixels = resize(images, [size, size], mode, antialias=True).permute(0, 2, 3, 1).numpy()
-        return Split(split.labels, pixels=np.ascontiguousarray(pixels))
+        return ImageSplit(split.labels, pixels=np.ascontiguousarray(pixels))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from longtail.data.image_io import problem
-from longtail.data.splits import Dataset, Split
+from longtail.data.splits import DataSplits, ImageSplit
 from longtail.utils.errors import InputError, one_line, raise_all
 
 SKIPPED_FILE = "skipped_images.txt"
@@ -28,7 +28,7 @@ class CorruptImage(NamedTuple):
     reason: str
 
 
-def picture_files(dataset: Dataset) -> list[Path]:
+def picture_files(dataset: DataSplits) -> list[Path]:
     """Each picture file of any part once, in order; none where pixels lie decoded."""
     parts = [part.paths for part in (dataset.train, dataset.val, dataset.test) if part is not None]
     return list(dict.fromkeys(path for paths in parts if paths is not None for path in paths))
@@ -46,7 +46,7 @@ def examine(paths: Sequence[Path], root: Path) -> Iterator[CorruptImage | None]:
             yield from pool.map(look, paths[start : start + AT_A_TIME])
 
 
-def without(dataset: Dataset, bad: Collection[CorruptImage], root: Path) -> Dataset:
+def without(dataset: DataSplits, bad: Collection[CorruptImage], root: Path) -> DataSplits:
     """The data set without these pictures; the other ones stay in their parts, in order.
 
     Raises:
@@ -116,13 +116,13 @@ def from_text(content: bytes, where: Path) -> list[CorruptImage]:
     return bad
 
 
-def _without(split: Split, left_out: Collection[Path]) -> Split:
+def _without(split: ImageSplit, left_out: Collection[Path]) -> ImageSplit:
     if split.paths is None:
         return split
     return split.take(np.flatnonzero([path not in left_out for path in split.paths]))
 
 
-def _first_of(split: Split, label: int, bad: Collection[CorruptImage], root: Path) -> str:
+def _first_of(split: ImageSplit, label: int, bad: Collection[CorruptImage], root: Path) -> str:
     assert split.paths is not None
     reasons = {root / path: f"{path}: {reason}" for path, reason in bad}
     return one_line(next(reasons[path] for path in split.paths[split.labels == label] if path in reasons))

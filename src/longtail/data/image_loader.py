@@ -17,7 +17,7 @@ from longtail.data import color_jitter
 from longtail.data.fast_crop import FileCrop
 from longtail.data.image_io import decode
 from longtail.data.loaders import Batch, EpochOrder, Normalise, rows_of
-from longtail.data.splits import Split
+from longtail.data.splits import ImageSplit
 from longtail.data.transforms import Transform
 from longtail.runtime.process import STOPPING
 from longtail.runtime.seed import seeded
@@ -54,7 +54,7 @@ class ImageLoader:
 
     def __init__(
         self,
-        split: Split,
+        split: ImageSplit,
         transform: Transform | FileCrop,
         order: EpochOrder,
         *,
@@ -127,7 +127,7 @@ class ImageLoader:
 class _ImageFiles(Dataset[Sample]):
     """Decodes and augments one image."""
 
-    def __init__(self, split: Split, transform: Transform | FileCrop, seed: int) -> None:
+    def __init__(self, split: ImageSplit, transform: Transform | FileCrop, seed: int) -> None:
         assert split.paths is not None
         # One array of bytes: with a million Python objects, each would be copied into every worker at its first use.
         self._paths = np.array([os.fsencode(path) for path in split.paths])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from longtail.data.batch_augment import AugmentParams, apply_augment, draw_augment_params
 from longtail.data.samplers import Sampler
-from longtail.data.splits import Split
+from longtail.data.splits import ImageSplit
 from longtail.runtime.seed import generator
 from longtail.runtime.shard import SINGLE_SHARD, BatchSlice, Shard, images_per_epoch
 
@@ -180,7 +180,7 @@ class MemoryLoader:
 
     def __init__(
         self,
-        split: Split,
+        split: ImageSplit,
         order: EpochOrder,
         *,
         device: torch.device,

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from longtail.data.image_io import decode
-from longtail.data.splits import Split
+from longtail.data.splits import ImageSplit
 from longtail.data.transforms import Transform
 from longtail.utils.errors import InputError, raise_all
 
@@ -26,7 +26,7 @@ def fits(num_images: int, image_size: int, gib: float) -> bool:
     return num_images * image_size**2 * 3 <= gib * 2**30
 
 
-def decode_all(split: Split, transform: Transform) -> Split:
+def decode_all(split: ImageSplit, transform: Transform) -> ImageSplit:
     """The same images, decoded and framed: pixels (N, S, S, 3) in place of paths.
 
     ``transform`` must not be random: it runs in several threads, in no certain order.
@@ -49,7 +49,7 @@ def decode_all(split: Split, transform: Transform) -> Split:
     # Decoding and resizing let go of Python's lock, so threads do: nothing has to be sent between processes.
     with ThreadPoolExecutor() as pool:
         raise_all([str(error) for error in _told(pool.map(fill, range(len(split))), len(split)) if error])
-    return Split(split.labels, pixels)
+    return ImageSplit(split.labels, pixels)
 
 
 def _told(walk: Iterable[T], total: int) -> Iterator[T]:

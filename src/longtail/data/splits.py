@@ -13,7 +13,7 @@ from longtail.utils.errors import InputError
 
 
 @dataclass(frozen=True)
-class Split:
+class ImageSplit:
     """Labelled images: either decoded pixels or the files they lie in."""
 
     labels: NDArray[np.int64]
@@ -42,20 +42,20 @@ class Split:
             digest.update(os.fsencode(os.path.relpath(path, root)) + b"\0")
         return digest.hexdigest()
 
-    def take(self, positions: NDArray[np.int64]) -> "Split":
+    def take(self, positions: NDArray[np.int64]) -> "ImageSplit":
         """The part with these images, in this order."""
         pixels = None if self.pixels is None else self.pixels[positions]
         paths = None if self.paths is None else self.paths[positions]
-        return Split(self.labels[positions], pixels, paths)
+        return ImageSplit(self.labels[positions], pixels, paths)
 
 
 @dataclass(frozen=True)
-class Dataset:
+class DataSplits:
     """The parts of a data set. ``val`` is None where there is none."""
 
-    train: Split
-    val: Split | None
-    test: Split
+    train: ImageSplit
+    val: ImageSplit | None
+    test: ImageSplit
     class_names: tuple[str, ...]
 
     @property
@@ -68,7 +68,7 @@ class Dataset:
         """Training images of each class, C numbers."""
         return [int(n) for n in np.bincount(self.train.labels, minlength=self.num_classes)]
 
-    def imbalanced(self, profile: Profile, factor: float, seed: int = 0, spare: int = 0) -> "Dataset":
+    def imbalanced(self, profile: Profile, factor: float, seed: int = 0, spare: int = 0) -> "DataSplits":
         """The same with training images thinned out to a long tail; the other parts stay as they are.
 
         Classes keep their order by frequency: the profile starts with the one that has the most images, and among
@@ -102,7 +102,7 @@ class Dataset:
         held = np.sort(left[choose_subset(labels[left], np.minimum(available - wanted, spare).tolist(), seed)])
         return replace(thinned, val=self.train.take(held))
 
-    def with_validation(self, fraction: float, seed: int = 0) -> "Dataset":
+    def with_validation(self, fraction: float, seed: int = 0) -> "DataSplits":
         """The same with a share of each class's training images held out for validation, unless there are some.
 
         Raises:
@@ -117,7 +117,7 @@ class Dataset:
 
 
 def as_paths(paths: list[Path]) -> NDArray[np.object_]:
-    """Paths as an array that `Split` can index."""
+    """Paths as an array that `ImageSplit` can index."""
     array = np.empty(len(paths), dtype=object)
     array[:] = paths
     return array

@@ -15,7 +15,7 @@ from longtail.data.build import LoaderFactory, preprocessing
 from longtail.data.corrupt_images import CorruptImage
 from longtail.data.loaders import Loader
 from longtail.data.sources import source_info
-from longtail.data.splits import Dataset, Split
+from longtail.data.splits import DataSplits, ImageSplit
 from longtail.models.backbones import input_format
 from longtail.models.build import architecture, head_options, router_options
 from longtail.models.multi_expert import MultiExpert
@@ -32,7 +32,7 @@ class RunContext:
 
     run: Run
     config: Config
-    dataset: Dataset
+    dataset: DataSplits
     runtime: Runtime
     signals: Signals = field(default_factory=Signals)
     skipped: list[CorruptImage] | None = None
@@ -62,11 +62,11 @@ class RunContext:
         """All training images, augmented but not mixed, in a new order in each epoch."""
         return self._loaders.shuffled(self.config.training.batch_size)
 
-    def views_loader(self, split: Split) -> Loader:
+    def views_loader(self, split: ImageSplit) -> Loader:
         """Images in their own order, augmented as for training, anew in each epoch."""
         return self._loaders.views(split, self.config.training.batch_size)
 
-    def eval_loader(self, split: Split) -> Loader:
+    def eval_loader(self, split: ImageSplit) -> Loader:
         """Images in their own order, without augmentation."""
         return self._loaders.eval(split, self.config.evaluation.batch_size)
 

@@ -52,7 +52,7 @@ class ModelMetadata:
     """How images are resized"""
 
     training_images: str = ""
-    """`longtail.data.splits.Split.fingerprint` of the training images; empty if unknown"""
+    """`longtail.data.splits.ImageSplit.fingerprint` of the training images; empty if unknown"""
 
     epoch: int = 0
     """Epochs trained"""

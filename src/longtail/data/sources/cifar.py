@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from longtail.data.splits import Dataset, Split
+from longtail.data.splits import DataSplits, ImageSplit
 from longtail.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ LAYOUTS = {
 }
 
 
-def cifar(name: Literal["cifar10", "cifar100"], root: Path) -> Dataset:
+def cifar(name: Literal["cifar10", "cifar100"], root: Path) -> DataSplits:
     """The 50,000 training and 10,000 test images, downloaded by torchvision where ``root`` lacks them.
 
     ``root`` holds the official folder (``cifar-100-python``), is it, or holds its archive (``.tar.gz``, ``.tar.xz``).
@@ -90,7 +90,7 @@ def cifar(name: Literal["cifar10", "cifar100"], root: Path) -> Dataset:
         wanted = f"{layout.num_classes} different class names"
         raise InputError(f"{folder / layout.meta}: '{layout.class_names}' must be {wanted}")
     train, test = (_split(folder, layout, files) for files in (layout.train, layout.test))
-    return Dataset(train, None, test, tuple(map(str, names)))
+    return DataSplits(train, None, test, tuple(map(str, names)))
 
 
 def _find(name: str, layout: Layout, root: Path) -> Path:
@@ -147,7 +147,7 @@ def _unpack(archive: Path, root: Path, layout: Layout) -> None:
         raise InputError(f"{archive}: cannot be unpacked into {layout.folder}/ ({error})") from error
 
 
-def _split(folder: Path, layout: Layout, files: dict[str, str]) -> Split:
+def _split(folder: Path, layout: Layout, files: dict[str, str]) -> ImageSplit:
     pixels, labels = [], []
     for file, checksum in files.items():
         path = folder / file
@@ -158,7 +158,7 @@ def _split(folder: Path, layout: Layout, files: dict[str, str]) -> Split:
             raise InputError(f"{path}: expected uint8 images of shape (n, 3072) and n labels, found {data.shape}")
         pixels.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         labels.append(own)
-    return Split(np.concatenate(labels), np.ascontiguousarray(np.concatenate(pixels)))
+    return ImageSplit(np.concatenate(labels), np.ascontiguousarray(np.concatenate(pixels)))
 
 
 def _labels(batch: dict[str, Any], layout: Layout, path: Path) -> NDArray[np.int64]:

@@ -3,25 +3,25 @@
 import numpy as np
 
 from longtail.data.imbalance import choose_subset
-from longtail.data.splits import Dataset, Split
+from longtail.data.splits import DataSplits, ImageSplit
 
 TEST_PER_CLASS = 60
 TRAIN_PER_CLASS = 114
 """What the rarest digit has left."""
 
 
-def digits(seed: int = 0) -> Dataset:
+def digits(seed: int = 0) -> DataSplits:
     """Grey 8x8 pictures of ten digits (Alpaydin and Kaynak, 1998), of each 60 for testing and 114 for training.
 
-    `Dataset.imbalanced` makes the tail.
+    `DataSplits.imbalanced` makes the tail.
     """
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     labels = bunch.target.astype(np.int64)
     grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)
-    everything = Split(labels, np.repeat(grey[..., None], 3, axis=3))
+    everything = ImageSplit(labels, np.repeat(grey[..., None], 3, axis=3))
     chosen = choose_subset(labels, [TEST_PER_CLASS + TRAIN_PER_CLASS] * 10, seed).reshape(10, -1)
     test, train = (np.sort(part.ravel()) for part in np.split(chosen, [TEST_PER_CLASS], axis=1))
     names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-    return Dataset(everything.take(train), None, everything.take(test), names)
+    return DataSplits(everything.take(train), None, everything.take(test), names)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from longtail.data.image_io import SUFFIXES, is_image
 from longtail.data.imbalance import choose_subset
-from longtail.data.splits import Dataset, Split, as_paths
+from longtail.data.splits import DataSplits, ImageSplit, as_paths
 from longtail.utils.errors import InputError, raise_all
 from longtail.utils.format import pluralize
 
@@ -38,7 +38,7 @@ def list_files(
     class_names: Path | None = None,
     *,
     allow_outside: bool = False,
-) -> Dataset:
+) -> DataSplits:
     """Reads list files with one 'path label' a line: paths start in ``root`` and may hold spaces, labels count from 0.
 
     Paths must stay in ``root`` unless ``allow_outside``: neither absolute nor with '..'. That is a check of the text:
@@ -69,10 +69,10 @@ def list_files(
     assert train_list is not None
     assert test_list is not None
     names = names or _names_from_folders(root, train_list, num_classes)
-    return Dataset(train_list.split(), None if val_list is None else val_list.split(), test_list.split(), names)
+    return DataSplits(train_list.split(), None if val_list is None else val_list.split(), test_list.split(), names)
 
 
-def published(name: str, root: Path, class_names: Path | None = None, *, allow_outside: bool = False) -> Dataset:
+def published(name: str, root: Path, class_names: Path | None = None, *, allow_outside: bool = False) -> DataSplits:
     """ImageNet-LT, iNaturalist 2018 or Places-LT, by the lists they are published with, which lie in ``root``.
 
     ``class_names`` and ``allow_outside`` as in `list_files`.
@@ -92,7 +92,7 @@ def published(name: str, root: Path, class_names: Path | None = None, *, allow_o
     return list_files(root, *lists, class_names, allow_outside=allow_outside)
 
 
-def folder(root: Path, test_fraction: float, seed: int) -> Dataset:
+def folder(root: Path, test_fraction: float, seed: int) -> DataSplits:
     """Reads a folder of pictures, sorted by class name; pictures may lie deeper, what is hidden is left out.
 
     ``root`` holds train/ and test/, and may hold val/, each with one folder per class. Or it holds one folder per
@@ -113,7 +113,7 @@ def folder(root: Path, test_fraction: float, seed: int) -> Dataset:
         part: _read_classes(parts[part], names, part == "train", problems) for part in PART_FOLDERS if part in parts
     }
     raise_all(problems)
-    return Dataset(splits["train"], splits.get("val"), splits["test"], tuple(names))
+    return DataSplits(splits["train"], splits.get("val"), splits["test"], tuple(names))
 
 
 class _List(NamedTuple):
@@ -126,8 +126,8 @@ class _List(NamedTuple):
     folders: set[tuple[int, str]]
     """Each label with the folders that hold its images"""
 
-    def split(self) -> Split:
-        return Split(self.labels, paths=as_paths(self.paths))
+    def split(self) -> ImageSplit:
+        return ImageSplit(self.labels, paths=as_paths(self.paths))
 
 
 class _PictureFinder:
@@ -312,7 +312,7 @@ def _part_folders(root: Path) -> dict[str, Path]:
     )
 
 
-def _without_parts(root: Path, test_fraction: float, seed: int) -> Dataset:
+def _without_parts(root: Path, test_fraction: float, seed: int) -> DataSplits:
     names = _class_folders(root)
     problems: list[str] = []
     everything = _read_classes(root, names, True, problems)
@@ -326,7 +326,7 @@ def _without_parts(root: Path, test_fraction: float, seed: int) -> Dataset:
         raise InputError(f"each class in '{root}' has a single picture, so none is left for testing; add pictures")
     test = np.sort(choose_subset(everything.labels, held, seed))
     train = np.setdiff1d(np.arange(len(everything)), test)
-    return Dataset(everything.take(train), None, everything.take(test), tuple(names))
+    return DataSplits(everything.take(train), None, everything.take(test), tuple(names))
 
 
 def _class_folders(where: Path) -> list[str]:
@@ -347,7 +347,7 @@ def _class_folders(where: Path) -> list[str]:
     return names
 
 
-def _read_classes(where: Path, names: list[str], all_needed: bool, problems: list[str]) -> Split:
+def _read_classes(where: Path, names: list[str], all_needed: bool, problems: list[str]) -> ImageSplit:
     """The pictures of each class in ``where``, class by class; only training needs all classes."""
     spelled = {unicodedata.normalize("NFC", name) for name in names}
     for name in sorted(set(_subfolders(where)) - set(names)):
@@ -372,7 +372,7 @@ def _read_classes(where: Path, names: list[str], all_needed: bool, problems: lis
     if loose := sum(is_image(entry) and entry.is_file() for entry in where.iterdir()):
         pictures = pluralize(loose, "picture is left out, in", "pictures are left out, in")
         logger.info("'%s': %s no folder of a class", where, pictures)
-    return Split(np.array(labels, dtype=np.int64), paths=as_paths(paths))
+    return ImageSplit(np.array(labels, dtype=np.int64), paths=as_paths(paths))
 
 
 def _subfolders(where: Path) -> list[str]:
