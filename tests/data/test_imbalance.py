@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import golden
 
-from longtail.data.imbalance import SHOTS, choose_subset, hold_out, imbalanced_counts, shot_groups
+from longtail.data.imbalance import SHOTS, ShotThresholds, choose_subset, hold_out, imbalanced_counts, shot_groups
 from longtail.data.sources.digits import digits
 from longtail.data.splits import DataSplits, ImageSplit, as_paths
 from longtail.utils.errors import InputError
@@ -70,7 +70,7 @@ def test_labels_of_the_golden_indices(classes):
 )
 def test_original_shot_groups(name, convention, limits):
     arrays = golden.arrays("data/shot_splits.npz")
-    groups = shot_groups(arrays[f"counts_{name}"].tolist(), *limits)
+    groups = shot_groups(arrays[f"counts_{name}"].tolist(), ShotThresholds(*limits))
     assert tuple(groups) == SHOTS
     for shot in SHOTS:
         np.testing.assert_array_equal(groups[shot], arrays[f"{name}/{convention}/{shot}_shot"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.scores import average, same, slow_scores
 
-from longtail.data.imbalance import SHOTS, shot_groups
+from longtail.data.imbalance import SHOTS, ShotThresholds, shot_groups
 from longtail.evaluation.metrics import calibration, confusion_counts, evaluate_logits
 
 GOLDEN = Path(__file__).parents[2] / "shared/golden"
@@ -219,7 +219,7 @@ def test_shot_groups_of_the_original_code(convention):
         assert sets
         for name in sets:
             counts = golden[f"counts_{name}"].tolist()
-            masks = shot_groups(counts, many_above, few_below)
+            masks = shot_groups(counts, ShotThresholds(many_above, few_below))
             for shot in SHOTS:
                 assert np.array_equal(masks[shot], golden[f"{name}/{convention}/{shot}_shot"]), (name, shot)
             logits, labels = torch.zeros(1, 1, len(counts)), torch.tensor([0])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.scores import average, same, slow_scores
 
-from longtail.data.imbalance import shot_groups
+from longtail.data.imbalance import ShotThresholds, shot_groups
 from longtail.evaluation.routing import (
     ALL_EXPERTS,
     FIRST_EXPERT,
@@ -86,7 +86,7 @@ def test_routing_agrees_with_a_loop_over_images(seed):
     assert result.mean_experts == pytest.approx(average(used))
     assert result.cost == pytest.approx(average(costs[number - 1] for number in used))
     assert result.relative_cost == pytest.approx(result.cost / costs[0])
-    for shot, mask in shot_groups(COUNTS, **limits).items():
+    for shot, mask in shot_groups(COUNTS, ShotThresholds(**limits)).items():
         of_group = [number for number, label in zip(used, labels.tolist(), strict=True) if mask[label]]
         assert result.mean_experts_by_shot[shot] == pytest.approx(average(of_group))
     for number, prefix in enumerate(result.prefixes, start=1):

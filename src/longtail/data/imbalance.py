@@ -1,7 +1,7 @@
 """Long tails: imbalance profiles, the choice of a subset, shot groups. NumPy only."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,14 +50,26 @@ def hold_out(labels: Indices, fraction: float, seed: int = 0) -> tuple[Indices, 
     return np.setdiff1d(np.arange(len(labels)), out), out
 
 
-def shot_groups(
-    class_counts: Sequence[int], many_above: int = 100, few_below: int = 20
-) -> dict[str, NDArray[np.bool_]]:
-    """Masks (C,) of the many-, medium- and few-shot classes.
+class ShotThresholds(NamedTuple):
+    """Numbers of training images that separate many-, medium- and few-shot classes.
 
-    many: more than ``many_above`` training images; few: fewer than ``few_below``; medium: the others. RIDE's
-    convention is 100 and 20, RIDE-Swin's 99 and 21.
+    RIDE uses 100 and 20; RIDE-Swin uses 99 and 21.
     """
+
+    many_above: int = 100
+    """A many-shot class has more images than this"""
+
+    few_below: int = 20
+    """A few-shot class has fewer images than this"""
+
+
+DEFAULT_THRESHOLDS = ShotThresholds()
+
+
+def shot_groups(
+    class_counts: Sequence[int], thresholds: ShotThresholds = DEFAULT_THRESHOLDS
+) -> dict[str, NDArray[np.bool_]]:
+    """Returns the masks (C,) of the many-, medium- and few-shot classes."""
     counts = np.asarray(class_counts)
-    many, few = counts > many_above, counts < few_below
+    many, few = counts > thresholds.many_above, counts < thresholds.few_below
     return {"many": many, "medium": ~many & ~few, "few": few}

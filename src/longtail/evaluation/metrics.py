@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longtail.data.imbalance import SHOTS, shot_groups
+from longtail.data.imbalance import SHOTS, ShotThresholds, shot_groups
 from longtail.utils.ensembles import Average, ensemble
 
 BLOCK = 1024  # images whose (C,) probabilities exist at a time: 8,142 classes of iNaturalist need 66 MB in float64
@@ -170,7 +170,7 @@ def evaluate_logits(
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"labels go from {labels.min()} to {labels.max()}; they must be from 0 to {num_classes - 1}")
 
-    groups = shot_groups(class_counts, many_above, few_below)
+    groups = shot_groups(class_counts, ShotThresholds(many_above, few_below))
     blocks = zip(torch.split(logits, BLOCK), torch.split(labels, BLOCK), strict=True)
     answers = [_answers(ensemble(block, average), own) for block, own in blocks]
     predictions, confidences, log_likelihoods, in_top5 = (torch.cat(parts) for parts in zip(*answers, strict=True))
@@ -211,7 +211,7 @@ def score(
         few_below: few-shot classes have fewer.
     """
     totals = torch.bincount(labels, minlength=len(class_counts))
-    return _scores(predictions, labels, totals, shot_groups(class_counts, many_above, few_below))
+    return _scores(predictions, labels, totals, shot_groups(class_counts, ShotThresholds(many_above, few_below)))
 
 
 def _answers(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

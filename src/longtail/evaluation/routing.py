@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from longtail.data.imbalance import shot_groups
+from longtail.data.imbalance import ShotThresholds, shot_groups
 from longtail.evaluation.metrics import BLOCK, Scores, score
 from longtail.models.router import experts_used
 from longtail.utils.ensembles import Average, partial_ensembles
@@ -134,7 +134,7 @@ def routing(
         return vars(scores) | {"cost": float(cost), "relative_cost": cost / costs[0]}
 
     shares = torch.bincount(used - 1, minlength=logits.shape[1]).double() / len(used)
-    groups = shot_groups(class_counts, many_above, few_below)
+    groups = shot_groups(class_counts, ShotThresholds(many_above, few_below))
     by_shot = {shot: used[torch.from_numpy(mask)[labels]].double() for shot, mask in groups.items()}
     return RoutingResult(
         **priced(
