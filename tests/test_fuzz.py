@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from longtail.config.recipes import checked_types, load_recipe, to_yaml
 from longtail.data.corrupt_images import from_text, to_text
 from longtail.data.image_io import decode, problem
-from longtail.data.sources.files import list_files
+from longtail.data.sources.image_list import list_files
 from longtail.interop.original.convert import _config, convert
 from longtail.models.multi_expert import create_model
 from longtail.runs.model_file import ModelMetadata, load_model_file, save_model

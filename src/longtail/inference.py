@@ -12,7 +12,7 @@ from torch import Tensor
 from longtail.data.image_io import whole
 from longtail.data.image_loader import FileLoader
 from longtail.data.loaders import Normalise
-from longtail.data.sources.files import find_images_below, log_skipped_files
+from longtail.data.sources.image_files import find_images_below, log_skipped_files
 from longtail.data.splits import ImageSplit, as_paths
 from longtail.data.transforms import eval_transform
 from longtail.models.fuse import fuse_batch_norms

@@ -13,7 +13,7 @@ import longtail
 from longtail.data import build as data_build
 from longtail.data import corrupt_images
 from longtail.data.corrupt_images import CorruptImage, check_share, examine, from_text, picture_files, to_text, without
-from longtail.data.sources.files import folder
+from longtail.data.sources.image_folder import folder
 from longtail.utils.errors import InputError
 
 

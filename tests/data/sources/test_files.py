@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from longtail.data.imbalance import hold_out
-from longtail.data.sources import files
-from longtail.data.sources.files import folder, list_files, published
+from longtail.data.sources import image_files, image_list
+from longtail.data.sources.image_folder import folder
+from longtail.data.sources.image_list import list_files, published
 from longtail.utils.errors import InputError
 
 
@@ -230,8 +231,8 @@ def test_long_list_looks_once_into_each_folder(tmp_path, monkeypatch):
     train = write(tmp_path / "train.txt", *lines)
     test = write(tmp_path / "test.txt", lines[0])
     looks = []
-    scandir = files.os.scandir
-    monkeypatch.setattr(files.os, "scandir", lambda where: looks.append(where) or scandir(where))
+    scandir = image_list.os.scandir
+    monkeypatch.setattr(image_list.os, "scandir", lambda where: looks.append(where) or scandir(where))
     monkeypatch.setattr(Path, "is_file", lambda path: pytest.fail(f"asked for {path}"))
     dataset = list_files(tmp_path, train, None, test)
     assert sorted(looks) == [tmp_path / f"class{c}" for c in range(num_classes)]

@@ -17,6 +17,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from longtail.config.schema import DataConfig
+from longtail.data.sources import register
 from longtail.data.splits import DataSplits, ImageSplit
 from longtail.utils.errors import InputError
 
@@ -72,6 +74,12 @@ LAYOUTS = {
         num_classes=100,
     ),
 }
+
+
+@register("cifar10", num_classes=10, image_size=32)
+@register("cifar100", num_classes=100, image_size=32)
+def load(settings: DataConfig) -> DataSplits:
+    return cifar(settings.name, Path(settings.root))  # type: ignore[arg-type]
 
 
 def cifar(name: Literal["cifar10", "cifar100"], root: Path) -> DataSplits:

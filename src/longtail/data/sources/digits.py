@@ -2,12 +2,20 @@
 
 import numpy as np
 
+from longtail.config.schema import DataConfig
 from longtail.data.imbalance import choose_subset
+from longtail.data.sources import register
 from longtail.data.splits import DataSplits, ImageSplit
 
 TEST_PER_CLASS = 60
 TRAIN_PER_CLASS = 114
 """What the rarest digit has left."""
+
+
+@register("digits", num_classes=10, image_size=8)
+def load(settings: DataConfig) -> DataSplits:
+    """Loads the digits; ``data.subset_seed`` chooses the test images."""
+    return digits(settings.subset_seed)
 
 
 def digits(seed: int = 0) -> DataSplits:
