@@ -87,7 +87,9 @@ def load_model_file(path: Path) -> tuple[MultiExpert, ModelMetadata]:
     metadata = load_metadata(path)
     tensors, _ = read_tensors(path)
     try:
-        _check_weights(metadata, tensors)
+        with torch.device("meta"):  # finds wrong sizes before memory is allocated for them
+            shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
+            create_model(**metadata.architecture).load_state_dict(shapes, strict=True)
         with torch.random.fork_rng(devices=[]):  # the caller's random state is left alone
             model = create_model(**metadata.architecture)
         model.load_state_dict(tensors, strict=True)
@@ -156,6 +158,8 @@ def _check_metadata(metadata: ModelMetadata) -> None:
         raise ValueError(f"{arch.get('num_classes')} classes, {len(names)} class names and {len(counts)} class counts")
     if not isinstance(scale := arch.get("scale", 1), int | float) or not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}")
+    if arch.get("image_size", metadata.image_size) not in (None, metadata.image_size):
+        raise ValueError(f"image_size is {metadata.image_size}, and {arch['image_size']} for the network")
 
 
 def _are(kind: type, values: Any) -> bool:
@@ -169,18 +173,3 @@ def _are_channels(values: Any) -> bool:
         and len(values) == 3
         and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
     )
-
-
-def _check_weights(metadata: ModelMetadata, tensors: Mapping[str, Any]) -> None:
-    """Finds sizes that no weight has, before a network of any size that the metadata names is built."""
-    heads = [tensor for name, tensor in tensors.items() if name.startswith("heads.") and name.endswith(".weight")]
-    arch = metadata.architecture
-    experts, width, size = arch.get("num_experts", 3), arch.get("width"), arch.get("image_size")
-    if len(heads) != experts or any(len(head) != len(metadata.class_names) for head in heads):
-        shapes = ", ".join(str(list(head.shape)) for head in heads[:5])
-        raise ValueError(f"{experts} experts, {len(metadata.class_names)} classes, heads of shape {shapes or 'none'}")
-    sides = {side for tensor in tensors.values() for side in tensor.shape}
-    if isinstance(width, list) and not sides.issuperset(width):
-        raise ValueError(f"width is {width}, but no weight has this width")
-    if size not in (None, metadata.image_size):
-        raise ValueError(f"image_size is {metadata.image_size}, and {size} for the network")
