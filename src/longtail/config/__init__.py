@@ -1,1 +1,1 @@
-"""Every setting once: its type, default and description; and recipes, which are files of settings."""
+"""All settings (schema), and recipes: YAML files of settings."""

@@ -1,13 +1,15 @@
-"""Recipes and command-line settings -> `Config`. Imports no torch."""
+"""Recipes and settings: finds, merges, checks and prints them. Imports no torch."""
 
 import dataclasses
+import logging
 import re
 from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -16,36 +18,43 @@ from longtail.config.schema import Config
 from longtail.config.yaml_file import parse_yaml, read_text
 from longtail.utils.errors import InputError, did_you_mean
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_RECIPE = "digits-lt-ride"
 
+RENAMED = {"data.on_bad_image": "data.on_corrupt_image", "data.max_bad_images": "data.max_corrupt_images"}
+"""Settings of earlier versions -> their names now"""
+
+INCIDENTAL = ("device", "data.root", "data.workers", "training.checkpoint_every")
+"""Settings that do not change what is trained"""
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+
 Settings = dict[str, Any]
-"""Nested settings as they stand in a YAML file."""
-
-
-_INCIDENTAL = {"": ("device",), "data": ("root", "workers"), "training": ("checkpoint_every",)}
+"""Nested settings, as in a YAML file"""
 
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What a recipe says of itself."""
+    """Description of a recipe."""
 
     description: str = ""
-    """One line."""
+    """One line"""
 
     expected: str = ""
-    """Score, mean ± std and the number of seeds, or "one run"."""
+    """Expected accuracy: mean ± standard deviation and the number of seeds, or "one run\""""
 
     time: str = ""
-    """How long it takes, and on what."""
+    """Training time and the hardware it was measured on"""
 
 
 def list_recipes() -> list[str]:
-    """The recipes that come with the package."""
-    return sorted(f.name.removesuffix(".yaml") for f in _shipped().iterdir() if f.name.endswith(".yaml"))
+    """Returns the names of the recipes in the package."""
+    return sorted(file.name.removesuffix(".yaml") for file in _shipped().iterdir() if file.name.endswith(".yaml"))
 
 
 def about(name: str) -> About:
-    """What a recipe says of itself.
+    """Returns the description of a recipe.
 
     Raises:
         InputError: there is no such recipe.
@@ -54,144 +63,96 @@ def about(name: str) -> About:
 
 
 def load_recipe(name: str | Path = DEFAULT_RECIPE, overrides: Mapping[str, Any] | None = None) -> Config:
-    """A recipe by name, or a YAML file, with some settings changed: ``{"training.epochs": 40}``.
+    """Returns the settings of a recipe or a YAML file.
+
+    Args:
+        name: a recipe, see `list_recipes`, or the path of a YAML file.
+        overrides: settings to change, such as ``{"training.epochs": 40}``.
 
     Raises:
-        InputError: no such recipe or file, an unknown setting, a wrong type, a value out of range.
+        InputError: there is no such recipe or file; or a setting is unknown, of the wrong type or out of range.
     """
-    return resolve(str(name), _nest(overrides or {}))
+    return resolve(str(name), _nested(overrides or {}))
 
 
-def resolve(name: str, overrides: Settings, arguments: Sequence[str] = ()) -> Config:
-    """Defaults, then the recipe, then overrides, then command-line arguments (``--section.field value``)."""
-    settings, _ = _load(name)
-    parser = _parser()
-    for where, given in ((f"recipe '{name}'", settings), ("overrides", overrides)):
+def resolve(name: str, overrides: Settings | None = None, arguments: Sequence[str] = ()) -> Config:
+    """Merges the defaults, a recipe, overrides and command-line arguments (``--section.field value``), in this order.
+
+    Raises:
+        InputError: as `load_recipe`.
+    """
+    settings, overrides = _load(name)[0], _with_new_names(overrides or {}, "overrides")
+    arguments = [_with_new_name(argument) for argument in arguments]
+    for place, given in ((f" in recipe '{name}'", settings), (" in overrides", overrides)):
         for key in flat(given):
-            _check_known(key, f" in {where}")
-    for option in (argument.partition("=")[0] for argument in arguments if argument.startswith("--")):
-        _check_known(option.removeprefix("--"), "")
+            _check_known(key, place)
+    for argument in arguments:
+        if argument.startswith("--"):
+            _check_known(argument.removeprefix("--").partition("=")[0])
     try:
-        values = parser.parse_object(merged(settings, overrides), defaults=True)
-        values = parser.parse_args(list(arguments), namespace=values)
-    except Exception as error:  # jsonargparse raises errors of several kinds, all of them about the input
+        values = _parser().parse_object(merged(settings, overrides), defaults=True)
+        values = _parser().parse_args(arguments, namespace=values)
+    except Exception as error:  # jsonargparse raises errors of several types, all of them about the input
         raise InputError(_one_line(error)) from error
-    return make_config(values.as_dict())
-
-
-def make_config(values: Settings) -> Config:
-    """Nested, complete settings of the right types -> checked `Config`."""
-    kinds = get_type_hints(Config)
-    for section, fields in values.items():
-        _check_set(section, fields, kinds[section])
-        hints = get_type_hints(kinds[section]) if isinstance(fields, dict) else {}
-        for field, value in fields.items() if hints else ():
-            _check_set(f"{section}.{field}", value, hints[field])
-    return Config(**{key: kinds[key](**value) if isinstance(value, dict) else value for key, value in values.items()})
-
-
-def _check_set(name: str, value: Any, kind: Any) -> None:
-    if value is None and type(None) not in get_args(kind):
-        raise InputError(f"{name} is null; it must have a value")
+    return _make_config(values.as_dict())
 
 
 def checked_types(config: Config) -> Config:
-    """The same with the types of its fields; constructors alone take 1.5 epochs without looking.
+    """Returns the same settings with checked types; the constructor of `Config` does not check types.
 
     Raises:
-        InputError: a value is of another type.
+        InputError: a value is of the wrong type.
     """
     try:
-        values = _parser().parse_object(_plain(dataclasses.asdict(config)))
+        values = _parser().parse_object(_as_dict(config))
     except Exception as error:  # as in `resolve`
         raise InputError(_one_line(error)) from error
-    return make_config(values.as_dict())
+    return _make_config(values.as_dict())
 
 
 def to_yaml(config: Config) -> str:
-    """Every setting, as YAML that `recipe` reads back into an equal `Config`."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+    """Returns all settings as YAML, which `load_recipe` reads."""
+    return _dump(_as_dict(config))
 
 
 def config_fingerprint(config: Config) -> str:
-    """The settings as YAML without those that say where and not what: with the same, the same model comes out."""
-    values = dataclasses.asdict(config)
-    for section, names in _INCIDENTAL.items():
-        for name in names:
-            del (values[section] if section else values)[name]
-    return yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True)
+    """Returns the settings that determine the trained model, as YAML. Compare fingerprints with `same_fingerprint`."""
+    return _dump(_without_incidental(_as_dict(config)))
 
 
-def diff_configs(one: Config, other: Config) -> list[tuple[str, Any, Any]]:
-    """The settings that `config_fingerprint` and that differ: name, value in the one, value in the other."""
-    given, wanted = (flat(yaml.safe_load(config_fingerprint(config))) for config in (one, other))
-    return [(key, given[key], wanted[key]) for key in given if given[key] != wanted[key]]
+def same_fingerprint(first: str, second: str) -> bool:
+    """Whether two fingerprints mean the same settings; they may be of different versions of longtail.
+
+    Settings with an earlier name are renamed. Settings that are absent have their default value.
+    """
+    try:
+        return first == second or _completed(first) == _completed(second)
+    except InputError:  # not YAML
+        return False
+
+
+def diff_configs(first: Config, second: Config) -> list[tuple[str, Any, Any]]:
+    """Returns the name and both values of each setting that differs and can change the trained model."""
+    ours, theirs = (flat(_without_incidental(_as_dict(config))) for config in (first, second))
+    return [(key, value, theirs[key]) for key, value in ours.items() if value != theirs[key]]
 
 
 def settings_parser(**options: Any) -> ArgumentParser:
-    """A parser with one option for each field of `Config`, documented by the fields' own words."""
+    """Returns a parser with one option for each field of `Config`, documented by the docstrings of the fields."""
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # of all parsers in the process
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # for all parsers of the process
     try:
         parser.add_class_arguments(Config, None, fail_untyped=True)
     finally:
         set_parsing_settings(docstring_parse_attribute_docstrings=False)
     for action in parser._actions:
-        if action.metavar == "CONFIG":  # a file for one section, which we have for all of them
+        if action.metavar == "CONFIG":  # a file for a single section: --config replaces it
             action.help = SUPPRESS
     return parser
 
 
-@cache
-def _parser() -> ArgumentParser:
-    """Made once: it takes longer than all that it parses."""
-    return settings_parser()
-
-
-def _shipped() -> Any:
-    return resources.files("longtail.config") / "recipes"
-
-
-def _load(name: str, heirs: tuple[str, ...] = ()) -> tuple[Settings, dict[str, str]]:
-    """Settings and self-description of a recipe, its ``base`` merged in; ``heirs`` are the recipes based on it."""
-    if name in list_recipes():
-        text, stem = (_shipped() / f"{name}.yaml").read_text(encoding="utf-8"), name
-    else:
-        path = Path(name)
-        if not path.is_file():
-            near = did_you_mean(path.name, list_recipes())
-            raise InputError(f"no recipe or file '{name}'{near}; 'longtail recipes' lists them")
-        text, stem = read_text(path), path.stem
-    settings = parse_yaml(text, name)
-    described = settings.pop("about", {})
-    words = [field.name for field in dataclasses.fields(About)]
-    if not isinstance(described, dict) or not set(described) <= set(words):
-        raise InputError(f"{name}: 'about' must hold {', '.join(words)}")
-    base = str(settings.pop("base", ""))
-    if base and base not in list_recipes():
-        base = str(Path(name).parent / base)  # beside the file that names it
-    if base in (name, *heirs):
-        raise InputError(f"{name}: its base '{base}' is based on it")
-    inherited = _load(base, (*heirs, name))[0] if base else {}
-    return merged({**inherited, "name": stem}, settings), described
-
-
-@cache
-def _known() -> list[str]:
-    """Every setting there is, ``section.field``."""
-    return list(flat(dataclasses.asdict(Config())))
-
-
-def _check_known(key: str, where: str) -> None:
-    known = _known()
-    if any(setting.startswith(f"{key}.") for setting in known):
-        raise InputError(f"'{key}'{where} is a section; set one of its fields, such as {key}.field: value")
-    if key not in known:
-        raise InputError(f"unknown setting '{key}'{where}{did_you_mean(key, known)}")
-
-
 def flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as ``section.field`` and value."""
+    """Returns nested settings as a flat dictionary with keys ``section.field``."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -199,7 +160,7 @@ def flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
 
 
 def merged(base: Settings, changes: Settings) -> Settings:
-    """Settings with some changed; sections are gone into."""
+    """Returns nested settings with changes."""
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)
@@ -207,32 +168,145 @@ def merged(base: Settings, changes: Settings) -> Settings:
     return result
 
 
-def _nest(dotted: Mapping[str, Any]) -> Settings:
+def _nested(dotted: Mapping[str, Any]) -> Settings:
     nested: Settings = {}
     for key, value in dotted.items():
-        *sections, last = key.split(".")
-        branch: Settings = {last: value}
-        for section in reversed(sections):
-            branch = {section: branch}
-        nested = merged(nested, branch)
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        nested = merged(nested, value)
     return nested
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists: YAML knows no tuples."""
+@cache
+def _parser() -> ArgumentParser:
+    return settings_parser()  # slow to make
+
+
+def _make_config(values: Settings) -> Config:
+    kinds = get_type_hints(Config)
+    return Config(**{key: kinds[key](**value) if isinstance(value, dict) else value for key, value in values.items()})
+
+
+def _shipped() -> Any:
+    return resources.files("longtail.config") / "recipes"
+
+
+def _load(name: str, derived: tuple[str, ...] = ()) -> tuple[Settings, dict[str, str]]:
+    """Returns the settings of a recipe with those of its ``base``, and its description.
+
+    Args:
+        name: of a recipe, or the path of a file.
+        derived: recipes that are based on it.
+    """
+    if name in list_recipes():
+        text, stem = (_shipped() / f"{name}.yaml").read_text(encoding="utf-8"), name
+    else:
+        path = Path(name)
+        if not path.is_file():
+            hint = did_you_mean(path.name, list_recipes())
+            raise InputError(f"no recipe or file '{name}'{hint}; 'longtail recipes' lists the recipes")
+        text, stem = read_text(path), path.stem
+    settings = _with_new_names(parse_yaml(text, name), name)
+    description = settings.pop("about", {})
+    keys = [field.name for field in dataclasses.fields(About)]
+    if not isinstance(description, dict) or not set(description) <= set(keys):
+        raise InputError(f"{name}: 'about' must be a mapping with the keys {', '.join(keys)}")
+    base = str(settings.pop("base", ""))
+    if base and base not in list_recipes():
+        base = str(Path(name).parent / base)  # relative to the file that names it
+    if base in (name, *derived):
+        raise InputError(f"{name}: circular reference: its base '{base}' is based on it")
+    inherited = _load(base, (*derived, name))[0] if base else {}
+    return merged({**inherited, "name": stem}, settings), description
+
+
+@cache
+def _known() -> dict[str, Any]:
+    """The default of every setting, by ``section.field``."""
+    return flat(_as_dict(Config()))
+
+
+def _check_known(key: str, place: str = "") -> None:
+    if any(setting.startswith(f"{key}.") for setting in _known()):
+        raise InputError(f"'{key}'{place} is a section; set one of its fields, such as {key}.field: value")
+    if key not in _known():
+        raise InputError(f"unknown setting '{key}'{place}{did_you_mean(key, list(_known()))}")
+
+
+def _with_new_names(settings: Settings, place: str) -> Settings:
+    """Renames settings of earlier versions in nested settings, and warns about them."""
+    values = flat(settings)
+    old = tuple(key for key in values if key in RENAMED)
+    if not old:
+        return settings
+    _warn_renamed(old, f"{place}: ")
+    return _nested({RENAMED.get(key, key): value for key, value in values.items()})
+
+
+def _with_new_name(argument: str) -> str:
+    """Renames a setting of earlier versions in a command-line argument, and warns about it."""
+    option, equals, value = argument.partition("=")
+    name = option.removeprefix("--")
+    if name == option or name not in RENAMED:
+        return argument
+    _warn_renamed((name,), "")
+    return f"--{RENAMED[name]}{equals}{value}"
+
+
+@cache
+def _warn_renamed(old: tuple[str, ...], place: str) -> None:
+    """Warns once in a process."""
+    logger.warning("%s%s", place, ", ".join(f"{key} is now {RENAMED[key]}" for key in old))
+
+
+def _as_dict(config: Config) -> Settings:
+    """Returns nested settings as YAML holds them, with lists instead of tuples."""
+    settings: Settings = _listed(dataclasses.asdict(config))
+    return settings
+
+
+def _listed(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _listed(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _dump(settings: Settings) -> str:
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+
+
+def _without_incidental(settings: Settings) -> Settings:
+    return _nested({key: value for key, value in flat(settings).items() if key not in INCIDENTAL})
+
+
+def _completed(fingerprint: str) -> dict[str, Any]:
+    """Returns the settings of a fingerprint under today's names, with today's defaults for those that are absent."""
+    values = flat(parse_yaml(fingerprint, "fingerprint"))
+    complete = _known() | {RENAMED.get(key, key): value for key, value in values.items()}
+    return {key: value for key, value in complete.items() if key not in INCIDENTAL}
 
 
 def _one_line(error: Exception) -> str:
-    """Jsonargparse's message about a value of the wrong type as one readable line."""
+    """Returns jsonargparse's message about a value of the wrong type as one readable line."""
     text = " ".join(str(error).split())
-    match = re.search(r'key "([\w.]+)":.*?Expected an? (.*?)\. Got value: (.*?)(?: Subtypes|$)', text)
+    match = re.search(r'key "([\w.]+)":.* (?:Got|Given) value: (.*)$', text)
     if not match:
         return text
-    key, expected, value = match.groups()
-    if choices := re.findall(r"'([^']*)'", expected) if "Literal" in expected else []:
-        return f"{key} is {value!r}; it must be one of {', '.join(choices)}{did_you_mean(value, choices)}"
-    expected = re.sub(r"<class '(\w+)'>", r"\1", expected)
-    return f"{key} is {value!r}; it must be of type {expected}"
+    key, value = match.groups()
+    section, _, field = key.rpartition(".")
+    kinds = get_type_hints(get_type_hints(Config)[section] if section else Config)
+    *others, last = expected = _expected(kinds[field])
+    words = f"{', '.join(others)} or {last}" if others else last
+    return f"{key} is {value!r}; it must be {words}{did_you_mean(value, expected)}"
+
+
+def _expected(kind: Any) -> list[str]:
+    """Returns the values of a type in words."""
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        return list(arguments)
+    if get_origin(kind) in (Union, UnionType):  # `Literal | None` is a Union
+        return [words for part in arguments for words in _expected(part)]
+    if get_origin(kind) in (list, tuple):
+        return ["a list of numbers" if get_origin(kind) is list else f"a list of {len(arguments)} numbers"]
+    return [_WORDS[kind]]

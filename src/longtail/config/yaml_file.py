@@ -1,4 +1,4 @@
-"""YAML files that people write: plain data, and one line about whatever is wrong in them."""
+"""YAML files that people write. They hold plain data, and errors in them are reported on one line."""
 
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ from longtail.utils.errors import InputError
 
 
 def read_text(path: Path) -> str:
-    """A file's text.
+    """Returns the text of a UTF-8 file.
 
     Raises:
-        InputError: it cannot be read, or is no text.
+        InputError: it cannot be read, or is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -21,54 +21,42 @@ def read_text(path: Path) -> str:
 
 
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
-    """What a text says; nothing for an empty one.
+    """Returns the mapping that a YAML text holds; an empty one for an empty text.
 
     Args:
         text: YAML.
-        name: of the file, for messages.
+        name: the file's name, for messages.
 
     Raises:
-        InputError: it is not YAML, not plain data, or holds no ``key: value``; the message names the line.
+        InputError: it is not YAML, not plain data or not a mapping. The message names the line.
     """
     try:
         content = yaml.load(text, _Loader) or {}
     except RecursionError as error:
-        raise InputError(f"{name}: not valid YAML: too deep") from error
-    except Exception as error:  # PyYAML's own, and what its constructors raise about tags such as !!set
+        raise InputError(f"{name}: not valid YAML: nested too deeply") from error
+    except Exception as error:  # PyYAML's own, and ValueError for values such as a date in month 13
         mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
+        line = f":{mark.line + 1}" if mark else ""
         reason = " ".join(str(getattr(error, "problem", error)).split())
-        raise InputError(f"{name}{where}: not valid YAML: {reason}") from error
+        raise InputError(f"{name}{line}: not valid YAML: {reason}") from error
     if not isinstance(content, dict):
         raise InputError(f"{name}: must hold settings, 'section: {{field: value}}', not a {type(content).__name__}")
     return content
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data only; a key that stands twice is an error, where PyYAML would drop the first silently."""
+    """Plain data only. A duplicate key is an error; PyYAML drops the first one without a message."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a name must be a single word", key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' stands twice", key.start_mark)
-            seen.add(key.value)
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key '{key.value}'", key.start_mark)
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
-        except (yaml.YAMLError, RecursionError):
-            raise
-        except Exception as error:  # a date in month 13, a number of 5000 digits
-            kind, value = node.tag.rpartition(":")[2], str(node.value)[:40]
-            problem = f"'{value}' cannot be read as {kind}"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not taken", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", event.start_mark)
         return super().compose_node(parent, index)

@@ -6,9 +6,9 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
-from longtail.config.schema import ClassifierConfig, RouterConfig, TrainingConfig
+from longtail.config.schema import ClassifierConfig, RouterConfig, TrainingConfig, epoch_of
 from longtail.training.loop import Schedule
-from longtail.training.schedules import cosine_rate, epoch_of, step_multiplier
+from longtail.training.schedules import cosine_rate, step_multiplier
 from longtail.training.tasks import TrainExperts
 
 

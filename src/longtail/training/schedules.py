@@ -4,11 +4,6 @@ import math
 from collections.abc import Sequence
 
 
-def epoch_of(when: float, epochs: int) -> int:
-    """A turning point in whole epochs: numbers below 1 are shares of all epochs, others are epochs already."""
-    return round(when * epochs) if when < 1 else round(when)
-
-
 def step_multiplier(epoch: int, milestones: Sequence[int], decay: float, warmup: int) -> float:
     """Factor on the base rate for ``epoch``, pluralize from 0.
 
