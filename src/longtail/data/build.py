@@ -21,7 +21,7 @@ from longtail.data.image_loader import ImageLoader
 from longtail.data.loaders import BatchAugmentation, EpochOrder, Loader, MemoryLoader, Normalise
 from longtail.data.memory_cache import decode_all, fits
 from longtail.data.mixup import MixedLoader, MixSettings
-from longtail.data.samplers import Sampler, sampler
+from longtail.data.samplers import LongTailSampler
 from longtail.data.sources import load_source
 from longtail.data.splits import DataSplits, ImageSplit
 from longtail.data.transforms import Interpolation, Transform, default_resize, eval_transform, train_transform
@@ -125,10 +125,10 @@ class LoaderFactory:
                 f"training.batch_size is {training.batch_size} for {len(split)} images; {processes} processes share every "
                 f"batch and need at least {2 * processes}"
             )
-        draw = None
+        sampler = None
         if training.sampling != "shuffled":
-            draw = sampler(training.sampling, torch.from_numpy(split.labels), training.epochs)
-        order = self._order(split, training.batch_size, self.runtime.group.shard, shuffle=True, sampler=draw)
+            sampler = LongTailSampler(split.labels, training.sampling, epochs=training.epochs)
+        order = self._order(split, training.batch_size, self.runtime.group.shard, shuffle=True, sampler=sampler)
         loader = self._augmented(split, order)
         how = self.augmentation
         mix = MixSettings(how.mixup, how.cutmix, label_smoothing, how.random_erasing)
@@ -155,7 +155,13 @@ class LoaderFactory:
         return self._image_loader(split, eval_transform(*self.preprocessing[:3]), order)
 
     def _order(
-        self, split: ImageSplit, batch_size: int, shard: Shard, *, shuffle: bool = False, sampler: Sampler | None = None
+        self,
+        split: ImageSplit,
+        batch_size: int,
+        shard: Shard,
+        *,
+        shuffle: bool = False,
+        sampler: LongTailSampler | None = None,
     ) -> EpochOrder:
         return EpochOrder(len(split), batch_size, self.seed, shuffle, sampler, shard)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from longtail.data.batch_augment import AugmentParams, apply_augment, draw_augment_params
-from longtail.data.samplers import Sampler
+from longtail.data.samplers import LongTailSampler
 from longtail.data.splits import ImageSplit
 from longtail.runtime.seed import generator
 from longtail.runtime.shard import SINGLE_SHARD, BatchSlice, Shard, images_per_epoch
@@ -93,7 +93,7 @@ class EpochOrder:
     shuffle: bool = False
     """A new order in each epoch; otherwise the order of the split"""
 
-    sampler: Sampler | None = None
+    sampler: LongTailSampler | None = None
     """Draws the images of each epoch instead, as many as there are"""
 
     shard: Shard = SINGLE_SHARD
@@ -125,7 +125,7 @@ class EpochOrder:
         """
         random = random or generator(self.seed, epoch)
         if self.sampler is not None:
-            images = EpochImages(self.sampler(epoch, random), torch.arange(self.num_available))
+            images = EpochImages(self.sampler.positions(epoch, random), torch.arange(self.num_available))
         else:
             every = self.num_available
             positions = torch.randperm(every, generator=random) if self.shuffle else torch.arange(every)

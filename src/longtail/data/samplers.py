@@ -1,134 +1,138 @@
-"""Which images an epoch is made of, where it is not simply all of them.
+"""Samplers for long-tailed data: each draw picks a class, then one of its images.
 
-A class is drawn first, then one of its images; samplers differ in how likely each class is.
+The samplings of Decoupling (Kang et al., 2020, section 3) differ in the probability of each class.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Sampler
 
-from longtail.utils.errors import InputError
+from longtail.runtime.seed import generator as seeded_generator
 
 Sampling = Literal["instance", "square-root", "class-balanced", "progressive"]
 
-Sampler = Callable[[int, torch.Generator], Tensor]
-"""Epoch, from 1, and a generator on the CPU -> positions of the epoch's draws (M,), int64, on the CPU"""
-
 POWERS = {"instance": 1.0, "square-root": 0.5, "class-balanced": 0.0}
-"""Of the classes' numbers of images, see `class_probabilities`."""
+"""Class probabilities are proportional to the class counts to this power"""
 
 
 def class_probabilities(class_counts: Sequence[int] | Tensor, power: float) -> Tensor:
-    """Chance of each class, as its number of images to a power: C numbers -> (C,), float64.
+    """Returns class probabilities (C,), float64, proportional to ``class_counts ** power``.
 
-    1: instance-balanced, every image is as likely; 1/2: square-root; 0: class-balanced. A class without images is
-    never drawn. Decoupling (Kang et al., 2020), section 3.
+    Power 1 is instance-balanced: all images are equally likely. 1/2 is square-root sampling, and 0 is class-balanced.
+    Classes without images have probability 0.
     """
     counts = torch.as_tensor(class_counts, dtype=torch.float64)
-    weights = torch.where(counts > 0, counts**power, 0)  # not 0 ** 0, which is 1
+    weights = torch.where(counts > 0, counts**power, 0)  # because 0 ** 0 is 1
     return weights / weights.sum()
 
 
-def progressively_balanced(class_counts: Sequence[int] | Tensor, progress: float) -> Tensor:
-    """Chance of each class, from instance-balanced to class-balanced as training goes on: C numbers -> (C,), float64.
+def draw_positions(labels: Tensor, probabilities: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
+    """Draws images: a class by its probability, then the images of that class in turn.
 
-    Decoupling (Kang et al., 2020), section 3.
-
-    Args:
-        class_counts: C numbers.
-        progress: t / T, from 0 at the start of training to 1 at its end.
-
-    Raises:
-        InputError: the progress is not from 0 to 1.
-    """
-    if not 0 <= progress <= 1:
-        raise InputError(f"progress {progress}: the part of training that is over, from 0 to 1")
-    instance, balanced = class_probabilities(class_counts, 1), class_probabilities(class_counts, 0)
-    return (1 - progress) * instance + progress * balanced
-
-
-def class_draws(labels: Tensor, probabilities: Tensor, num_draws: int, generator: torch.Generator) -> Tensor:
-    """Positions of draws in which the classes are as likely as given.
-
-    For each draw a class, then that class's images in turn, in a random order that is drawn again when all have had
-    theirs: how often two images of a class come up differs by one at most.
+    The images of a class come in random order, and in a new order each time all have been drawn. So the numbers of
+    draws of two images of a class differ by at most one.
 
     Args:
         labels: (N,).
-        probabilities: of the classes (C,), such as `class_probabilities`; they need not sum to 1.
-        num_draws: M.
+        probabilities: of the classes, (C,); they need not sum to 1. 0 for classes without images.
+        num_samples: M.
         generator: on the CPU.
 
     Returns:
-        (M,), int64, on the CPU.
-
-    Raises:
-        InputError: a class without images has a chance.
+        Positions (M,), int64, on the CPU.
     """
     labels, probabilities = labels.cpu(), probabilities.cpu().double()
-    counts = labels.bincount(minlength=len(probabilities))
     present = probabilities.nonzero().squeeze(1)
-    if (counts[present] == 0).any() or len(counts) > len(probabilities):
-        raise InputError(
-            f"probabilities of {len(probabilities)} classes: there must be one for each label, and 0 without images"
-        )
-    chances = probabilities[present]
-    # Equal chances are drawn as whole numbers, exactly equal and several times as fast.
-    if (chances == chances[0]).all():
-        numbers = torch.randint(len(present), (num_draws,), generator=generator)
+    weights = probabilities[present]
+    # Equal probabilities are drawn as integers: exactly equal, and several times as fast.
+    if (weights == weights[0]).all():
+        classes = present[torch.randint(len(present), (num_samples,), generator=generator)]
     else:
-        numbers = torch.multinomial(chances, num_draws, replacement=True, generator=generator)
-    drawn = present[numbers]
+        classes = present[torch.multinomial(weights, num_samples, replacement=True, generator=generator)]
 
-    positions = torch.empty(num_draws, dtype=torch.int64)
-    for own, places in zip(_by_class(labels, len(counts)), _by_class(drawn, len(counts)), strict=True):
-        if len(places):
-            rounds = -(-len(places) // len(own))
-            orders = [own[torch.randperm(len(own), generator=generator)] for _ in range(rounds)]
-            positions[places] = torch.cat(orders)[: len(places)]
+    positions = torch.empty(num_samples, dtype=torch.int64)
+    num_classes = len(probabilities)
+    for images, draws in zip(_split_by_class(labels, num_classes), _split_by_class(classes, num_classes), strict=True):
+        if len(draws):
+            rounds = -(-len(draws) // len(images))
+            orders = [images[torch.randperm(len(images), generator=generator)] for _ in range(rounds)]
+            positions[draws] = torch.cat(orders)[: len(draws)]
     return positions
 
 
-def class_balanced(labels: Tensor, num_draws: int, generator: torch.Generator) -> Tensor:
-    """Positions of draws in which every class is as likely as any other: RIDE's sampler.
+class LongTailSampler(Sampler[int]):
+    """A sampler that any `torch.utils.data.DataLoader` takes.
+
+    Each iteration is an epoch with draws of its own, which depend on the seed and the number of the epoch alone.
 
     Args:
-        labels: (N,).
-        num_draws: M.
-        generator: on the CPU.
+        labels: (N,), from 0.
+        sampling: how likely each class is. instance, square-root and class-balanced: see `class_probabilities`.
+            progressive: from instance-balanced in the first epoch to class-balanced in the last one.
+        num_samples: draws in an epoch; by default N.
+        epochs: length of the training, for progressive sampling.
+        seed: of the draws.
 
-    Returns:
-        (M,), int64, on the CPU.
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> labels = [0, 0, 0, 0, 0, 0, 1, 1]
+        >>> sampler = LongTailSampler(labels, "class-balanced", num_samples=1000)
+        >>> loader = DataLoader(labels, batch_size=1000, sampler=sampler)
+        >>> 400 < sum(next(iter(loader))) < 600
+        tensor(True)
     """
-    labels = labels.cpu()
-    return class_draws(labels, class_probabilities(labels.bincount(), 0), num_draws, generator)
+
+    def __init__(
+        self,
+        labels: Sequence[int] | NDArray[Any] | Tensor,
+        sampling: Sampling = "class-balanced",
+        *,
+        num_samples: int | None = None,
+        epochs: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self._labels = torch.as_tensor(labels).cpu()
+        self._class_counts = self._labels.bincount()
+        self._sampling, self._epochs, self._seed = sampling, epochs, seed
+        self._num_samples = len(self._labels) if num_samples is None else num_samples
+        self._epoch = 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the number of the next epoch, from 1: to resume, for example. It increases with each iteration."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+    def __iter__(self) -> Iterator[int]:
+        positions = self.positions(self._epoch)
+        self._epoch += 1
+        return iter(positions.tolist())
+
+    def probabilities(self, epoch: int) -> Tensor:
+        """Returns the class probabilities of an epoch: (C,), float64."""
+        if self._sampling != "progressive":
+            return class_probabilities(self._class_counts, POWERS[self._sampling])
+        progress = min(1.0, max(0, epoch - 1) / max(1, self._epochs - 1))
+        instance, balanced = (class_probabilities(self._class_counts, power) for power in (1, 0))
+        return (1 - progress) * instance + progress * balanced
+
+    def positions(self, epoch: int, generator: torch.Generator | None = None) -> Tensor:
+        """Returns the draws of an epoch: positions (num_samples,), int64, on the CPU.
+
+        Args:
+            epoch: from 1.
+            generator: on the CPU; by default a new one that depends on seed and epoch.
+        """
+        generator = generator or seeded_generator(self._seed, epoch)
+        return draw_positions(self._labels, self.probabilities(epoch), self._num_samples, generator)
 
 
-def sampler(sampling: Sampling, labels: Tensor, epochs: int) -> Sampler:
-    """Draws as many images an epoch as there are; some come up several times, others not at all.
-
-    Args:
-        sampling: instance, square-root or class-balanced, see `class_probabilities`; progressive goes from the first to
-            the last of them, see `progressively_balanced`.
-        labels: (N,).
-        epochs: of the training: the progress is 0 in the first and 1 in the last.
-    """
-    labels = labels.cpu()
-    counts = labels.bincount()
-
-    def draws(epoch: int, generator: torch.Generator) -> Tensor:
-        if sampling == "progressive":
-            chances = progressively_balanced(counts, min(1.0, (epoch - 1) / max(1, epochs - 1)))
-        else:
-            chances = class_probabilities(counts, POWERS[sampling])
-        return class_draws(labels, chances, len(labels), generator)
-
-    return draws
-
-
-def _by_class(labels: Tensor, num_classes: int) -> tuple[Tensor, ...]:
-    """Where each class occurs, in order."""
+def _split_by_class(labels: Tensor, num_classes: int) -> tuple[Tensor, ...]:
+    """Returns the positions of each class, in order."""
     sizes = labels.bincount(minlength=num_classes).tolist()
     return torch.split(labels.argsort(stable=True), sizes)

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from longtail.data.loaders import Batch, Loader, rows_of
-from longtail.data.samplers import class_balanced
+from longtail.data.samplers import LongTailSampler
 from longtail.models.multi_expert import ExpertOutput, MultiExpert
 from longtail.runtime.distributed import SINGLE_PROCESS, Group
 from longtail.runtime.process import Signals, Stopped
-from longtail.runtime.seed import generator
 from longtail.runtime.shard import images_per_epoch
 
 FLOAT_BYTES = 4
@@ -86,8 +85,8 @@ class FrozenOutputs:
 
     def _repeats(self, labels: Tensor, epoch: int) -> Tensor:
         """How often each image is drawn: (N,)."""
-        draws = class_balanced(labels, self._num_draws, generator(self._seed, epoch))
-        return draws.bincount(minlength=len(labels))
+        sampler = LongTailSampler(labels, "class-balanced", num_samples=self._num_draws, seed=self._seed)
+        return sampler.positions(epoch).bincount(minlength=len(labels))
 
     def _computed(self, view: int) -> Iterator[Rows]:
         """The outputs for all images, whichever process computes them."""
