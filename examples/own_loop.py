@@ -1,13 +1,14 @@
-"""Losses and samplers in a training loop of one's own: any network that yields logits, no settings, no run folder.
+"""Losses and samplers of longtail in your own training loop, with any network that outputs logits.
 
 python examples/own_loop.py
 """
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from longtail.data.imbalance import choose_subset, imbalanced_counts
-from longtail.data.samplers import class_draws, class_probabilities, progressively_balanced
+from longtail.data.samplers import LongTailSampler, Sampling
 from longtail.data.sources.digits import digits
 from longtail.evaluation.metrics import evaluate_logits
 from longtail.losses import Criterion, CrossEntropyLoss, LDAMLoss, LogitAdjustedLoss
@@ -15,19 +16,17 @@ from longtail.losses import Criterion, CrossEntropyLoss, LDAMLoss, LogitAdjusted
 EPOCHS, BATCH_SIZE = 30, 64
 
 
-def train(images: Tensor, labels: Tensor, criterion: Criterion, progressive: bool) -> nn.Module:
-    """A small network; put your own here, or one of torchvision."""
+def train(images: Tensor, labels: Tensor, criterion: Criterion, sampling: Sampling) -> nn.Module:
+    """Trains a small network. Use your own here, or one of torchvision."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    counts, generator = labels.bincount(), torch.Generator().manual_seed(0)
-    chances = class_probabilities(counts, 1)  # 1/2: square-root; 0: class-balanced
+    sampler = LongTailSampler(labels, sampling, epochs=EPOCHS)
+    loader = DataLoader(TensorDataset(images, labels), BATCH_SIZE, sampler=sampler)
     for epoch in range(1, EPOCHS + 1):
-        if progressive:
-            chances = progressively_balanced(counts, (epoch - 1) / (EPOCHS - 1))
-        for batch in class_draws(labels, chances, len(labels), generator).split(BATCH_SIZE):
-            logits = model(images[batch])
-            loss = criterion(logits[:, None], labels[batch], epoch)  # one expert: (B, C) as (B, 1, C)
+        for batch, targets in loader:
+            logits = model(batch)
+            loss = criterion(logits[:, None], targets, epoch)  # (B, C) as (B, 1, C): one expert
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -35,17 +34,17 @@ def train(images: Tensor, labels: Tensor, criterion: Criterion, progressive: boo
 
 
 def main() -> dict[str, float]:
-    """Accuracies with every class pluralize once, by method."""
-    data, counts = digits(), imbalanced_counts("exponential", 114, 10, 0.02)  # from 114 images of a digit down to 2
+    """Returns the balanced accuracy of each method."""
+    data, counts = digits(), imbalanced_counts("exponential", 114, 10, 0.02)  # 114 images of a digit, down to 2
     tail = data.train.take(choose_subset(data.train.labels, counts))
     (images, labels), (test_images, test_labels) = (
         (torch.from_numpy(split.pixels[..., 0]) / 255, torch.from_numpy(split.labels)) for split in (tail, data.test)
     )
-    methods: dict[str, tuple[Criterion, bool]] = {
-        "cross-entropy": (CrossEntropyLoss(counts), False),
-        "progressively balanced": (CrossEntropyLoss(counts), True),
-        "LDAM-DRW": (LDAMLoss(counts, scale=10, reweight_after=EPOCHS // 2), False),
-        "balanced softmax": (LogitAdjustedLoss(counts), False),
+    methods: dict[str, tuple[Criterion, Sampling]] = {
+        "cross-entropy": (CrossEntropyLoss(counts), "instance"),
+        "progressively balanced": (CrossEntropyLoss(counts), "progressive"),
+        "LDAM-DRW": (LDAMLoss(counts, scale=10, reweight_after=EPOCHS // 2), "instance"),
+        "balanced softmax": (LogitAdjustedLoss(counts), "instance"),
     }
     scores = {}
     for name, method in methods.items():
