@@ -1,4 +1,4 @@
-"""`python -m longtail`."""
+"""Runs the command line: `python -m longtail`."""
 
 import sys
 

@@ -1,0 +1,70 @@
+"""What several commands share."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from longtail.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from longtail.config.schema import Config
+    from longtail.runs.run import Run
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Number = TypeVar("Number", int, float)
+
+
+def add_threshold_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that choose the router's threshold."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--compute_budget",
+        metavar="COST",
+        help="choose the most accurate threshold with this mean cost per image on the validation images, such as 1.2 "
+        "(times the cost of one expert) or 70M (multiply-accumulates)",
+    )
+    group.add_argument(
+        "--max_accuracy_drop",
+        metavar="POINTS",
+        type=float,
+        help="choose the cheapest threshold that loses at most this many percentage points of balanced accuracy on the "
+        "validation images",
+    )
+
+
+def comma_separated(kind: Callable[[str], Number], example: str) -> Callable[[str], list[Number]]:
+    """Returns a type for argparse: numbers separated by commas."""
+
+    def parse(text: str) -> list[Number]:
+        try:
+            return [kind(number) for number in text.split(",")]
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"'{text}' must be numbers separated by commas, such as {example}"
+            ) from None
+
+    return parse
+
+
+def open_run(folder: str, settings: Sequence[str], sections: Sequence[str]) -> "tuple[Run, Config]":
+    """Opens a run, and returns it with its settings after changes.
+
+    Args:
+        folder: of the run.
+        settings: changes, ``--section.field value``.
+        sections: that may be changed, besides the device.
+
+    Raises:
+        InputError: there is no such run; or a setting is wrong or of another section.
+    """
+    from longtail.config.recipes import resolve
+    from longtail.runs.run import Run
+
+    run = Run.open(folder)
+    config = resolve(str(run.config_path), arguments=settings)
+    for name in (argument[2:].partition("=")[0] for argument in settings if argument.startswith("--")):
+        if name != "device" and name.partition(".")[0] not in sections:
+            raise InputError(
+                f"'{name}' has no effect here; only device and settings of {', '.join(sections)} can change"
+            )
+    return run, config

@@ -1,0 +1,46 @@
+"""`longtail evaluate`."""
+
+import argparse
+
+from longtail.cli._shared import Commands, add_threshold_options, open_run
+
+
+def add_parser(commands: Commands) -> None:
+    """Adds the parser."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="evaluate a run again",
+        description="Evaluates a run, and writes its results and report again. Settings can name another location of "
+        "the data (--data.root FOLDER) or change the evaluation (--evaluation.many_above 99).",
+    )
+    parser.add_argument("folder", metavar="RUN", help="run folder")
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="split to print (default: test)")
+    add_threshold_options(parser)
+    parser.add_argument(
+        "--prior",
+        metavar="FILE",
+        help="also evaluate with logits adjusted to these class shares: JSON or text with one number per class, or "
+        "'uniform'",
+    )
+    parser.add_argument(
+        "--label_shift",
+        action="store_true",
+        help="also evaluate on subsets with other class shares, from those of training to the opposite ones",
+    )
+    parser.set_defaults(run=run, takes_settings=True)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    from longtail import api
+
+    trained, config = open_run(arguments.folder, arguments.settings, ("data", "evaluation"))
+    api.evaluate(
+        trained,
+        arguments.split,
+        config=config,
+        compute_budget=arguments.compute_budget,
+        max_accuracy_drop=arguments.max_accuracy_drop,
+        prior=arguments.prior,
+        label_shift=arguments.label_shift,
+    )

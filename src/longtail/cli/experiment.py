@@ -1,0 +1,49 @@
+"""`longtail experiment`."""
+
+import argparse
+import shlex
+import sys
+
+from longtail.cli._shared import Commands, comma_separated
+
+
+def add_parser(commands: Commands) -> None:
+    """Adds the parser."""
+    parser = commands.add_parser(
+        "experiment",
+        help="train several recipes with several seeds and make a table",
+        description="Trains each row of an experiment with each seed, except for finished runs, and writes a table as "
+        "Markdown and JSON: mean ± standard deviation over the seeds, beside published values. Settings apply to all "
+        "rows.",
+    )
+    parser.add_argument("file", metavar="FILE", help="YAML file with title, seeds, settings for all rows, and rows")
+    parser.add_argument("--output", metavar="FOLDER", help="folder for the runs (default: runs/FILE)")
+    parser.add_argument(
+        "--table", metavar="PATH", help="path of the table without suffix (default: table in the folder)"
+    )
+    parser.add_argument(
+        "--rows", metavar="NAMES", help="train only these rows, separated by commas, and their teachers"
+    )
+    parser.add_argument(
+        "--seeds", metavar="SEEDS", type=comma_separated(int, "0,1,2"), help="replace the seeds of the file: 0,1,2"
+    )
+    parser.add_argument(
+        "--jobs", metavar="N", type=int, default=1, help="parallel trainings, which share cores and GPUs (default: 1)"
+    )
+    parser.set_defaults(run=run, takes_settings=True)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    from longtail.experiments.runner import run_experiment
+
+    run_experiment(
+        arguments.file,
+        arguments.output,
+        table=arguments.table,
+        rows=arguments.rows.split(",") if arguments.rows else None,
+        seeds=arguments.seeds,
+        jobs=arguments.jobs,
+        arguments=arguments.settings,
+        command=shlex.join(["longtail", *sys.argv[1:]]),
+    )

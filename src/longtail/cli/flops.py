@@ -1,0 +1,49 @@
+"""`longtail flops`."""
+
+import argparse
+from pathlib import Path
+
+from longtail.cli._shared import Commands, comma_separated
+from longtail.utils.errors import InputError
+
+
+def add_parser(commands: Commands) -> None:
+    """Adds the parser."""
+    parser = commands.add_parser(
+        "flops",
+        help="count the operations of a model",
+        description="Counts multiply-accumulates (MACs) and FLOPs (2 per MAC) of each module for one image.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="recipe, YAML file, run folder or model file")
+    parser.add_argument(
+        "--experts_used",
+        metavar="SHARES",
+        type=comma_separated(float, "41,10,49"),
+        help="also print the mean cost if these shares of the images use 1, 2, ... experts, such as 41,10,49",
+    )
+    parser.add_argument(
+        "--num_classes", type=int, metavar="C", help="number of classes, if the recipe's data set has no fixed number"
+    )
+    parser.set_defaults(run=run, takes_settings=True)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    from longtail.config.recipes import list_recipes, resolve
+    from longtail.reports.cost_table import Subject, cost_table
+    from longtail.runs.context import planned_architecture
+    from longtail.runs.model_file import load_model_file
+    from longtail.runs.run import Run
+    from longtail.utils.console import show
+
+    path = Path(arguments.model)
+    if arguments.model not in list_recipes() and (path.is_dir() or path.suffix == ".safetensors"):
+        if arguments.settings or arguments.num_classes is not None:
+            option = arguments.settings[0] if arguments.settings else "--num_classes"
+            raise InputError(f"'{path}' is a trained model, which {option} cannot change; settings are for recipes")
+        model, metadata = Run.open(path).load_model() if path.is_dir() else load_model_file(path)
+        subject = Subject(model, metadata.architecture, metadata.image_size)
+    else:
+        config = resolve(arguments.model, arguments=arguments.settings)
+        subject = Subject.planned(planned_architecture(config, arguments.num_classes))
+    show(cost_table(subject, arguments.experts_used))

@@ -1,0 +1,70 @@
+"""`longtail predict`."""
+
+import argparse
+import csv
+import io
+import sys
+
+from longtail.cli._shared import Commands
+from longtail.runtime.process import num_processors
+
+
+def add_parser(commands: Commands) -> None:
+    """Adds the parser."""
+    parser = commands.add_parser(
+        "predict",
+        help="classify images",
+        description="Classifies images and prints CSV, one line per image: image, class, probability.",
+    )
+    parser.add_argument("model", metavar="RUN", help="run folder or model file")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image, or folder that is searched for images")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bf16", "fp16"),
+        default="float32",
+        help="precision of matrix products and convolutions; bf16 and fp16 are faster if the hardware supports them "
+        "(default: float32)",
+    )
+    parser.add_argument("--top", metavar="K", type=int, default=1, help="classes per image (default: 1)")
+    parser.add_argument("--batch_size", metavar="B", type=int, default=64, help="images per step (default: 64)")
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=int,
+        default=min(num_processors(), 8),
+        help="processes that decode images if there are several batches (default: one per processor, at most 8)",
+    )
+    parser.add_argument("--all_experts", action="store_true", help="use all experts instead of the router")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from longtail.inference import Predictor, find_images
+    from longtail.utils.console import console, log_to_console
+
+    log_to_console(Console(stderr=True))  # standard output is the table
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names can hold any bytes
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    predictor = Predictor(
+        arguments.model, device=arguments.device, precision=arguments.precision, all_experts=arguments.all_experts
+    )
+    images = find_images(arguments.images)
+    predictions = predictor.predict(
+        images, batch_size=arguments.batch_size, top=arguments.top, workers=arguments.workers
+    )
+    in_the_way = sys.stdout.isatty() or not sys.stderr.isatty()
+    bar = track(predictions, "", len(images), console=console(), transient=True, disable=in_the_way)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    for number, (path, class_name, probability, others) in enumerate(bar):
+        if number == 0:
+            ranks = [f"_{rank}" for rank in range(2, len(others) + 2)]
+            writer.writerow(
+                ["image", *(f"{column}{rank}" for rank in ["", *ranks] for column in ("class", "probability"))]
+            )
+        choices = [(class_name, probability), *others]
+        writer.writerow([path, *(cell for name, value in choices for cell in (name, f"{value:.6g}"))])

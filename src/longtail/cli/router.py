@@ -1,0 +1,30 @@
+"""`longtail router`."""
+
+import argparse
+
+from longtail.cli._shared import Commands, add_threshold_options, open_run
+
+
+def add_parser(commands: Commands) -> None:
+    """Adds the parser."""
+    parser = commands.add_parser(
+        "router",
+        help="train a router for a run",
+        description="Trains a router for a finished run or a converted checkpoint, replaces any earlier one, and "
+        "evaluates the run. The experts stay as they are.",
+    )
+    parser.add_argument("folder", metavar="RUN", help="run folder")
+    add_threshold_options(parser)
+    parser.set_defaults(run=run, takes_settings=True)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    from longtail import api
+
+    goals = {"compute_budget": arguments.compute_budget, "max_accuracy_drop": arguments.max_accuracy_drop}
+    settings = list(arguments.settings)
+    if any(goal is not None for goal in goals.values()):  # the other one is reset: only one of them can be set
+        settings += [f"--router.{name}={'null' if goal is None else goal}" for name, goal in goals.items()]
+    trained, config = open_run(arguments.folder, settings, ("router", "data", "evaluation"))
+    api.add_router(trained, config=config)
