@@ -10,8 +10,8 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "classifier",
         help="replace the classifiers of a run",
-        description="Replaces the classifiers of a finished run or a converted checkpoint, and evaluates it. Its router "
-        "is trained again. --classifier.method is retrain (cRT), scale (LWS), tau, nearest-mean (NCM), or none to restore "
+        description="Replaces the classifiers of a finished run or a converted checkpoint, trains its router again and "
+        "evaluates it. --classifier.method is retrain (cRT), scale (LWS), tau, nearest-mean (NCM), or none to restore "
         "the experts' own classifiers.",
     )
     parser.add_argument("folder", metavar="RUN", help="run folder")
