@@ -1,39 +1,39 @@
-"""What a log says of training: an epoch's line, and something in between where epochs are long."""
+"""Log lines of a training: one for each epoch, and more within long epochs."""
 
-import io
+import logging
 
-from rich.console import Console
+from helpers.loaders import loader, small_split
 
 from longtail.training.progress import TrainingProgress
 
 
-def said(console):
-    lines = console.file.getvalue().splitlines()
-    console.file.seek(0)
-    console.file.truncate()
-    return lines
-
-
-def test_long_epochs_are_not_silent(monkeypatch):
+def test_long_epochs_are_logged_in_between(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "longtail")
     now = 0.0
     monkeypatch.setattr("time.perf_counter", lambda: now)
-    console = Console(file=io.StringIO(), width=200)
-    with TrainingProgress(console, epochs=3, steps=100, num_images=1000) as progress:
+
+    def new_lines():
+        lines = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return lines
+
+    with TrainingProgress(3, loader(small_split(1000), batch_size=10)) as progress:
         now = 50.0
         progress.step(10, 0.1, 2.5)
-        assert said(console) == []
+        assert new_lines() == []
         now = 70.0
-        progress.step(20, 0.1, None)  # the loss is read now and then only
-        assert said(console) == []
+        progress.step(20, 0.1, None)  # the loss is not read at every step
+        assert new_lines() == []
         progress.step(25, 0.1, 2.25)
-        assert said(console) == ["epoch 1/3, 25% of it  loss 2.250  lr 0.1  4 images/s"]
+        assert new_lines() == ["epoch 1/3 (25% done)  loss 2.250  lr 0.1  4 images/s"]
         now = 120.0
         progress.step(50, 0.1, 2.0)
-        assert said(console) == []  # not yet another minute
+        assert new_lines() == []  # less than a minute after the last line
         now = 140.0
         progress.step(100, 0.1, 2.0)
-        assert said(console) == []  # the epoch's own line comes at once
+        assert new_lines() == []  # the line of the epoch follows at once
         record = {"epoch": 1, "loss": 2.0, "accuracy": 0.5, "learning_rate": 0.1, "images_per_second": 7.0}
         progress.epoch(record)
-        (line,) = said(console)
-        assert line.startswith("epoch 1/3  loss    2.000")
+        (line,) = new_lines()
+        assert line.startswith("epoch 1/3  loss    2.000  train  50.0%")
+        assert line.endswith("4:40 left")

@@ -1,14 +1,15 @@
-"""Learning rates against those of the original code, epoch by epoch."""
+"""Learning rates, epoch by epoch, against those of the original code."""
 
 import numpy as np
 import pytest
 from helpers import golden
 
-from longtail.training.schedules import cosine_rate, epoch_of, step_multiplier
+from longtail.config.schema import epoch_of
+from longtail.training.schedules import cosine_rate, step_multiplier
 
 
 @pytest.mark.parametrize("name", ["cifar_ride", "cifar_distill", "imagenet", "inaturalist"])
-def test_original_steps_exactly(name):
+def test_steps_equal_the_original_ones(name):
     arrays = golden.arrays("schedules/ride_lr.npz")
     schedule = golden.table("schedules/ride_lr.json")["schedules"][name]
     arguments, epochs = schedule["args"], range(schedule["epochs"])
@@ -18,15 +19,15 @@ def test_original_steps_exactly(name):
     assert [schedule["base_lr"] * multiplier for multiplier in ours] == arrays[f"{name}/lr"].tolist()
 
 
-def test_original_router_cosine():
-    """PyTorch computes it by recurrence, so the last digits differ."""
-    theirs = golden.arrays("schedules/ride_lr.npz")["ea_cosine/lr"]
-    np.testing.assert_allclose([cosine_rate(epoch, 5, 0.01) for epoch in range(5)], theirs, rtol=1e-12)
+def test_the_cosine_of_the_router_equals_the_original_one():
+    """The last digits differ, because PyTorch computes each rate from the one before."""
+    original = golden.arrays("schedules/ride_lr.npz")["ea_cosine/lr"]
+    np.testing.assert_allclose([cosine_rate(epoch, 5, 0.01) for epoch in range(5)], original, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["batch512_10steps", "batch1024_10steps", "batch512_7steps"])
-def test_original_swin_cosine(name):
-    theirs = golden.arrays("schedules/swin_lr.npz")[f"{name}/lr_after_update"]
+def test_the_cosine_of_swin_equals_the_original_one(name):
+    original = golden.arrays("schedules/swin_lr.npz")[f"{name}/lr_after_update"]
     s = golden.table("schedules/swin_lr.json")["schedules"][name]
     ours = [
         cosine_rate(
@@ -34,7 +35,7 @@ def test_original_swin_cosine(name):
         )
         for t in range(s["epochs"] * s["steps_per_epoch"])
     ]
-    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    np.testing.assert_allclose(ours, original, rtol=1e-12)
 
 
 def test_cosine_ends():
@@ -49,7 +50,7 @@ def test_warm_up():
     assert [cosine_rate(e, 1000, 1.0, warmup=4, warmup_start=0.2) for e in (0, 1, 2)] == pytest.approx([0.2, 0.4, 0.6])
 
 
-def test_a_milestone_within_warm_up_counts():
+def test_a_milestone_during_warm_up_counts():
     assert step_multiplier(1, [1], 0.1, 4) == pytest.approx(0.1 * 0.5)
 
 

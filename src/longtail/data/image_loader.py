@@ -32,7 +32,9 @@ Samples = tuple[Tensor, Tensor, Tensor]
 
 def raise_error(error: InputError) -> None:
     """Ends the epoch at the first image that does not decode."""
-    raise error
+    # Not the error itself, which `epoch` refers to: its traceback would close a cycle around the workers' queues, and the
+    # garbage collector would close these before the workers are told to stop.
+    raise InputError(str(error))
 
 
 class ImageLoader:
