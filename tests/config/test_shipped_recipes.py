@@ -15,7 +15,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import longtail
 from longtail.config.recipes import list_recipes, load_recipe
 from longtail.data import build as data_build
-from longtail.data.sources.cifar import LAYOUTS
 from longtail.training import optim
 
 # Whole networks at their own size take minutes on a CPU: images are smaller, and where that is not enough, networks.
@@ -40,7 +39,7 @@ def data(tmp_path_factory) -> Path:
         layouts.write_published(root / name, name)
     layouts.write_folder(root / "folder")
     for name in ("cifar10", "cifar100"):
-        cifar_files.write(root / name, name, balanced(name, 300 // len(LAYOUTS[name].train)))
+        cifar_files.write(root / name, name, balanced(name, 300 // len(cifar_files.LAYOUTS[name].train)))
     save_file(timm.create_model("resnet18", num_classes=0).state_dict(), root / "resnet18.safetensors")
     return root
 
@@ -48,7 +47,7 @@ def data(tmp_path_factory) -> Path:
 def balanced(name: str, per_file: int) -> dict[str, dict]:
     """CIFAR files with as many images of each class."""
     files = cifar_files.contents(name, per_file)
-    layout = LAYOUTS[name]
+    layout = cifar_files.LAYOUTS[name]
     for file in (*layout.train, *layout.test):
         files[file][layout.labels] = [number % layout.num_classes for number in range(per_file)]
     return files

@@ -1,17 +1,41 @@
-"""Tiny files in CIFAR's official layout."""
+"""Tiny files in the official layout of CIFAR."""
 
 import io
 import pickle
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
+import torchvision.datasets
 
-from longtail.data.sources.cifar import LAYOUTS
+
+class Layout(NamedTuple):
+    """Names in the official archive."""
+
+    folder: str
+    train: list[str]
+    test: list[str]
+    meta: str
+    labels: str
+    class_names: str
+    num_classes: int
+
+
+def _layout(official, labels, num_classes):
+    train, test = ([name for name, _ in files] for files in (official.train_list, official.test_list))
+    return Layout(
+        official.base_folder, train, test, official.meta["filename"], labels, official.meta["key"], num_classes
+    )
+
+
+LAYOUTS = {
+    "cifar10": _layout(torchvision.datasets.CIFAR10, "labels", 10),
+    "cifar100": _layout(torchvision.datasets.CIFAR100, "fine_labels", 100),
+}
 
 
 class Python2Pickler(pickle._Pickler):
-    """Writes text and bytes as the byte strings of Python 2, in which the official files are written."""
+    """Writes text and bytes as byte strings of Python 2, like the official files."""
 
     dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
@@ -28,7 +52,7 @@ class Python2Pickler(pickle._Pickler):
 def python2(value) -> bytes:
     stream = io.BytesIO()
     Python2Pickler(stream, protocol=2).dump(value)
-    return stream.getvalue().replace(b"numpy._core", b"numpy.core")  # as NumPy was then
+    return stream.getvalue().replace(b"numpy._core", b"numpy.core")  # NumPy's name at that time
 
 
 WRITERS = {
@@ -40,7 +64,7 @@ WRITERS = {
 
 
 def contents(name: str, per_file: int = 4) -> dict[str, dict]:
-    """Tiny files of the official layout: file -> what it holds."""
+    """Returns the contents of each file, with a few random images."""
     layout = LAYOUTS[name]
     generator = np.random.default_rng(0)
     files = {

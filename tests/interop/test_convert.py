@@ -11,7 +11,7 @@ from PIL import Image
 
 import longtail
 from longtail.cli import main
-from longtail.data.sources.cifar_names import CIFAR_NAMES
+from longtail.data.sources.cifar import CLASS_NAMES
 from longtail.data.splits import DataSplits, ImageSplit
 from longtail.interop.original import convert as convert_module
 from longtail.interop.original.convert import convert
@@ -99,7 +99,7 @@ def test_same_logits_without_any_settings(file, tmp_path):
     run = convert(file, tmp_path / "run")
     assert error_against(load(CASE), longtail.load_model(run.folder), "eval_expert_logits") < 1e-5
     _, metadata = run.load_model()
-    assert metadata.class_names == tuple(CIFAR_NAMES["cifar100"].split())
+    assert metadata.class_names == CLASS_NAMES["cifar100"]
     assert metadata.epoch == 200
     assert metadata.architecture == {
         "name": "resnet32", "num_classes": 100, "num_experts": 3, "width": "narrow", "head": "cosine", "scale": 30.0,
@@ -183,7 +183,7 @@ def few_images(num_classes, names):
 def test_evaluates_where_the_classes_are_known(file, tmp_path, monkeypatch):
     run = convert(file, tmp_path / "run")
     monkeypatch.setattr(
-        "longtail.data.build.load_data", lambda config, skipped: few_images(100, CIFAR_NAMES["cifar100"].split())
+        "longtail.data.build.load_data", lambda config, skipped: few_images(100, CLASS_NAMES["cifar100"])
     )
     with pytest.raises(InputError, match="class_counts"):  # two images a class are not CIFAR-100-LT
         longtail.evaluate(run, device="cpu")
@@ -282,6 +282,6 @@ def test_what_follows_sees_images_as_the_experts_did():
 
 def test_class_names_of_cifar():
     for name, number in (("cifar10", 10), ("cifar100", 100)):
-        names = CIFAR_NAMES[name].split()
+        names = CLASS_NAMES[name]
         assert len(set(names)) == number
-        assert names == sorted(names)
+        assert list(names) == sorted(names)

@@ -1,18 +1,15 @@
-"""CIFAR-10 and CIFAR-100 in their official python layout, read without executing anything."""
+"""CIFAR-10 and CIFAR-100, from the official Python archives. Reading them executes no code."""
 
 import hashlib
 import io
 import logging
-import lzma
 import pickle
 import socket
 import tarfile
 import tempfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,199 +21,116 @@ from longtail.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+SERVER_TIMEOUT = 60.0
+"""Seconds without data after which a download fails"""
 
-MAX_UNPACKED = 2**30
-"""Bytes; the official archives hold less than a fifth of that."""
-
-SERVER_PATIENCE = 60.0
-"""Seconds in which a server must say something"""
-
-
-class Layout(NamedTuple):
-    """Names and checksums of one of the two data sets."""
-
-    folder: str
-    archive: str
-    train: dict[str, str]
-    """file -> MD5"""
-    test: dict[str, str]
-    meta: str
-    labels: str
-    class_names: str
-    num_classes: int
-
-
-LAYOUTS = {
-    "cifar10": Layout(
-        folder="cifar-10-batches-py",
-        archive="cifar-10-python.tar",
-        train={
-            "data_batch_1": "c99cafc152244af753f735de768cd75f",
-            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-            "data_batch_4": "634d18415352ddfa80567beed471001a",
-            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-        },
-        test={"test_batch": "40351d587109b95175f43aff81a1287e"},
-        meta="batches.meta",
-        labels="labels",
-        class_names="label_names",
-        num_classes=10,
-    ),
-    "cifar100": Layout(
-        folder="cifar-100-python",
-        archive="cifar-100-python.tar",
-        train={"train": "16019d7e3df5f24257cddd939b257f8d"},
-        test={"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
-        meta="meta",
-        labels="fine_labels",
-        class_names="fine_label_names",
-        num_classes=100,
-    ),
+_CIFAR100_NAMES = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel
+    can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur
+    dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion
+    lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter
+    palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road
+    rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower
+    sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+    willow_tree wolf woman worm
+"""
+CLASS_NAMES = {
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    "cifar100": tuple(_CIFAR100_NAMES.split()),
 }
+"""In the order of the labels"""
 
 
 @register("cifar10", num_classes=10, image_size=32)
 @register("cifar100", num_classes=100, image_size=32)
 def load(settings: DataConfig) -> DataSplits:
-    return cifar(settings.name, Path(settings.root))  # type: ignore[arg-type]
+    """Loads the 50,000 training and 10,000 test images. Downloads them if ``data.root`` does not hold them.
 
-
-def cifar(name: Literal["cifar10", "cifar100"], root: Path) -> DataSplits:
-    """The 50,000 training and 10,000 test images, downloaded by torchvision where ``root`` lacks them.
-
-    ``root`` holds the official folder (``cifar-100-python``), is it, or holds its archive (``.tar.gz``, ``.tar.xz``).
+    ``data.root`` is or holds the official folder, such as ``cifar-100-python``, or holds its archive.
 
     Raises:
-        InputError: the files are absent and cannot be downloaded, or are not CIFAR.
+        InputError: the files are missing and cannot be downloaded, or are damaged.
     """
-    layout = LAYOUTS[name]
-    folder = _find(name, layout, root)
-    meta = _read(folder / layout.meta)
-    names = _get(meta, layout.class_names, folder / layout.meta)
-    if not isinstance(names, list) or len(names) != layout.num_classes or len(set(map(str, names))) != len(names):
-        wanted = f"{layout.num_classes} different class names"
-        raise InputError(f"{folder / layout.meta}: '{layout.class_names}' must be {wanted}")
-    train, test = (_split(folder, layout, files) for files in (layout.train, layout.test))
-    return DataSplits(train, None, test, tuple(map(str, names)))
-
-
-def _find(name: str, layout: Layout, root: Path) -> Path:
-    def found() -> Path | None:
-        return next((f for f in (root / layout.folder, root) if (f / layout.meta).is_file()), None)
-
-    if folder := found():
-        return folder
-    for archive in sorted(root.glob(f"{layout.archive}.*z*")):
-        _unpack(archive, root, layout)
-        if folder := found():
-            return folder
     import torchvision.datasets
 
-    official = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    official = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[settings.name]
+    folder = _find_folder(Path(settings.root), official)
+    names = CLASS_NAMES[settings.name]
+    train, test = (_read_split(folder, files, len(names)) for files in (official.train_list, official.test_list))
+    return DataSplits(train, None, test, names)
+
+
+def _find_folder(root: Path, official: Any) -> Path:
+    for folder in (root / official.base_folder, root):
+        if (folder / official.meta["filename"]).is_file():
+            return folder
+    archives = sorted(root.glob(official.filename.replace(".gz", ".[gx]z")))
+    if archives:
+        _unpack(archives[0], root / official.base_folder)
+    else:
+        _download(root, official)
+    return Path(root, official.base_folder)
+
+
+def _download(root: Path, official: Any) -> None:
+    from torchvision.datasets import utils
+
+    logger.info("Downloading %s to %s", official.url, root)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SERVER_TIMEOUT)  # torchvision has no timeout
     try:
-        logger.info("%s is not in %s: downloading it from %s", name, root, official.url)
         with tempfile.TemporaryDirectory() as temporary:
-            with _patient_for(SERVER_PATIENCE):
-                torchvision.datasets.utils.download_url(official.url, temporary, md5=official.tgz_md5)
+            utils.download_url(official.url, temporary, md5=official.tgz_md5)
             root.mkdir(parents=True, exist_ok=True)
-            _unpack(Path(temporary, official.filename), root, layout)
+            _unpack(Path(temporary, official.filename), root / official.base_folder)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"{name} is not in '{root}' and could not be downloaded ({str(error).splitlines()[0]}): put the folder "
-            f"{layout.folder}/ with {', '.join([*layout.train, *layout.test, layout.meta])}, or the archive "
-            f"{layout.archive}.gz, into '{root}' (data.root)"
+            f"'{root}' (data.root) holds neither {official.base_folder}/ nor {official.filename}, and downloading "
+            f"{official.url} failed ({str(error).splitlines()[0]}); put one of them there"
         ) from error
-    folder = found()
-    assert folder, "the official archive holds the official folder"
-    return folder
-
-
-@contextmanager
-def _patient_for(seconds: float) -> Iterator[None]:
-    """Within it, connections are given up when nothing has come for so long; torchvision's wait for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(timeout)
 
 
-def _unpack(archive: Path, root: Path, layout: Layout) -> None:
-    """Unpacks the data set's folder into ``root``: all of it or nothing."""
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpacks the folder of an archive: all of it or nothing."""
     try:
-        with tempfile.TemporaryDirectory(dir=root) as temporary, tarfile.open(archive) as tar:
-            if sum(member.size for member in tar) > MAX_UNPACKED:
-                raise tarfile.TarError("it holds more than a data set of this kind")
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary, tarfile.open(archive) as tar:
             tar.extractall(temporary, filter="data")
-            Path(temporary, layout.folder).rename(root / layout.folder)
-    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        raise InputError(f"{archive}: cannot be unpacked into {layout.folder}/ ({error})") from error
+            Path(temporary, folder.name).rename(folder)
+    except Exception as error:  # a damaged archive can raise anything
+        raise InputError(f"{archive}: cannot unpack {folder.name}/ from it ({error})") from error
 
 
-def _split(folder: Path, layout: Layout, files: dict[str, str]) -> ImageSplit:
+def _read_split(folder: Path, files: Iterable[tuple[str, str]], num_classes: int) -> ImageSplit:
     pixels, labels = [], []
-    for file, checksum in files.items():
-        path = folder / file
-        batch = _read(path, checksum)
-        data = np.asarray(_get(batch, "data", path))
-        own = _labels(batch, layout, path)
-        if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * 32 * 32 or own.shape != data.shape[:1]:
-            raise InputError(f"{path}: expected uint8 images of shape (n, 3072) and n labels, found {data.shape}")
+    for name, md5 in files:
+        path = folder / name
+        data, targets = _read_file(path, md5, "labels" if num_classes == 10 else "fine_labels")
+        valid = data.dtype == np.uint8 and data.shape == (targets.size, 3 * 32 * 32) and targets.dtype.kind in "iu"
+        if not valid or targets.ndim != 1 or not np.isin(targets, range(num_classes)).all():
+            raise InputError(f"{path}: must hold uint8 images (n, 3072) and n labels from 0 to {num_classes - 1}")
         pixels.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-        labels.append(own)
+        labels.append(targets.astype(np.int64))
     return ImageSplit(np.concatenate(labels), np.ascontiguousarray(np.concatenate(pixels)))
 
 
-def _labels(batch: dict[str, Any], layout: Layout, path: Path) -> NDArray[np.int64]:
-    listed = _get(batch, layout.labels, path)
-    try:
-        labels = np.asarray(listed)
-    except ValueError:  # lists of different lengths inside
-        labels = np.empty(0)
-    if labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0 or labels.max() >= layout.num_classes:
-        raise InputError(f"{path}: labels must be whole numbers from 0 to {layout.num_classes - 1}")
-    return labels.astype(np.int64)
-
-
-def _get(batch: dict[str, Any], key: str, path: Path) -> Any:
-    if key not in batch:
-        raise InputError(f"{path}: not a CIFAR file, it has no '{key}'")
-    return batch[key]
-
-
-def _read(path: Path, checksum: str | None = None) -> dict[str, Any]:
+def _read_file(path: Path, md5: str, labels: str) -> tuple[NDArray[Any], NDArray[Any]]:
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror}; the folder must hold every file of the official archive"
-        ) from error
-    if checksum and hashlib.md5(content, usedforsecurity=False).hexdigest() != checksum:
-        logger.warning("%s differs from the official file (MD5); results may differ from published ones", path)
-    return read_pickle(content, path)
-
-
-def read_pickle(content: bytes, path: Path) -> dict[str, Any]:
-    """Reads a pickled dict of plain objects and NumPy arrays; nothing else is looked up, let alone called.
-
-    Raises:
-        InputError: the content is damaged, or asks for anything else.
-    """
-    try:
-        # latin1 is how Python 3 reads the byte strings of the Python 2 originals.
-        batch = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        # latin1 is how Python 3 reads the byte strings of the official files, which Python 2 wrote.
+        batch = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+        data, targets = np.asarray(batch["data"]), np.asarray(batch[labels])
     except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(f"{path}: damaged or not a pickle ({error})") from error
-    if not isinstance(batch, dict):
-        raise InputError(f"{path}: not a CIFAR file, it holds a {type(batch).__name__}")
-    return batch
+        raise InputError(f"{path}: cannot be read as a CIFAR file ({error!r})") from error
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        logger.warning("%s differs from the official file (MD5), so results may differ from published ones", path)
+    return data, targets
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class _ArrayUnpickler(pickle.Unpickler):
+    """Loads plain objects and NumPy arrays. Looks up nothing else, so a pickle cannot call functions."""
+
     allowed = frozenset(
         [("_codecs", "encode"), ("numpy", "dtype"), ("numpy", "ndarray")]
         + [(f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")]
@@ -225,5 +139,5 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.allowed:
-            raise InputError(f"refused: the pickle asks for {module}.{name}, which no CIFAR file needs")
+            raise pickle.UnpicklingError(f"refused: it asks for {module}.{name}, which no CIFAR file needs")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)

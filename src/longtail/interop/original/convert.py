@@ -19,7 +19,7 @@ from longtail.config.schema import (
     TrainingConfig,
 )
 from longtail.data.imbalance import imbalanced_counts
-from longtail.data.sources.cifar_names import CIFAR_NAMES
+from longtail.data.sources.cifar import CLASS_NAMES
 from longtail.data.transforms import default_resize
 from longtail.interop.original.architecture import load_original
 from longtail.interop.original.checkpoint import read_original
@@ -180,7 +180,7 @@ def _metadata(config: Config, architecture: Mapping[str, Any], epoch: int) -> Mo
     size = data.image_size or 224
     resize = default_resize(size)
     if data.name in CIFAR_IMAGES:
-        names, size, resize = CIFAR_NAMES[data.name].split(), 32, 32
+        names, size, resize = list(CLASS_NAMES[data.name]), 32, 32
         largest = CIFAR_IMAGES[data.name]
         counts = [largest] * num_classes
         if data.imbalance != "none":
