@@ -37,6 +37,8 @@ GROUPS = {
 }
 """Heading of the recipes of each data set"""
 
+BOUNDS = {"min": "at least", "above": "above", "max": "at most", "below": "below"}
+
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Registers the generator with Sphinx."""
@@ -111,7 +113,8 @@ def _write_settings(out: io.StringIO, kind: Any, prefix: str) -> None:
             continue
         default = field.default_factory() if callable(field.default_factory) else field.default
         description = "\n".join(documented[kind.__name__, field.name])
-        print(f"\n```{{confval}} {prefix}{field.name}\n:type: {_type(hints[field.name])}", file=out)
+        bounds = "".join(f", {BOUNDS[bound]} {number}" for bound, number in field.metadata.items())
+        print(f"\n```{{confval}} {prefix}{field.name}\n:type: {_type(hints[field.name])}{bounds}", file=out)
         print(f":default: {_value(default)}\n\n{_prose(description)}\n```", file=out)
 
 
@@ -185,8 +188,25 @@ def _summary(path: Path) -> str:
 
 
 def tables(text: str) -> str:
-    """The tables of a Markdown file, each with the heading before it if there is one."""
-    lines = text.splitlines()
-    kept = ["", *(line for line in lines if line.startswith(("|", "## ")) or not line)]
-    out = [f"**{line.removeprefix('## ')}**" if line.startswith("## ") else line for line in kept]
-    return "\n".join(out).strip() + "\n"
+    """The tables of a Markdown file without empty and repeated columns, each after the heading that precedes it."""
+    out, rows, heading = io.StringIO(), list[list[str]](), ""
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("## "):
+            heading = line.removeprefix("## ")
+        elif line.startswith("|"):
+            rows.append([cell.strip() for cell in line.strip("|").split("|")])
+        elif rows:
+            if heading:
+                print(f"\n**{heading}**", file=out)
+            columns = list(zip(*rows, strict=True))
+            kept = [k for k, (_, _, *cells) in enumerate(columns) if any(cells) and cells not in _cells(columns[:k])]
+            print("\n:::{container} results", file=out)
+            for row in rows:
+                print("| " + " | ".join(row[k] for k in kept) + " |", file=out)
+            print(":::", file=out)
+            rows, heading = [], ""
+    return out.getvalue()
+
+
+def _cells(columns: list[tuple[str, ...]]) -> list[list[str]]:
+    return [list(cells) for _, _, *cells in columns]
