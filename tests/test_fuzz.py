@@ -19,9 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from longtail.config.recipes import checked_types, load_recipe, to_yaml
+from longtail.config.schema import DataConfig
 from longtail.data.corrupt_images import from_text, to_text
 from longtail.data.image_io import decode, problem
-from longtail.data.sources.image_list import list_files
+from longtail.data.sources import load_source
 from longtail.interop.original.convert import _config, convert
 from longtail.models.multi_expert import create_model
 from longtail.runs.model_file import ModelMetadata, load_model_file, save_model
@@ -100,7 +101,8 @@ def test_list_files(root, content, outside):
     (root / "train.txt").write_bytes(content)
 
     def read():
-        dataset = list_files(root, root / "train.txt", None, root / "sound.txt", allow_outside=outside)
+        lists = {"train_list": "train.txt", "test_list": "sound.txt"}
+        dataset = load_source(DataConfig(name="list", root=str(root), allow_outside_root=outside, **lists))
         assert len(dataset.class_names) == 2
         for path in dataset.train.paths:
             assert outside or root.resolve() in path.resolve().parents
@@ -112,8 +114,8 @@ def test_list_files(root, content, outside):
 @given(names=LIST_BYTES)
 def test_files_of_class_names(root, names):
     (root / "names.txt").write_bytes(names)
-    sound = root / "sound.txt"
-    is_read(list_files, root, sound, None, sound, root / "names.txt")
+    lists = {"train_list": "sound.txt", "test_list": "sound.txt", "class_names": "names.txt"}
+    is_read(load_source, DataConfig(name="list", root=str(root), **lists))
 
 
 @often(100)

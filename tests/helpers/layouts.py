@@ -1,6 +1,5 @@
-"""Miniature data sets in the layouts they are published in, of tiny pictures."""
+"""Tiny data sets of image files: one folder per class, or in the layout of published data sets."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,43 +8,56 @@ from PIL import Image
 COUNTS = (14, 7, 4, 3)
 """Training images of each class"""
 
-# Where the lists say a picture is, by part, class and number; and the lists of each part.
+# Path of an image, by split, label and number; name of the list file of a split.
 PUBLISHED = {
-    "imagenet-lt": ("{part}/n0144{label}/n0144{label}_{number}.JPEG", "ImageNet_LT_{part}.txt"),
-    "inaturalist2018": ("train_val2018/Plantae/{label}/{part}{number}.jpg", "iNaturalist18_{part}.txt"),
-    "places-lt": ("data_256/{label}/place/{part}_{number:08}.jpg", "Places_LT_{part}.txt"),
+    "imagenet-lt": ("{split}/n0144{label}/n0144{label}_{number}.JPEG", "ImageNet_LT_{split}.txt"),
+    "inaturalist2018": ("train_val2018/Plantae/{label}/{split}{number}.jpg", "iNaturalist18_{split}.txt"),
+    "places-lt": ("data_256/{label}/place/{split}_{number:08}.jpg", "Places_LT_{split}.txt"),
 }
-PARTS = {
+SPLITS = {
     "imagenet-lt": ("train", "val", "test"),
     "inaturalist2018": ("train", "val"),
     "places-lt": ("train", "val", "test"),
 }
 
 
-def write_published(root: Path, name: str, counts: tuple[int, ...] = COUNTS, size: int = 40) -> Path:
-    """A data set with its list files; two pictures of each class to validate and to test with."""
-    where, listed = PUBLISHED[name]
-    for part in PARTS[name]:
+def write_published(root, name, counts=COUNTS, size=40):
+    """Writes a data set with its list files; other splits than train have two images of each class."""
+    path, listed = PUBLISHED[name]
+    for split in SPLITS[name]:
         lines = []
-        for label, number, image in _pictures(counts if part == "train" else [2] * len(counts), size):
-            relative = where.format(part=part, label=label, number=number)
+        for label, number, image in _images(counts if split == "train" else [2] * len(counts), size):
+            relative = path.format(split=split, label=label, number=number)
             (root / relative).parent.mkdir(parents=True, exist_ok=True)
             image.save(root / relative)
             lines.append(f"{relative} {label}\n")
-        (root / listed.format(part=part)).write_text("".join(lines))
+        (root / listed.format(split=split)).write_text("".join(lines))
     return root
 
 
-def write_folder(root: Path, counts: tuple[int, ...] = COUNTS, size: int = 40) -> Path:
-    """One folder per class."""
-    for label, number, image in _pictures(counts, size):
+def write_folder(root, counts=COUNTS, size=40):
+    """Writes one folder of images per class."""
+    for label, number, image in _images(counts, size):
         (root / f"class {label}").mkdir(parents=True, exist_ok=True)
         image.save(root / f"class {label}" / f"{number}.jpg")
     return root
 
 
-def _pictures(counts: tuple[int, ...] | list[int], size: int) -> Iterator[tuple[int, int, Image.Image]]:
-    """Noise in a colour of its own for each class, with one side longer."""
+def touch(root, *names):
+    """Creates empty files, where only their names matter."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def paths_and_labels(split, root: Path):
+    """The images of a split, as (path from root, label)."""
+    paths = [path.relative_to(root).as_posix() for path in split.paths]
+    return list(zip(paths, split.labels.tolist(), strict=True))
+
+
+def _images(counts, size):
+    """Noise around a colour of each class; the width is larger than the height."""
     generator = np.random.default_rng(0)
     for label, count in enumerate(counts):
         for number in range(count):

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: the real data that comes with the package."""
+"""The handwritten digits of scikit-learn: real data that need no download."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ from longtail.data.sources import register
 from longtail.data.splits import DataSplits, ImageSplit
 
 TEST_PER_CLASS = 60
-TRAIN_PER_CLASS = 114
-"""What the rarest digit has left."""
+TRAIN_PER_CLASS = 114  # all that the rarest digit has left
+CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @register("digits", num_classes=10, image_size=8)
@@ -19,17 +19,15 @@ def load(settings: DataConfig) -> DataSplits:
 
 
 def digits(seed: int = 0) -> DataSplits:
-    """Grey 8x8 pictures of ten digits (Alpaydin and Kaynak, 1998), of each 60 for testing and 114 for training.
+    """Returns images of 8 x 8 pixels, balanced: of each digit 114 for training and 60 for testing.
 
-    `DataSplits.imbalanced` makes the tail.
+    Source: Alpaydin and Kaynak, 1998. For a long tail, see `DataSplits.imbalanced`.
     """
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    labels = bunch.target.astype(np.int64)
     grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)
-    everything = ImageSplit(labels, np.repeat(grey[..., None], 3, axis=3))
-    chosen = choose_subset(labels, [TEST_PER_CLASS + TRAIN_PER_CLASS] * 10, seed).reshape(10, -1)
-    test, train = (np.sort(part.ravel()) for part in np.split(chosen, [TEST_PER_CLASS], axis=1))
-    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-    return DataSplits(everything.take(train), None, everything.take(test), names)
+    images = ImageSplit(bunch.target.astype(np.int64), np.repeat(grey[..., None], 3, axis=3))
+    chosen = choose_subset(images.labels, [TEST_PER_CLASS + TRAIN_PER_CLASS] * 10, seed).reshape(10, -1)
+    test, train = (np.sort(positions.ravel()) for positions in np.split(chosen, [TEST_PER_CLASS], axis=1))
+    return DataSplits(images.take(train), None, images.take(test), CLASS_NAMES)

@@ -9,61 +9,54 @@ from typing import NamedTuple
 
 from longtail.data.image_io import is_image
 from longtail.utils.errors import InputError
-from longtail.utils.format import pluralize
+from longtail.utils.format import pluralize, shortened_list
 
 logger = logging.getLogger(__name__)
 
 
-class Found(NamedTuple):
-    """What lies in a folder and the folders in it."""
+class FoundFiles(NamedTuple):
+    """Files below a folder."""
 
-    pictures: list[Path]
-    """in order"""
+    images: list[Path]
+    """In order: of each folder the images first, then its subfolders, sorted by name"""
     others: Counter[str]
-    """How many other files there are of each ending"""
+    """Number of other files, by extension"""
 
 
-def find_images_below(where: Path) -> Found:
-    """The pictures in a folder and the folders in it; what is hidden is left out. Links are followed.
+def find_images_below(folder: Path) -> FoundFiles:
+    """Finds the images in a folder and all its subfolders. Skips hidden ones, and follows links.
 
     Raises:
-        InputError: a folder cannot be read, or is a link to one that it lies in.
+        InputError: a folder cannot be read, or is a link to a folder that contains it.
     """
-    found: list[Path] = []
+    images: list[Path] = []
     others: Counter[str] = Counter()
-    for directory, subfolders, files in os.walk(where, onerror=_refuse, followlinks=True):
+    for directory, subfolders, files in os.walk(folder, onerror=_raise_unless_missing, followlinks=True):
         here = Path(directory)
+        if here.is_symlink() and here.resolve() in (parent.resolve() for parent in here.parents):
+            raise InputError(f"'{here}' is a link to a folder that contains it; remove the link")
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        if links := [path for name in subfolders if (path := here / name).is_symlink()]:
-            # The links on the way here count too: two folders may hold links to each other.
-            way = [folder.resolve() for folder in (here, *here.parents[: len(here.relative_to(where).parts)])]
-            for link in links:
-                if any(folder.is_relative_to(link.resolve()) for folder in way):
-                    raise InputError(f"'{link}' is a link to a folder that it lies in; remove it")
-        paths = (here / name for name in sorted(files) if not name.startswith("."))
-        for path in paths:
+        for path in (here / name for name in sorted(files) if not name.startswith(".")):
             if is_image(path):
-                found.append(path)
+                images.append(path)
             else:
-                others[path.suffix.lower() or "without an ending"] += 1
-    return Found(found, others)
+                others[path.suffix.lower() or "without extension"] += 1
+    return FoundFiles(images, others)
 
 
-def log_skipped_files(where: Path, others: Counter[str]) -> None:
-    """A note that there are files which, by their names, are no pictures: a camera's own kind may be among them."""
+def log_skipped_files(folder: Path, others: Counter[str]) -> None:
+    """Logs the files without a known image extension, which may be photos of another format."""
     if others:
-        kinds = [f"{number:,} {kind}" for kind, number in others.most_common(5)]
-        more = [f"{len(others) - 5:,} other kinds"] if len(others) > 5 else []
-        files = pluralize(others.total(), "file is left out, no picture", "files are left out, no pictures")
-        logger.info("'%s': %s by name: %s", where, files, ", ".join([*kinds, *more]))
-
-
-def _refuse(error: OSError) -> None:
-    if isinstance(error, FileNotFoundError | NotADirectoryError):  # validation and test need not have every class
-        return
-    raise InputError(f"{error.filename}: {error.strerror}; it must be a folder that can be read")
+        kinds = shortened_list([f"{number:,} {kind}" for kind, number in others.most_common()], 5)
+        files = pluralize(others.total(), "file")
+        logger.info("Skipped %s in '%s' without a known image extension: %s", files, folder, kinds)
 
 
 def is_printable(name: str) -> bool:
-    """Whether a name can stand in a report: text without control characters, line ends or undecodable bytes."""
+    """Whether a name is text without control characters, line ends and undecodable bytes."""
     return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):  # val and test need not have all class folders
+        raise InputError(f"{error.filename}: {error.strerror}; it must be a folder that can be read")

@@ -3,6 +3,7 @@
 import logging
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,129 +19,118 @@ from longtail.utils.format import pluralize
 
 logger = logging.getLogger(__name__)
 
-PART_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-"""Names, in small or capital letters, of the folders that hold a part of a data set instead of a class."""
+SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+"""Names of the folders of each split, lower case; any case is accepted"""
 
 
 @register("folder")
 def load(settings: DataConfig) -> DataSplits:
-    return folder(Path(settings.root), settings.test_fraction, settings.subset_seed)
+    """Loads ``data.root``, which holds train/, test/ and possibly val/, each with one folder per class.
 
+    Or it holds the class folders directly. Then ``round(data.test_fraction * n)`` images of each class become the test
+    split, chosen by ``data.subset_seed``: at least one of a class with two images, and none of a class with one.
 
-def folder(root: Path, test_fraction: float, seed: int) -> DataSplits:
-    """Reads a folder of pictures, sorted by class name; pictures may lie deeper, what is hidden is left out.
-
-    ``root`` holds train/ and test/, and may hold val/, each with one folder per class. Or it holds one folder per
-    class itself; then ``round(test_fraction * n)`` images of each class are held out for testing, chosen by ``seed``:
-    at least one where the class has two, and none where it has one.
+    Classes are sorted by name. Class folders may have subfolders. Hidden files and folders are skipped.
 
     Raises:
-        InputError: there are no such folders, or their classes do not fit together.
+        InputError: there are no such folders, or their classes differ.
     """
+    root = Path(settings.root)
     if not root.is_dir():
-        raise InputError(f"data.root '{root}' is not a folder; it must hold one folder of pictures per class")
-    parts = _part_folders(root)
-    if not parts:
-        return _without_parts(root, test_fraction, seed)
+        raise InputError(f"data.root '{root}' is not a folder; it must hold one folder of images per class")
+    folders = _split_folders(root)
+    if not folders:
+        return _hold_out_test(root, settings.test_fraction, settings.subset_seed)
+    names = _class_names(folders["train"])
     problems: list[str] = []
-    names = _class_folders(parts["train"])
     splits = {
-        part: _read_classes(parts[part], names, part == "train", problems) for part in PART_FOLDERS if part in parts
+        split: _read_classes(folders[split], names, split == "train", problems)
+        for split in SPLIT_FOLDERS
+        if split in folders
     }
     raise_all(problems)
     return DataSplits(splits["train"], splits.get("val"), splits["test"], tuple(names))
 
 
-def _part_folders(root: Path) -> dict[str, Path]:
-    """The folders of the parts, {"train": ..., "test": ...} and maybe "val"; empty where root holds classes instead."""
-    subfolders = _subfolders(root)
-    parts: dict[str, Path] = {}
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Returns the folders of the splits; nothing if root holds class folders."""
+    folders: dict[str, Path] = {}
     others = []
-    for name in subfolders:
-        part = next((part for part, names in PART_FOLDERS.items() if name.lower() in names), None)
-        if part is None:
+    for name in _subfolders(root):
+        split = next((split for split, names in SPLIT_FOLDERS.items() if name.lower() in names), None)
+        if split is None:
             others.append(name)
-        elif part in parts:
-            raise InputError(f"'{parts[part]}' and '{root / name}' are both the {part} part; keep one of them")
+        elif split in folders:
+            raise InputError(f"'{folders[split]}' and '{root / name}' are both the {split} split; keep one of them")
         else:
-            parts[part] = root / name
-    if "train" in parts and "test" in parts:
+            folders[split] = root / name
+    if "train" in folders and "test" in folders:
         if others:
-            logger.info("'%s': left out, beside train/ and test/: %s", root, ", ".join(others))
-        return parts
-    # Next to car and ship, train is a class.
-    if not parts or (others and set(parts) == {"train"}):
+            logger.info("Skipped folders in '%s' other than train/, val/ and test/: %s", root, ", ".join(others))
+        return folders
+    if not folders or (others and set(folders) == {"train"}):  # next to car/ and ship/, train/ is a class
         return {}
-    missing = "train" if "train" not in parts else "test"
-    found = " and ".join(f"{where.name}/" for where in parts.values())
+    missing = "test" if "train" in folders else "train"
+    found = " and ".join(f"{folder.name}/" for folder in folders.values())
     raise InputError(
-        f"'{root}' has {found} but no {missing}/ folder; add one, or put all pictures into one folder per class "
-        "directly below data.root, of which data.test_fraction is held out"
+        f"'{root}' has {found} but no {missing}/ folder; add one, or put one folder of images per class directly into "
+        "data.root, which then holds out data.test_fraction for testing"
     )
 
 
-def _without_parts(root: Path, test_fraction: float, seed: int) -> DataSplits:
-    names = _class_folders(root)
-    problems: list[str] = []
-    everything = _read_classes(root, names, True, problems)
+def _hold_out_test(root: Path, fraction: float, seed: int) -> DataSplits:
+    names, problems = _class_names(root), list[str]()
+    images = _read_classes(root, names, True, problems)
     raise_all(problems)
-    if test_fraction == 0:
-        raise InputError(f"data.test_fraction is 0 and '{root}' has no test/ folder; it must be above 0")
-    counts = np.bincount(everything.labels).tolist()
-    # As hold_out, but every class that can spare an image is tested.
-    held = [min(max(round(test_fraction * n), 1), n - 1) for n in counts]
+    if fraction == 0:
+        raise InputError(f"data.test_fraction is 0, but '{root}' has no test/ folder; set it above 0")
+    counts = np.bincount(images.labels).tolist()
+    # Unlike `hold_out`, this takes at least one test image of every class with two images.
+    held = [min(max(round(fraction * n), 1), n - 1) for n in counts]
     if not any(held):
-        raise InputError(f"each class in '{root}' has a single picture, so none is left for testing; add pictures")
-    test = np.sort(choose_subset(everything.labels, held, seed))
-    train = np.setdiff1d(np.arange(len(everything)), test)
-    return DataSplits(everything.take(train), None, everything.take(test), tuple(names))
+        raise InputError(f"each class in '{root}' has a single image, so none is left for testing; add images")
+    test = np.sort(choose_subset(images.labels, held, seed))
+    train = np.setdiff1d(np.arange(len(images)), test)
+    return DataSplits(images.take(train), None, images.take(test), tuple(names))
 
 
-def _class_folders(where: Path) -> list[str]:
-    """Names of the classes, sorted."""
-    names = _subfolders(where)
-    raise_all(
-        [
-            f"{str(where / name)!a}: a class cannot be called like this folder, which is not UTF-8 or holds control "
-            "characters; rename it"
-            for name in names
-            if not is_printable(name)
-        ]
-    )
-    if not names:
-        raise InputError(f"'{where}' has no folders of classes; it must hold one folder of pictures per class")
-    if len(names) == 1:
-        raise InputError(f"'{where}' has a single class folder, '{names[0]}'; at least two are needed")
+def _class_names(folder: Path) -> list[str]:
+    names = _subfolders(folder)
+    if unprintable := [name for name in names if not is_printable(name)]:
+        raise_all(
+            [f"{str(folder / name)!a}: the name is not UTF-8 or holds control characters" for name in unprintable]
+        )
+    if len(names) < 2:
+        found = f"has a single class folder, '{names[0]}'" if names else "has no class folders"
+        raise InputError(f"'{folder}' {found}; it must hold at least two folders, one for the images of each class")
     return names
 
 
-def _read_classes(where: Path, names: list[str], all_needed: bool, problems: list[str]) -> ImageSplit:
-    """The pictures of each class in ``where``, class by class; only training needs all classes."""
-    spelled = {unicodedata.normalize("NFC", name) for name in names}
-    for name in sorted(set(_subfolders(where)) - set(names)):
-        right = "every class needs training images"
-        if unicodedata.normalize("NFC", name) in spelled:
-            right = "the one that looks the same has its accents written in another way (Unicode NFC or NFD); rename it"
-        problems.append(f"'{where / name}' is no class of training; {right}")
+def _read_classes(folder: Path, names: Sequence[str], all_classes: bool, problems: list[str]) -> ImageSplit:
+    """Returns the images of a split, class by class. Only the training split must have images of all classes."""
+    similar = {unicodedata.normalize("NFC", name) for name in names}
+    for name in sorted(set(_subfolders(folder)) - set(names)):
+        hint = "each class needs training images"
+        if unicodedata.normalize("NFC", name) in similar:
+            hint = "the class that looks the same is written in another Unicode form (NFC or NFD); rename one of them"
+        problems.append(f"'{folder / name}' is not a class of the training split; {hint}")
     paths: list[Path] = []
     labels: list[int] = []
     others: Counter[str] = Counter()
     for label, name in enumerate(names):
-        found, left_out = find_images_below(where / name)
-        others += left_out
-        if all_needed and not found:
-            kinds = ", ".join(sorted(SUFFIXES))
-            problems.append(f"'{where / name}' holds no picture ({kinds}); each class needs at least one")
-        paths.extend(found)
-        labels.extend([label] * len(found))
-    if not paths and not all_needed:
-        problems.append(f"'{where}' holds no picture in any folder of a class; remove it or fill it")
-    log_skipped_files(where, others)
-    if loose := sum(is_image(entry) and entry.is_file() for entry in where.iterdir()):
-        pictures = pluralize(loose, "picture is left out, in", "pictures are left out, in")
-        logger.info("'%s': %s no folder of a class", where, pictures)
+        images, more = find_images_below(folder / name)
+        others += more
+        if all_classes and not images:
+            problems.append(f"'{folder / name}' holds no images ({', '.join(sorted(SUFFIXES))})")
+        paths.extend(images)
+        labels.extend([label] * len(images))
+    if not paths and not all_classes:
+        problems.append(f"'{folder}' holds no images in class folders; add some, or remove the folder")
+    log_skipped_files(folder, others)
+    if loose := sum(is_image(entry) and entry.is_file() for entry in folder.iterdir()):
+        logger.info("Skipped %s in '%s' that are in no class folder", pluralize(loose, "image"), folder)
     return ImageSplit(np.array(labels, dtype=np.int64), paths=as_paths(paths))
 
 
-def _subfolders(where: Path) -> list[str]:
-    return sorted(entry.name for entry in where.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
