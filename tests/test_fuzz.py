@@ -1,4 +1,4 @@
-"""Whatever bytes are given: they are read, or refused by an InputError; nothing else is raised, and nothing is run."""
+"""Any bytes are either read or refused with an InputError. No other error is raised, and no code in them is run."""
 
 import json
 import os
@@ -28,22 +28,28 @@ from longtail.models.multi_expert import create_model
 from longtail.runs.model_file import ModelMetadata, load_model_file, save_model
 from longtail.utils.errors import InputError
 
-FUZZ = settings(
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+
+def fuzz(few: int, many: int):
+    """Runs a test with few examples, and with many if slow tests are run."""
+    return pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.slow)])
 
 
-def often(examples: int) -> settings:
-    return settings(FUZZ, max_examples=examples)
+def run(examples: int, check, *strategies) -> None:
+    """Calls a function with examples; the same ones every time."""
+    options = settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
+    options(given(*strategies)(check))()
 
 
 def is_read(function, *arguments) -> bool:
-    """Whether it is read; if not, the error must be ours and one that can be shown."""
+    """Whether a function reads its input. If not, it must raise an InputError with a message that can be shown."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of libraries, about what they read
+        warnings.simplefilter("ignore")  # libraries warn about what they read
         try:
             function(*arguments)
             return True
@@ -55,22 +61,19 @@ def is_read(function, *arguments) -> bool:
 
 
 def changed(content: bytes) -> st.SearchStrategy[bytes]:
-    """The content cut off, with some bytes replaced, or with a part left out or standing twice."""
+    """The content cut off, with some bytes replaced, or with a piece left out or repeated."""
     position = st.integers(0, len(content) - 1)
 
     def with_bytes(changes: dict[int, int]) -> bytes:
         mutable = bytearray(content)
-        for where, value in changes.items():
-            mutable[where] = value
+        for index, value in changes.items():
+            mutable[index] = value
         return bytes(mutable)
-
-    def spliced(first: int, second: int) -> bytes:
-        return content[:first] + content[second:]
 
     return st.one_of(
         position.map(lambda length: content[:length]),
         st.dictionaries(position, st.integers(0, 255), min_size=1, max_size=8).map(with_bytes),
-        st.builds(spliced, position, position),
+        st.builds(lambda first, second: content[:first] + content[second:], position, position),
     )
 
 
@@ -95,73 +98,80 @@ def root(tmp_path_factory):
     return root
 
 
-@often(400)
-@given(content=st.one_of(LIST_BYTES, LIST_BYTES.map(lambda more: SOUND + more), changed(SOUND)), outside=st.booleans())
-def test_list_files(root, content, outside):
-    (root / "train.txt").write_bytes(content)
-
-    def read():
-        lists = {"train_list": "train.txt", "test_list": "sound.txt"}
-        dataset = load_source(DataConfig(name="list", root=str(root), allow_outside_root=outside, **lists))
-        assert len(dataset.class_names) == 2
-        for path in dataset.train.paths:
-            assert outside or root.resolve() in path.resolve().parents
-
-    is_read(read)
+def list_settings(root, **files):
+    return DataConfig(name="list", root=str(root), **{"train_list": "sound.txt", "test_list": "sound.txt"} | files)
 
 
-@often(150)
-@given(names=LIST_BYTES)
-def test_files_of_class_names(root, names):
-    (root / "names.txt").write_bytes(names)
-    lists = {"train_list": "sound.txt", "test_list": "sound.txt", "class_names": "names.txt"}
-    is_read(load_source, DataConfig(name="list", root=str(root), **lists))
+@fuzz(40, 400)
+def test_list_files(root, examples):
+    def check(content, outside):
+        (root / "train.txt").write_bytes(content)
+
+        def read():
+            dataset = load_source(list_settings(root, train_list="train.txt", allow_outside_root=outside))
+            assert len(dataset.class_names) == 2
+            for path in dataset.train.paths:
+                assert outside or root.resolve() in path.resolve().parents
+
+        is_read(read)
+
+    contents = st.one_of(LIST_BYTES, LIST_BYTES.map(lambda more: SOUND + more), changed(SOUND))
+    run(examples, check, contents, st.booleans())
 
 
-@often(100)
-@given(content=st.binary(max_size=80))
-def test_lists_of_skipped_images(content):
-    def read():
-        bad = from_text(content, Path("skipped_images.txt"))
-        assert from_text(to_text(bad), Path("skipped_images.txt")) == bad
+@fuzz(20, 150)
+def test_files_of_class_names(root, examples):
+    def check(names):
+        (root / "names.txt").write_bytes(names)
+        is_read(load_source, list_settings(root, class_names="names.txt"))
 
-    is_read(read)
+    run(examples, check, LIST_BYTES)
 
 
-# ---- configs ----
+@fuzz(20, 100)
+def test_lists_of_skipped_images(examples):
+    def check(content):
+        def read():
+            corrupt = from_text(content, Path("skipped_images.txt"))
+            assert from_text(to_text(corrupt), Path("skipped_images.txt")) == corrupt
+
+        is_read(read)
+
+    run(examples, check, st.binary(max_size=80))
+
+
+# ---- settings ----
 
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5),
     st.sampled_from(["folder", "2001-13-01", "0x", "1e999", ".nan", "!!float x", "!!python/name:os.system", "*a", "&a 1", "~", "1_0", "12:30"]),  # noqa: E501
 )  # fmt: skip
-SECTIONS = list(json.loads(json.dumps(load_recipe().__dict__, default=vars)).items())
-NAMES = [(section, field) for section, fields in SECTIONS if isinstance(fields, dict) for field in fields]
+SECTIONS = json.loads(json.dumps(load_recipe().__dict__, default=vars))
+FIELDS = [(section, field) for section, fields in SECTIONS.items() if isinstance(fields, dict) for field in fields]
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=2)),
 )
 
 
-@pytest.fixture(scope="module")
-def config_file(tmp_path_factory):
-    return tmp_path_factory.mktemp("configs") / "mine.yaml"
+@fuzz(15, 60)
+def test_settings_with_any_value(tmp_path, examples):
+    file, copy = tmp_path / "mine.yaml", tmp_path / "copy.yaml"
 
+    def check(name, value, quoted):
+        section, field = name
+        text = json.dumps(value) if quoted else str(value)
+        assume(text.isascii() or text.isprintable())
+        file.write_text(f"{section}:\n  {field}: {text}\n", encoding="utf-8", errors="surrogatepass")
 
-@often(60)
-@given(name=st.sampled_from(NAMES), value=VALUES, quoted=st.booleans())
-def test_settings_of_any_value(config_file, name, value, quoted):
-    section, field = name
-    text = json.dumps(value) if quoted else str(value)
-    assume(text.isascii() or text.isprintable())
-    config_file.write_text(f"{section}:\n  {field}: {text}\n", encoding="utf-8", errors="surrogatepass")
+        def read():
+            config = load_recipe(file)
+            copy.write_text(to_yaml(config), encoding="utf-8")
+            assert load_recipe(copy) == config
 
-    def read():
-        config = load_recipe(config_file)
-        copy = config_file.with_name("copy.yaml")
-        copy.write_text(to_yaml(config), encoding="utf-8")
-        assert load_recipe(copy) == config
+        is_read(read)
 
-    is_read(read)
+    run(examples, check, st.sampled_from(FIELDS), VALUES, st.booleans())
 
 
 YAML_PIECES = st.lists(st.sampled_from(
@@ -170,68 +180,60 @@ YAML_PIECES = st.lists(st.sampled_from(
 ), max_size=20).map("".join)  # fmt: skip
 
 
-@often(400)
-@given(
-    content=st.one_of(
-        YAML_PIECES.map(str.encode), st.binary(max_size=60), changed(to_yaml(load_recipe()).encode()[:400])
-    )
-)
-def test_config_files_of_any_bytes(config_file, content):
-    config_file.write_bytes(content)
-    is_read(load_recipe, config_file)
+@fuzz(100, 400)
+def test_yaml_files_of_any_bytes(tmp_path, examples):
+    file = tmp_path / "mine.yaml"
+
+    def check(content):
+        file.write_bytes(content)
+        is_read(load_recipe, file)
+
+    settings_text = to_yaml(load_recipe()).encode()[:400]
+    run(examples, check, st.one_of(YAML_PIECES.map(str.encode), st.binary(max_size=60), changed(settings_text)))
 
 
-# ---- pictures ----
+# ---- images ----
 
 
-@pytest.fixture(scope="module")
-def picture_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("pictures")
-
-
+@fuzz(10, 60)
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tif", "webp", "bmp"])
-def test_pictures(picture_folder, suffix):
-    path = picture_folder / f"sound.{suffix}"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(path)
-    broken = picture_folder / f"broken.{suffix}"
+def test_images(tmp_path, suffix, examples):
+    sound, broken = tmp_path / f"sound.{suffix}", tmp_path / f"broken.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(sound)
 
-    @often(60)
-    @given(content=changed(path.read_bytes()))
     def check(content):
         broken.write_bytes(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            sound = problem(broken) is None
-        assert is_read(decode, broken) == sound
+            decodes = problem(broken) is None
+        assert is_read(decode, broken) == decodes
 
-    check()
+    run(examples, check, changed(sound.read_bytes()))
 
 
-# ---- our own model files ----
+# ---- model files ----
 
 
 @pytest.fixture(scope="module")
-def model_bytes(tmp_path_factory):
-    """A model file of few bytes, so that many changes hit the description."""
+def model_file(tmp_path_factory):
+    """A small model file, so that many changes are in its metadata."""
     path = tmp_path_factory.mktemp("models") / "model.safetensors"
     architecture = {"name": "resnet20", "num_classes": 3, "num_experts": 2, "width": [4, 4], "image_size": 8}
     metadata = ModelMetadata(architecture, ("a", "b", "c"), (3, 2, 1), 8, 8, (0.5,) * 3, (0.5,) * 3)
     save_model(path, create_model(**architecture), metadata)
-    return path, path.read_bytes()
+    return path
 
 
-def test_model_files_of_changed_bytes(model_bytes):
-    path, content = model_bytes
+@fuzz(20, 150)
+def test_model_files_with_changed_bytes(model_file, tmp_path, examples):
+    content = model_file.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
-    broken = path.with_name("broken.safetensors")
 
-    @often(150)
-    @given(start=changed(content[: header + 50]), whole=st.booleans())
-    def check(start, whole):
-        broken.write_bytes(start + content[header + 50 :] if whole else start)
-        is_read(load_model_file, broken)
+    def check(start, complete):
+        (tmp_path / "broken.safetensors").write_bytes(start + content[header + 50 :] if complete else start)
+        is_read(load_model_file, tmp_path / "broken.safetensors")
 
-    check()
+    run(examples, check, changed(content[: header + 50]), st.booleans())
 
 
 JSON = st.recursive(
@@ -241,23 +243,17 @@ JSON = st.recursive(
 )
 
 
-def test_model_files_of_any_description(model_bytes):
-    path, _ = model_bytes
-    with safe_open(path, "pt") as file:
-        described = json.loads(file.metadata()["longtail"])
-    described.pop("sha256")  # otherwise nothing further would be looked at
-    tensors = load_file(path)
-    broken = path.with_name("described.safetensors")
-    inner = [
-        ("architecture", name)
-        for name in (*described["architecture"], "pretrained", "router", "head", "scale", "depth")
-    ]
+@fuzz(40, 250)
+def test_model_files_with_any_metadata(model_file, tmp_path, examples):
+    with safe_open(model_file, "pt") as file:
+        sound = json.loads(file.metadata()["longtail"])
+    sound.pop("sha256")  # otherwise only the checksum would be checked
+    tensors, broken = load_file(model_file), tmp_path / "broken.safetensors"
+    arguments = (*sound["architecture"], "pretrained", "router", "head", "scale", "depth")
 
-    @often(250)
-    @given(where=st.sampled_from([*((name,) for name in described), *inner]), value=JSON)
-    def check(where, value):
-        metadata = json.loads(json.dumps(described))
-        (metadata if len(where) == 1 else metadata["architecture"])[where[-1]] = value
+    def check(keys, value):
+        metadata = json.loads(json.dumps(sound))
+        (metadata if len(keys) == 1 else metadata["architecture"])[keys[-1]] = value
         save_file(tensors, broken, {"longtail": json.dumps(metadata)})
 
         def use():
@@ -267,23 +263,13 @@ def test_model_files_of_any_description(model_bytes):
 
         is_read(use)
 
-    check()
+    keys = [*((key,) for key in sound), *(("architecture", argument) for argument in arguments)]
+    run(examples, check, st.sampled_from(keys), JSON)
 
 
-# ---- files of torch.save ----
+# ---- checkpoints of the original ----
 
-
-class Marked:
-    """Tells whether anything was run."""
-
-    def __init__(self, folder: Path):
-        self.path = folder / "was-run"
-
-    def command(self) -> str:
-        return f"touch {self.path}"
-
-
-HOSTILE_CALLS = st.sampled_from(
+FUNCTIONS = st.sampled_from(
     [
         ("os", "system"), ("posix", "system"), ("subprocess", "call"), ("builtins", "eval"), ("builtins", "exec"),
         ("os", "popen"), ("builtins", "__import__"), ("torch", "load"), ("torch.storage", "_load_from_bytes"),
@@ -293,83 +279,85 @@ HOSTILE_CALLS = st.sampled_from(
 )  # fmt: skip
 
 
+class Official:
+    """A folder with a sound checkpoint, a broken one, and a marker that hostile code would write."""
+
+    def __init__(self, folder: Path):
+        self.sound, self.broken = folder / "sound.pth", folder / "broken.pth"
+        self.output, self.marker = folder / "out", folder / "was-run"
+        weights = load("cifar_resnet32_e3_rd1_un1").official
+        tensors = {name: tensor[:2].clone() for name, tensor in list(weights.items())[:4]}
+        torch.save({"state_dict": tensors, "epoch": 3, "arch": "ResNet32Model"}, self.sound)
+
+    def converts(self) -> bool:
+        return is_read(convert, self.broken, self.output)
+
+    def pickle(self) -> bytes:
+        with zipfile.ZipFile(self.sound) as file:
+            (name,) = (name for name in file.namelist() if name.endswith("/data.pkl"))
+            return file.read(name)
+
+    def write_broken(self, content: bytes) -> None:
+        """Writes the sound checkpoint with another pickle in it."""
+        with zipfile.ZipFile(self.sound) as sound, zipfile.ZipFile(self.broken, "w") as broken:
+            for entry in sound.infolist():
+                is_pickle = entry.filename.endswith("/data.pkl")
+                broken.writestr(entry.filename, content if is_pickle else sound.read(entry))
+
+    def call(self, module: str, name: str) -> bytes:
+        """Opcodes that call a function with a command that writes the marker."""
+        # Written by hand: Python refuses to pickle some of the functions.
+        command = pickle.dumps(f"touch {self.marker}", protocol=2)[2:-1]
+        return f"c{module}\n{name}\n".encode() + command + b"\x85R"
+
+
 @pytest.fixture(scope="module")
 def official(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("official")
-    weights = {
-        name: tensor[:2].clone() for name, tensor in list(load("cifar_resnet32_e3_rd1_un1").official.items())[:4]
-    }
-    torch.save({"state_dict": weights, "epoch": 3, "arch": "ResNet32Model"}, folder / "sound.pth")
-    return folder
+    return Official(tmp_path_factory.mktemp("official"))
 
 
-def converted(folder: Path) -> bool:
-    return is_read(convert, folder / "broken.pth", folder / "out")
-
-
-def test_checkpoints_of_changed_bytes(official):
-    content = (official / "sound.pth").read_bytes()
-
-    @often(200)
-    @given(content=st.one_of(changed(content), st.binary(max_size=60).map(lambda end: b"PK\x03\x04" + end)))
+@fuzz(20, 200)
+def test_checkpoints_with_changed_bytes(official, examples):
     def check(content):
-        (official / "broken.pth").write_bytes(content)
-        converted(official)
-        assert not (official / "out").exists()  # these weights are of no whole network
+        official.broken.write_bytes(content)
+        official.converts()
+        assert not official.output.exists()  # the weights are not of a complete network
 
-    check()
-
-
-def with_pickle(official: Path, content: bytes) -> None:
-    """The sound checkpoint with another pickle in it, everything else as it should be."""
-    with zipfile.ZipFile(official / "sound.pth") as sound, zipfile.ZipFile(official / "broken.pth", "w") as broken:
-        for entry in sound.infolist():
-            own = entry.filename.endswith("/data.pkl")
-            broken.writestr(entry.filename, content if own else sound.read(entry))
+    zips = st.binary(max_size=60).map(lambda end: b"PK\x03\x04" + end)
+    run(examples, check, st.one_of(changed(official.sound.read_bytes()), zips))
 
 
-def test_changed_pickles(official):
-    with zipfile.ZipFile(official / "sound.pth") as sound:
-        (name,) = (name for name in sound.namelist() if name.endswith("/data.pkl"))
-        content = sound.read(name)
-
-    @often(250)
-    @given(content=st.one_of(changed(content), st.binary(max_size=40).map(lambda end: b"\x80\x02" + end)))
+@fuzz(25, 250)
+def test_checkpoints_with_a_changed_pickle(official, examples):
     def check(content):
-        with_pickle(official, content)
-        assert not converted(official) or (official / "out").exists()
+        official.write_broken(content)
+        assert not official.converts() or official.output.exists()
 
-    check()
-
-
-@often(200)
-@given(
-    call=HOSTILE_CALLS, protocol=st.integers(0, 5), place=st.sampled_from(["config", "state_dict", "epoch", "arch", ""])
-)
-def test_hostile_pickles(official, call, protocol, place):
-    """By name, so that Python's own pickler cannot refuse to write them."""
-    marked = Marked(official)
-    module, name = call
-    by_name = f"c{module}\n{name}\n".encode()  # the opcode GLOBAL, in every protocol
-    argument = pickle.dumps(marked.command(), protocol=2)[2:-1]
-    calling = by_name + argument + b"\x85R"  # a tuple of one, called
-    key = pickle.dumps(place, protocol=2)[2:-1]
-    content = b"\x80" + bytes([protocol]) + (b"}" + key + calling + b"s." if place else calling + b".")
-    with_pickle(official, content)
-    assert not converted(official)
-    assert not marked.path.exists()
+    pickles = st.binary(max_size=40).map(lambda end: b"\x80\x02" + end)
+    run(examples, check, st.one_of(changed(official.pickle()), pickles))
 
 
-def test_the_hostile_pickles_would_run(official):
-    """The test above can fail: Python's own unpickler runs what it writes."""
-    marked = Marked(official)
-    pickle.loads(b"\x80\x02cposix\nsystem\n" + pickle.dumps(marked.command(), protocol=2)[2:-1] + b"\x85R.")
-    assert marked.path.exists()
-    marked.path.unlink()
+@fuzz(40, 200)
+def test_checkpoints_with_a_hostile_pickle(official, examples):
+    def check(function, protocol, key):
+        call, name = official.call(*function), pickle.dumps(key, protocol=2)[2:-1]
+        official.write_broken(b"\x80" + bytes([protocol]) + (b"}" + name + call + b"s." if key else call + b"."))
+        assert not official.converts()
+        assert not official.marker.exists()
+
+    keys = st.sampled_from(["config", "state_dict", "epoch", "arch", ""])
+    run(examples, check, FUNCTIONS, st.integers(0, 5), keys)
+
+
+def test_python_would_run_the_hostile_pickles(official):
+    """Shows that the test above can fail."""
+    pickle.loads(b"\x80\x02" + official.call("posix", "system") + b".")
+    assert official.marker.exists()
+    official.marker.unlink()
     assert pickle.loads(pickle.dumps(Call(os.getpid))) == os.getpid()
 
 
-JSON_SETTINGS = st.dictionaries(
+ORIGINAL_SETTINGS = st.dictionaries(
     st.sampled_from(["name", "arch", "trainer", "optimizer", "loss", "lr_scheduler", "data_loader"]),
     st.one_of(JSON, st.dictionaries(st.sampled_from(["args", "epochs", "type"]), st.one_of(JSON, st.dictionaries(
         st.sampled_from(["lr", "num_classes", "imb_type", "imb_factor", "data_dir", "batch_size", "step1", "step2", "gamma", "reweight_epoch"]),  # noqa: E501
@@ -378,19 +366,18 @@ JSON_SETTINGS = st.dictionaries(
 )  # fmt: skip
 
 
-def test_settings_of_the_original(tmp_path):
-    """The config.json beside a checkpoint; a run that is made of it can be read again."""
+@fuzz(10, 50)
+def test_settings_of_the_original(tmp_path, examples):
+    """A run that is made from the config.json beside a checkpoint can be read again."""
     architecture = {"name": "resnet32", "num_classes": 100, "num_experts": 3, "width": "narrow", "head": "cosine",
                     "scale": 30.0, "expert_stages": 2}  # fmt: skip
 
-    @often(25)
-    @given(theirs=JSON_SETTINGS)
-    def check(theirs):
+    def check(original):
         try:
-            config = checked_types(_config("name", theirs, architecture))
-        except (TypeError, ValueError, OverflowError):  # which `convert` tells with the file's name
+            config = checked_types(_config("name", original, architecture))
+        except (TypeError, ValueError, OverflowError):  # `convert` turns these into an InputError
             return
         (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         assert load_recipe(tmp_path / "config.yaml") == config
 
-    check()
+    run(examples, check, ORIGINAL_SETTINGS)
