@@ -165,15 +165,15 @@ def test_an_image_that_does_not_decode_is_named_in_one_line(split, workers):
     split.paths[4].write_bytes(b"")
     batches = loader(split, UNCHANGED, shuffle=False, workers=workers).epoch(0)
     next(batches)
-    message = error_of(lambda: next(batches))
+    message = error_of(next, batches)
     assert message.startswith(f"{split.paths[4]}: ")
     assert "empty" in message
     assert "\n" not in message
 
 
-def error_of(function) -> str:
+def error_of(function, *arguments) -> str:
     try:
-        function()
+        function(*arguments)
     except InputError as error:  # `pytest.raises` would keep it, and with it the workers, until they are killed
         return str(error)
     pytest.fail("no error")
@@ -182,7 +182,7 @@ def error_of(function) -> str:
 def test_workers_end_with_their_loader_after_an_error(split):
     split.paths[4].write_bytes(b"")
     source = loader(split, UNCHANGED, workers=2)
-    error_of(lambda: list(source.epoch(0)))
+    error_of(list, source.epoch(0))
     start = time.monotonic()
     del source
     gc.collect()

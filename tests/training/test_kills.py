@@ -1,4 +1,4 @@
-"""Killed (SIGKILL) where it hurts most, and gone on with each time: weights and records are those of a run left alone.
+"""Processes that are killed or signalled at the worst moments: the resumed run equals an uninterrupted one.
 
 `benchmarks/kills.py` does the same at random moments.
 """
@@ -14,18 +14,17 @@ import termios
 import time
 from pathlib import Path
 
-import dying
 import pytest
-from helpers import layouts
-from helpers.runs import same
+from helpers import kill_at, layouts
+from helpers.runs import assert_same_runs, environment, python
 
 import longtail
 
+EXIT_STOPPED = 75
 SETTINGS = ["--training.epochs", "3", "--router.epochs", "4", "--training.checkpoint_every", "0", "--device", "cpu"]
-SOURCE = Path(longtail.__file__).parent.parent
 
-# Point, file, and the number of its writing in the process; in the order in which they lie in a run.
-DEATHS = [
+# Point, file, and the number of its writing in the process; in the order in which a run writes them.
+KILLS = [
     ("before", "config", 1),
     ("in the middle", "checkpoint-experts", 3),
     ("between", "checkpoint-experts", 4),
@@ -40,65 +39,69 @@ DEATHS = [
 ]
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300, env=environment)
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    done = python("-m", "longtail", "train", "--output", str(folder), *SETTINGS)
+def uninterrupted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    done = python("-m", "longtail", "train", "--output", folder, *SETTINGS)
     assert done.returncode == 0, done.stderr
     return folder
 
 
-def test_killed_again_and_again(whole, tmp_path):
+def start(command: list[str], **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "longtail", *command], env=environment(), start_new_session=True, **options
+    )
+
+
+def wait_for_checkpoint(process: subprocess.Popen, folder: Path) -> None:
+    while process.poll() is None and not list(folder.glob("checkpoint-*.safetensors")):
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again(uninterrupted, tmp_path):
     folder = tmp_path / "run"
-    again = ["train", "--output", str(folder), *SETTINGS]
-    for point, file, number in DEATHS:
-        done = python(dying.__file__, point, file, str(number), *again)
+    command = ["train", "--output", folder, *SETTINGS]
+    for point, file, number in KILLS:
+        done = python(kill_at.__file__, point, file, number, *command)
         assert done.returncode == -signal.SIGKILL, (point, file, done.stdout, done.stderr)
-        # Whatever is there can be read.
         if (folder / "model.safetensors").exists():
             longtail.load_model(folder)
-        if file != "config":  # then there is a run
-            again = ["train", "--resume", str(folder)]
-    done = python("-m", "longtail", *again)
+        if file != "config":  # before it is written, there is no run to resume
+            command = ["train", "--resume", folder]
+    done = python("-m", "longtail", *command)
     assert done.returncode == 0, done.stderr
-    same(whole, folder)
+    assert_same_runs(uninterrupted, folder)
     assert longtail.Run(folder).environment()["packages"]
 
 
-def stopped_by_a_scheduler(command: list[str], folder: Path, signalled: signal.Signals) -> None:
-    """Signals to the whole job once there is a checkpoint: saved, exit code 75. Then the same command goes on."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
-    command = [sys.executable, "-m", "longtail", *command]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
-    while process.poll() is None and not list(folder.glob("checkpoint-*.safetensors")):
-        time.sleep(0.02)
-    os.killpg(process.pid, signalled)
+def stop_and_resume(command: list[str], folder: Path, number: signal.Signals) -> None:
+    """Signals the job when it has a checkpoint, checks that the run is saved, and runs the same command again."""
+    command = [*command, "--output", str(folder)]
+    process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_checkpoint(process, folder)
+    os.killpg(process.pid, number)
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 75, err
-    assert err == "longtail: stopped\n"
+    assert process.returncode == EXIT_STOPPED, err
+    assert len(err.splitlines()) == 1
     assert f"longtail train --resume {folder}" in out
     assert list(folder.glob("checkpoint-*.safetensors"))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    done = python("-m", "longtail", *command)
     assert done.returncode == 0, done.stderr
-    assert "Going on in" in done.stdout
+    assert "Resuming epoch" in done.stdout
 
 
-def test_stopped_by_a_scheduler(whole, tmp_path):
+@pytest.mark.slow
+def test_a_run_that_a_scheduler_stops(uninterrupted, tmp_path):
     folder = tmp_path / "run"
-    stopped_by_a_scheduler(["train", "--output", str(folder), *SETTINGS], folder, signal.SIGTERM)
-    same(whole, folder)
+    stop_and_resume(["train", *SETTINGS], folder, signal.SIGTERM)
+    assert_same_runs(uninterrupted, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ignored", [False, True])
-def test_a_terminal_that_hangs_up(tmp_path, ignored):
-    """Stopped and saved, though nothing can be written any more; with nohup, not even noticed."""
+def test_a_run_whose_terminal_is_closed(tmp_path, ignored):
+    """It is saved, although output fails from then on. With nohup it continues."""
     folder = tmp_path / "run"
     ours, theirs = pty.openpty()
 
@@ -106,29 +109,28 @@ def test_a_terminal_that_hangs_up(tmp_path, ignored):
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
         signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
 
-    command = [sys.executable, "-m", "longtail", "train", "--output", str(folder), *SETTINGS]
-    process = subprocess.Popen(
-        command, stdin=theirs, stdout=subprocess.DEVNULL if ignored else theirs, stderr=theirs, start_new_session=True,
-        preexec_fn=take_terminal, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)},
-    )  # fmt: skip
+    command = ["train", "--output", str(folder), *SETTINGS]
+    stdout = subprocess.DEVNULL if ignored else theirs
+    process = start(command, stdin=theirs, stdout=stdout, stderr=theirs, preexec_fn=take_terminal)
     os.close(theirs)
     while process.poll() is None and not list(folder.glob("checkpoint-*.safetensors")):
         time.sleep(0.02)
         while select.select([ours], [], [], 0)[0]:
             os.read(ours, 1 << 16)
     os.close(ours)
-    assert process.wait(timeout=120) == (0 if ignored else 75)
+    assert process.wait(timeout=120) == (0 if ignored else EXIT_STOPPED)
     assert ignored == longtail.Run(folder).is_finished
     assert ignored or list(folder.glob("checkpoint-*.safetensors"))
 
 
-@pytest.mark.parametrize("signalled", [signal.SIGINT, signal.SIGUSR1])
-def test_workers_that_decode_are_not_stopped_with_it(tmp_path, signalled):
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_workers_ignore_the_signals_of_their_job(tmp_path, number):
     photos = layouts.write_folder(tmp_path / "photos", counts=(24, 12, 9))
-    given = ["train", "--config", "folder", "--data.root", str(photos), "--data.image_size", "32", "--device", "cpu",
-             "--data.cache_gib", "0", "--data.workers", "2", "--training.epochs", "4", "--training.batch_size", "4",
-             "--model.backbone", "resnet20", "--training.checkpoint_every", "0", "--router.epochs", "2"]  # fmt: skip
-    whole = tmp_path / "whole"
-    assert python("-m", "longtail", *given, "--output", str(whole)).returncode == 0
-    stopped_by_a_scheduler([*given, "--output", str(tmp_path / "run")], tmp_path / "run", signalled)
-    same(whole, tmp_path / "run")
+    command = ["train", "--config", "folder", "--data.root", str(photos), "--data.image_size", "32", "--device", "cpu",
+               "--data.cache_gib", "0", "--data.workers", "2", "--training.epochs", "4", "--training.batch_size", "4",
+               "--model.backbone", "resnet20", "--training.checkpoint_every", "0", "--router.epochs", "2"]  # fmt: skip
+    expected = tmp_path / "expected"
+    assert python("-m", "longtail", *command, "--output", expected).returncode == 0
+    stop_and_resume(command, tmp_path / "run", number)
+    assert_same_runs(expected, tmp_path / "run")

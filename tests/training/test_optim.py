@@ -5,10 +5,10 @@ import pytest
 import torch
 from helpers import golden
 from helpers.loaders import Linear
+from longtail.losses.build import build_criterion
 
 from longtail.config.recipes import load_recipe
 from longtail.losses import CrossEntropyLoss
-from longtail.losses.build import build_criterion
 from longtail.models.multi_expert import create_model
 from longtail.training import optim
 from longtail.training.tasks import TrainExperts

@@ -32,16 +32,16 @@ Samples = tuple[Tensor, Tensor, Tensor]
 
 def raise_error(error: InputError) -> None:
     """Ends the epoch at the first image that does not decode."""
-    # Not the error itself, which `epoch` refers to: its traceback would close a cycle around the workers' queues, and the
-    # garbage collector would close these before the workers are told to stop.
+    # A new error: `epoch` refers to the given one, whose traceback would close a cycle around the workers' queues,
+    # and the garbage collector would close these before the workers get the message to end.
     raise InputError(str(error))
 
 
 class ImageLoader:
     """A `Loader` of image files.
 
-    Random augmentations depend on the seed, the epoch and the image (see `EpochOrder.draw`). So an epoch can be repeated
-    without those before it, with any number of workers, and leaves the global generators alone.
+    Random augmentations depend on the seed, the epoch and the image (see `EpochOrder.draw`). So an epoch can be
+    repeated without those before it, with any number of workers, and leaves the global generators alone.
 
     Args:
         split: images with paths.
