@@ -30,7 +30,7 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     from longtail.config.recipes import list_recipes, resolve
-    from longtail.reports.cost_table import Subject, cost_table
+    from longtail.reports.cost_table import cost_table, planned_model
     from longtail.runs.context import planned_architecture
     from longtail.runs.model_file import load_model_file
     from longtail.runs.run import Run
@@ -42,8 +42,9 @@ def run(arguments: argparse.Namespace) -> None:
             option = arguments.settings[0] if arguments.settings else "--num_classes"
             raise InputError(f"'{path}' is a trained model, which {option} cannot change; settings are for recipes")
         model, metadata = Run.open(path).load_model() if path.is_dir() else load_model_file(path)
-        subject = Subject(model, metadata.architecture, metadata.image_size)
+        architecture, image_size = metadata.architecture, metadata.image_size
     else:
         config = resolve(arguments.model, arguments=arguments.settings)
-        subject = Subject.planned(planned_architecture(config, arguments.num_classes))
-    show(cost_table(subject, arguments.experts_used))
+        architecture = planned_architecture(config, arguments.num_classes)
+        model, image_size = planned_model(architecture), architecture["image_size"]
+    show(cost_table(model, architecture, image_size, arguments.experts_used))

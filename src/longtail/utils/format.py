@@ -1,11 +1,15 @@
-"""Numbers, texts and tables as people read them."""
+"""Numbers and texts as people read them."""
 
+import math
 import re
 from collections.abc import Collection, Sequence
 
+UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+"""Prefixes of large numbers"""
+
 
 def percent(fraction: float | None) -> str:
-    """Without the sign; n/a for what there is none of."""
+    """Returns a fraction in percent with one digit after the point, without the sign; n/a for None."""
     return "n/a" if fraction is None else f"{100 * fraction:.1f}"
 
 
@@ -20,25 +24,34 @@ def shortened_list(names: Collection[str], limit: int = 20) -> str:
     return ", ".join(list(names)[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
-def short(number: float) -> str:
-    """A large number with two digits after the point: 2.50 G."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.2f} {unit}"
-    return f"{number:.0f}"
+def unit_of(number: float) -> tuple[str, float]:
+    """Returns the largest unit that is not above a number, and its size: 72e6 -> ("M", 1e6)."""
+    return next(((unit, size) for unit, size in reversed(UNITS.items()) if number >= size), ("", 1.0))
+
+
+def macs(number: float) -> str:
+    """Returns a number of multiply-accumulates with three digits and its unit: "72.3 M"."""
+    unit, size = unit_of(number)
+    return f"{number / size:.{max(0, 2 - int(math.log10(max(number / size, 1))))}f} {unit}".rstrip()
+
+
+def exact(number: float) -> str:
+    """Returns a large number with two digits after the point and its unit: "100.36 M"."""
+    unit, size = unit_of(number)
+    return f"{number / size:.2f} {unit}" if unit else f"{number:.0f}"
 
 
 def duration(seconds: float) -> str:
-    """In the largest unit that leaves two or more."""
+    """Returns a time in the largest unit of which it has at least two."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def escape(text: object, longest: int = 60) -> str:
-    """A text that Markdown shows as it is, on one line and not too long."""
+def escape(text: object, limit: int = 60) -> str:
+    """Returns a text without Markdown's special characters: one line, shortened to the limit."""
     line = " ".join(str(text).split())
-    line = line if len(line) <= longest else line[: longest - 1] + "…"
+    line = line if len(line) <= limit else line[: limit - 1] + "…"
     return re.sub(r"([\\`*_\[\]<>|#~$&])", r"\\\1", line)
 
 
