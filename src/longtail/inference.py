@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from longtail.data.image_io import whole
+from longtail.data.image_io import load_rgb
 from longtail.data.image_loader import FileLoader
 from longtail.data.loaders import Normalise
 from longtail.data.sources.image_files import find_images_below, log_skipped_files
@@ -89,7 +89,7 @@ class Predictor:
         _check_least(top=(top, 1))
         if not images:
             return []
-        pixels = torch.stack([self._transform(whole(image.copy())) for image in images])
+        pixels = torch.stack([self._transform(load_rgb(image.copy())) for image in images])
         return self._choices(self._normalise(pixels.to(self._runtime.device)), top)
 
     def predict(

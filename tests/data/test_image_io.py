@@ -1,4 +1,4 @@
-"""Every kind of picture file against colours and shapes written down here."""
+"""Image files of all formats and modes, compared with expected colours and shapes."""
 
 from pathlib import Path
 
@@ -12,23 +12,23 @@ from longtail.utils.errors import InputError
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
 
-def picture(mode: str, *pixels) -> Image.Image:
-    """A picture of one row."""
+def row_image(mode: str, *pixels) -> Image.Image:
+    """An image with one row."""
     image = Image.new(mode, (len(pixels), 1))
     for column, value in enumerate(pixels):
         image.putpixel((column, 0), value)
     return image
 
 
-def palette_picture(*colours) -> Image.Image:
-    """A palette picture of one row that shows each colour of its palette once."""
-    image = picture("P", *range(len(colours)))
+def palette_image(*colours) -> Image.Image:
+    """A palette image with one row, which shows each colour once."""
+    image = row_image("P", *range(len(colours)))
     image.putpalette([value for colour in colours for value in colour])
     return image
 
 
 def decoded(image: Image.Image, path: Path, **options) -> np.ndarray:
-    """(H, W, 3), what is read back after saving."""
+    """Saves an image and returns the decoded file: (H, W, 3)."""
     image.save(path, **options)
     result = decode(path)
     assert result.mode == "RGB"
@@ -39,29 +39,29 @@ def decoded(image: Image.Image, path: Path, **options) -> np.ndarray:
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "ppm", "gif"])
-def test_lossless_rgb_comes_back_exactly(tmp_path, suffix):
-    row = decoded(picture("RGB", RED, GREEN, BLUE, WHITE, BLACK), tmp_path / f"a.{suffix}")[0]
+def test_lossless_rgb_is_exact(tmp_path, suffix):
+    row = decoded(row_image("RGB", RED, GREEN, BLUE, WHITE, BLACK), tmp_path / f"a.{suffix}")[0]
     np.testing.assert_array_equal(row, [RED, GREEN, BLUE, WHITE, BLACK])
 
 
-def test_lossy_rgb_comes_back_nearly(tmp_path):
+def test_lossy_rgb_is_close(tmp_path):
     for suffix in ("jpg", "webp"):
         pixels = decoded(Image.new("RGB", (16, 16), (200, 60, 20)), tmp_path / f"a.{suffix}", quality=95)
         assert pixels.shape == (16, 16, 3)
         np.testing.assert_allclose(pixels, np.broadcast_to((200, 60, 20), pixels.shape), atol=4)
 
 
-def test_grey_and_black_and_white(tmp_path):
+def test_grey_and_bilevel(tmp_path):
     np.testing.assert_array_equal(
-        decoded(picture("L", 0, 100, 255), tmp_path / "grey.png")[0], [BLACK, (100,) * 3, WHITE]
+        decoded(row_image("L", 0, 100, 255), tmp_path / "grey.png")[0], [BLACK, (100,) * 3, WHITE]
     )
-    np.testing.assert_array_equal(decoded(picture("1", 0, 1), tmp_path / "bits.png")[0], [BLACK, WHITE])
+    np.testing.assert_array_equal(decoded(row_image("1", 0, 1), tmp_path / "bits.png")[0], [BLACK, WHITE])
 
 
 def test_palette(tmp_path):
     colours = [(10, 20, 30), RED, (0, 128, 255)]
     for suffix in ("png", "gif", "bmp"):
-        np.testing.assert_array_equal(decoded(palette_picture(*colours), tmp_path / f"a.{suffix}")[0], colours)
+        np.testing.assert_array_equal(decoded(palette_image(*colours), tmp_path / f"a.{suffix}")[0], colours)
 
 
 def test_cmyk(tmp_path):
@@ -75,35 +75,35 @@ def test_cmyk(tmp_path):
 # ---- transparency ----
 
 
-def test_transparent_is_white_by_as_much_as_it_is(tmp_path):
-    image = picture("RGBA", (*BLUE, 255), (*BLUE, 0), (0, 0, 200, 51))
+def test_transparency_is_blended_with_white(tmp_path):
+    image = row_image("RGBA", (*BLUE, 255), (*BLUE, 0), (0, 0, 200, 51))
     row = decoded(image, tmp_path / "a.png")[0]
     np.testing.assert_array_equal(row[:2], [BLUE, WHITE])
     np.testing.assert_allclose(row[2], [0.8 * 255, 0.8 * 255, 0.8 * 255 + 0.2 * 200], atol=1)
 
 
 def test_transparent_grey(tmp_path):
-    row = decoded(picture("LA", (0, 255), (0, 0), (100, 51)), tmp_path / "a.png")[0]
+    row = decoded(row_image("LA", (0, 255), (0, 0), (100, 51)), tmp_path / "a.png")[0]
     np.testing.assert_array_equal(row[:2], [BLACK, WHITE])
     np.testing.assert_allclose(row[2], (0.8 * 255 + 0.2 * 100,) * 3, atol=1)
 
 
 def test_palette_with_one_transparent_colour(tmp_path):
     for suffix in ("png", "gif"):
-        row = decoded(palette_picture(RED, GREEN, BLUE), tmp_path / f"a.{suffix}", transparency=1)[0]
+        row = decoded(palette_image(RED, GREEN, BLUE), tmp_path / f"a.{suffix}", transparency=1)[0]
         np.testing.assert_array_equal(row, [RED, WHITE, BLUE])
 
 
-def test_palette_with_transparency_of_each_colour(tmp_path):
-    row = decoded(palette_picture(RED, GREEN, BLACK), tmp_path / "a.png", transparency=bytes([255, 0, 51]))[0]
+def test_palette_with_partial_transparency(tmp_path):
+    row = decoded(palette_image(RED, GREEN, BLACK), tmp_path / "a.png", transparency=bytes([255, 0, 51]))[0]
     np.testing.assert_array_equal(row[:2], [RED, WHITE])
     np.testing.assert_allclose(row[2], (0.8 * 255,) * 3, atol=1)
 
 
 def test_one_transparent_colour_without_a_palette(tmp_path):
-    grey = decoded(picture("L", 7, 8), tmp_path / "grey.png", transparency=7)[0]
+    grey = decoded(row_image("L", 7, 8), tmp_path / "grey.png", transparency=7)[0]
     np.testing.assert_array_equal(grey, [WHITE, (8, 8, 8)])
-    rgb = decoded(picture("RGB", RED, BLUE), tmp_path / "rgb.png", transparency=RED)[0]
+    rgb = decoded(row_image("RGB", RED, BLUE), tmp_path / "rgb.png", transparency=RED)[0]
     np.testing.assert_array_equal(rgb, [WHITE, BLUE])
 
 
@@ -132,7 +132,7 @@ SHADES = np.arange(16) * 17
         ("tif", gradient(np.float32, 3000) - 1500, "F"),
     ],
 )
-def test_fine_shades_are_scaled_and_not_clipped(tmp_path, suffix, values, mode):
+def test_more_than_8_bits_are_scaled_and_not_clipped(tmp_path, suffix, values, mode):
     path = tmp_path / f"a.{suffix}"
     pixels = decoded(Image.fromarray(values), path)
     with Image.open(path) as image:
@@ -152,7 +152,7 @@ def test_big_endian_16_bit_tiff(tmp_path):
     np.testing.assert_array_equal(decoded(image, tmp_path / "a.tif")[0, :, 0], SHADES)
 
 
-def test_dark_and_black_16_bit_pictures_stay_so(tmp_path):
+def test_dark_and_black_16_bit_images_stay_dark(tmp_path):
     dark = decoded(Image.fromarray(gradient(np.uint16, 15 * 257)), tmp_path / "dark.png")
     np.testing.assert_array_equal(dark[0, :, 0], np.arange(16))
     for dtype in (np.uint16, np.int32, np.float32):
@@ -160,7 +160,7 @@ def test_dark_and_black_16_bit_pictures_stay_so(tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_missing_values_are_black(tmp_path):
+def test_nan_and_infinity_are_black(tmp_path):
     values = np.array([[np.nan, 0.5, np.inf, 1.0]], dtype=np.float32)
     row = decoded(Image.fromarray(values), tmp_path / "a.tif")[0, :, 0]
     np.testing.assert_array_equal(row, [0, 128, 0, 255])
@@ -168,8 +168,8 @@ def test_missing_values_are_black(tmp_path):
 
 # ---- orientation ----
 
-# How an upright picture is stored under each orientation. EXIF says of 6, for one: the first row is the right-hand
-# side of the picture, the first column its top.
+# How an upright image is stored with each EXIF orientation. With 6, for example, the first row is the right side of the
+# image, and the first column is its top.
 STORED = {
     1: lambda upright: upright,
     2: np.fliplr,
@@ -191,13 +191,13 @@ def orientation_entry(orientation: int) -> Image.Exif:
 
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_turned_picture_comes_upright(tmp_path, orientation, suffix):
+def test_images_are_turned_upright(tmp_path, orientation, suffix):
     stored = np.ascontiguousarray(STORED[orientation](UPRIGHT))
     pixels = decoded(Image.fromarray(stored), tmp_path / f"a.{suffix}", exif=orientation_entry(orientation))
     np.testing.assert_array_equal(pixels, UPRIGHT)
 
 
-def test_turned_jpeg_comes_upright(tmp_path):
+def test_jpeg_is_turned_upright(tmp_path):
     upright = np.zeros((16, 32, 3), dtype=np.uint8)
     upright[:, :16] = (220, 40, 40)
     upright[:, 16:] = (40, 40, 220)
@@ -207,34 +207,34 @@ def test_turned_jpeg_comes_upright(tmp_path):
     np.testing.assert_allclose(pixels, upright, atol=12)
 
 
-def test_turned_16_bit_and_transparent_pictures_come_upright(tmp_path):
+def test_16_bit_and_transparent_images_are_turned_upright(tmp_path):
     exif = orientation_entry(6)
     fine = np.array([[0, 257, 514]], dtype=np.uint16)
     pixels = decoded(Image.fromarray(np.rot90(fine, 1).copy()), tmp_path / "fine.png", exif=exif)
     np.testing.assert_array_equal(pixels[..., 0], [[0, 1, 2]])
-    clear = picture("RGBA", (*RED, 255), (*RED, 0)).transpose(Image.Transpose.ROTATE_90)
+    clear = row_image("RGBA", (*RED, 255), (*RED, 0)).transpose(Image.Transpose.ROTATE_90)
     np.testing.assert_array_equal(decoded(clear, tmp_path / "clear.png", exif=exif), [[RED, WHITE]])
 
 
-def test_damaged_exif_does_not_matter(tmp_path):
-    pixels = decoded(picture("RGB", RED, BLUE), tmp_path / "a.png", exif=b"Exif\0\0this is no EXIF")
+def test_damaged_exif_is_ignored(tmp_path):
+    pixels = decoded(row_image("RGB", RED, BLUE), tmp_path / "a.png", exif=b"Exif\0\0this is no EXIF")
     np.testing.assert_array_equal(pixels, [[RED, BLUE]])
 
 
-def test_first_frame_of_an_animation(tmp_path):
-    frames = [picture("RGB", colour) for colour in (RED, GREEN)]
+def test_first_frame_is_read(tmp_path):
+    frames = [row_image("RGB", colour) for colour in (RED, GREEN)]
     for suffix in ("gif", "tif"):
         pixels = decoded(frames[0], tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
         np.testing.assert_array_equal(pixels, [[RED]])
 
 
-# ---- what does not decode ----
+# ---- images that do not decode ----
 
 
 def assert_refused(path: Path, reason: str) -> None:
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError) as error:
         decode(path)
-    message = str(refused.value)
+    message = str(error.value)
     assert message.startswith(f"{path}: does not decode (")
     assert reason in message
     assert "\n" not in message
@@ -244,17 +244,17 @@ def noise(size: int = 64) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8))
 
 
-def test_absent_empty_and_other_files_are_refused(tmp_path):
-    assert_refused(tmp_path / "absent.png", "No such file or directory")
+def test_missing_empty_and_other_files_are_refused(tmp_path):
+    assert_refused(tmp_path / "missing.png", "No such file or directory")
     assert_refused(tmp_path, "Is a directory")
     (tmp_path / "empty.jpg").touch()
     assert_refused(tmp_path / "empty.jpg", "the file is empty")
-    (tmp_path / "text.jpg").write_text("a picture of a cat")
-    assert_refused(tmp_path / "text.jpg", "not a picture of a known kind")
+    (tmp_path / "text.jpg").write_text("an image of a cat")
+    assert_refused(tmp_path / "text.jpg", "not an image of a supported format")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "tif", "ppm"])
-def test_truncated_picture_is_refused(tmp_path, suffix):
+def test_truncated_image_is_refused(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     noise().save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -280,12 +280,12 @@ def test_decompression_bomb_is_refused(tmp_path, monkeypatch):
 # ---- names ----
 
 
-def test_pictures_are_known_by_their_suffix():
+def test_images_have_known_extensions():
     for suffix in (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"):
         assert is_image(Path("a b") / f"c.d{suffix}")
         assert is_image(Path(f"c{suffix.upper()}"))
         assert suffix in SUFFIXES
     Image.init()
-    assert {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS} <= SUFFIXES
+    assert {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS} <= SUFFIXES
     for name in ("notes.txt", "jpg", ".jpg", "a.jpg.part", "a.npy", "a"):
         assert not is_image(Path(name))

@@ -1,4 +1,4 @@
-"""Picture files that do not decode: found before training, all at once, and left out."""
+"""Corrupt images: finds the image files that do not decode before training, and leaves them out."""
 
 import os
 from collections.abc import Collection, Iterator, Sequence
@@ -14,127 +14,106 @@ from longtail.data.splits import DataSplits, ImageSplit
 from longtail.utils.errors import InputError, one_line, raise_all
 
 SKIPPED_FILE = "skipped_images.txt"
-"""In a run folder: what was left out, a line each: path from data.root, a tab, why."""
+"""File of a run folder with one corrupt image a line: path from data.root, a tab, and the reason"""
 
-AT_A_TIME = 1024
-"""Pictures that wait for a thread; all of a million would take a gigabyte, and could not be interrupted."""
+CHUNK = 1024
+"""Images queued at a time: a million queued images would take a gigabyte and could not be interrupted"""
 
 
 class CorruptImage(NamedTuple):
-    """A picture that does not decode."""
+    """An image file that does not decode."""
 
     path: str
     """From data.root"""
     reason: str
 
 
-def picture_files(dataset: DataSplits) -> list[Path]:
-    """Each picture file of any part once, in order; none where pixels lie decoded."""
-    parts = [part.paths for part in (dataset.train, dataset.val, dataset.test) if part is not None]
-    return list(dict.fromkeys(path for paths in parts if paths is not None for path in paths))
+def image_files(dataset: DataSplits) -> list[Path]:
+    """Returns the image files of all splits, each once; none if the images are decoded."""
+    splits = [split.paths for split in dataset.splits.values() if split.paths is not None]
+    return list(dict.fromkeys(path for paths in splits for path in paths))
 
 
 def examine(paths: Sequence[Path], root: Path) -> Iterator[CorruptImage | None]:
-    """Decodes pictures fully, in threads; yields for each, in order, what is wrong with it, or None."""
+    """Decodes images in threads. Yields for each of them, in order, what is wrong, or None."""
 
-    def look(path: Path) -> CorruptImage | None:
+    def check(path: Path) -> CorruptImage | None:
         reason = problem(path)
-        return None if reason is None else CorruptImage(_relative(path, root), reason)
+        relative = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+        return None if reason is None else CorruptImage(relative, reason)
 
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(paths), AT_A_TIME):
-            yield from pool.map(look, paths[start : start + AT_A_TIME])
+        for start in range(0, len(paths), CHUNK):
+            yield from pool.map(check, paths[start : start + CHUNK])
 
 
-def without(dataset: DataSplits, bad: Collection[CorruptImage], root: Path) -> DataSplits:
-    """The data set without these pictures; the other ones stay in their parts, in order.
+def without(dataset: DataSplits, corrupt: Collection[CorruptImage], root: Path) -> DataSplits:
+    """Returns the data set without these images. The others keep their splits and their order.
 
     Raises:
-        InputError: a class is left without training images, or a part without any.
+        InputError: a class is left without training images, or a split without images.
     """
-    if not bad:
+    paths = dataset.train.paths
+    if not corrupt or paths is None:
         return dataset
-    left_out = {root / path for path, _ in bad}
-    parts = [None if part is None else _without(part, left_out) for part in (dataset.train, dataset.val, dataset.test)]
-    train, val, test = parts
-    assert train is not None
-    assert test is not None
-    smaller = replace(dataset, train=train, val=val, test=test)
-    problems = [
-        f"class '{name}' has no training image that decodes (of {before:,}); mend some, or remove "
-        f"the class. {_first_of(dataset.train, label, bad, root)}"
-        for label, (name, before, now) in enumerate(
-            zip(dataset.class_names, dataset.class_counts, smaller.class_counts, strict=True)
-        )
-        if before and not now
-    ]
-    for name, part in (("validation", val), ("test", test)):
-        if part is not None and not len(part):
-            problems.append(f"no {name} image decodes; mend some of them")
+    reasons = {root / image.path: one_line(f"{image.path}: {image.reason}") for image in corrupt}
+
+    def remaining(split: ImageSplit) -> ImageSplit:
+        assert split.paths is not None
+        return split.take(np.flatnonzero([path not in reasons for path in split.paths]))
+
+    val = None if dataset.val is None else remaining(dataset.val)
+    smaller = replace(dataset, train=remaining(dataset.train), val=val, test=remaining(dataset.test))
+    problems = []
+    for label, (before, after) in enumerate(zip(dataset.class_counts, smaller.class_counts, strict=True)):
+        if before and not after:
+            first = next(reasons[path] for path in paths[dataset.train.labels == label] if path in reasons)
+            problems.append(
+                f"none of the {before:,} training images of '{dataset.class_names[label]}' decodes; replace some, or "
+                f"remove the class. {first}"
+            )
+    empty = [name for name, split in smaller.splits.items() if name != "train" and not len(split)]
+    problems += [f"no image of the {name} split decodes; replace some of them" for name in empty]
     raise_all(problems)
     return smaller
 
 
-def check_share(bad: Sequence[CorruptImage], num_images: int, most: float) -> None:
-    """Refuses to leave out more than a share of the images.
+def check_share(corrupt: Sequence[CorruptImage], num_images: int, limit: float) -> None:
+    """Checks that at most a share of the images is corrupt.
 
     Raises:
-        InputError: there are more; names the first ones.
+        InputError: more are corrupt; lists the first ones.
     """
-    if len(bad) > most * num_images:
+    if len(corrupt) > limit * num_images:
         first = (
-            f"{len(bad):,} of {num_images:,} images do not decode ({len(bad) / num_images:.1%}), and "
-            f"data.max_corrupt_images allows {most:.1%}; mend or remove them:"
+            f"{len(corrupt):,} of {num_images:,} images do not decode ({len(corrupt) / num_images:.1%}), but "
+            f"data.max_corrupt_images allows {limit:.1%}; replace or remove them:"
         )
-        raise_all([first, *(f"{path}: {reason}" for path, reason in bad)])
+        raise_all([first, *(f"{path}: {reason}" for path, reason in corrupt)])
 
 
-def to_text(bad: Sequence[CorruptImage]) -> bytes:
-    """The contents of `SKIPPED_FILE`."""
-    lines = [
-        os.fsencode(_escaped(path)) + b"\t" + reason.encode("utf-8", "backslashreplace") + b"\n" for path, reason in bad
-    ]
-    return b"".join(lines)
+def to_text(corrupt: Sequence[CorruptImage]) -> bytes:
+    """Returns the contents of `SKIPPED_FILE`."""
+    return b"".join(
+        os.fsencode(path.replace("\\", "\\\\").replace("\n", "\\n") + "\t")
+        + reason.encode("utf-8", "backslashreplace")
+        + b"\n"
+        for path, reason in corrupt
+    )
 
 
-def from_text(content: bytes, where: Path) -> list[CorruptImage]:
-    """What `to_text` wrote into the file ``where``.
+def from_text(content: bytes, file: Path) -> list[CorruptImage]:
+    """Reads the output of `to_text`.
 
     Raises:
-        InputError: a line has no tab; it is named.
+        InputError: ``content`` is damaged; names ``file``.
     """
-    bad = []
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        path, tab, reason = line.rpartition(b"\t")
-        if not tab:
-            raise InputError(
-                f"{where}:{number}: damaged; a line is the path of an image, a tab, and why it was skipped"
-            )
-        bad.append(CorruptImage(_unescaped(os.fsdecode(path)), reason.decode("utf-8", "replace")))
-    if content and not content.endswith(b"\n"):
-        raise InputError(f"{where}: damaged; its last line is not complete")
-    return bad
-
-
-def _without(split: ImageSplit, left_out: Collection[Path]) -> ImageSplit:
-    if split.paths is None:
-        return split
-    return split.take(np.flatnonzero([path not in left_out for path in split.paths]))
-
-
-def _first_of(split: ImageSplit, label: int, bad: Collection[CorruptImage], root: Path) -> str:
-    assert split.paths is not None
-    reasons = {root / path: f"{path}: {reason}" for path, reason in bad}
-    return one_line(next(reasons[path] for path in split.paths[split.labels == label] if path in reasons))
-
-
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-
-
-def _escaped(path: str) -> str:
-    return path.replace("\\", "\\\\").replace("\n", "\\n")
-
-
-def _unescaped(text: str) -> str:
-    return "\\".join(part.replace("\\n", "\n") for part in text.split("\\\\"))
+    *lines, rest = content.split(b"\n")
+    if rest or not all(b"\t" in line for line in lines):
+        raise InputError(f"{file}: damaged; each line must be the path of an image, a tab and a reason")
+    corrupt = []
+    for line in lines:
+        path, _, reason = line.rpartition(b"\t")
+        unescaped = "\\".join(piece.replace("\\n", "\n") for piece in os.fsdecode(path).split("\\\\"))
+        corrupt.append(CorruptImage(unescaped, reason.decode("utf-8", "replace")))
+    return corrupt

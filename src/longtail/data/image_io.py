@@ -1,4 +1,4 @@
-"""One picture file, of whatever kind, as upright red, green and blue."""
+"""Reads image files of all formats as upright RGB."""
 
 import stat
 import warnings
@@ -13,14 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from longtail.utils.errors import InputError, one_line
 
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""What Pillow may take a file for. It would try all kinds otherwise, and start Ghostscript for PostScript."""
-
-MAX_ASPECT = 256
-"""Longer side divided by the shorter one, above which a picture is refused: brought to the size of the others by its
-shorter side, a line of 60,000 pixels would take gigabytes."""
-
-# Up to twice Pillow's limit of 89 million pixels are taken; above, it raises an error.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+"""Formats that Pillow may read. It would try all formats otherwise, and run Ghostscript for PostScript"""
 
 SUFFIXES = frozenset(
     [
@@ -28,66 +21,82 @@ SUFFIXES = frozenset(
         *(".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
     ]
 )
-"""What names of pictures in the formats above end with"""
+"""File name extensions of these formats"""
+
+MAX_ASPECT = 256
+"""Longer side divided by the shorter one, at most. Images are resized by their shorter side, so a line of 60,000 pixels
+would take gigabytes"""
+
+# Up to twice Pillow's limit of 89 million pixels are accepted. Above, Pillow raises an error.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def is_image(path: Path) -> bool:
-    """Whether the name ends like a picture's, in small or capital letters."""
+    """Whether a file has the extension of an image, in any case."""
     return path.suffix.lower() in SUFFIXES
 
 
 def decode(path: Path) -> Image.Image:
-    """Reads a grey, palette, CMYK, RGB or transparent picture as RGB, turned upright as its EXIF entry says.
+    """Reads an image as RGB, turned upright by its EXIF orientation.
 
-    What is transparent becomes white, by as much as it is. More than 8 bits are brought to 8 by a factor, never
-    clipped; see `_to_eight_bits`. Of several frames the first is taken.
-
-    Raises:
-        InputError: the file is absent, damaged, no picture, so large that it may be a decompression bomb, or a line.
-    """
-    with opened(path) as image:
-        return whole(image)
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """A picture of which only the header has been read; what makes it unfit is noticed here or when it is loaded.
+    Transparency is blended with white. More than 8 bits are scaled to 8, never clipped. Of several frames the first is
+    read.
 
     Raises:
-        InputError: as `decode`, also for what goes wrong while it is open.
+        InputError: the file is missing, damaged, not an image, a possible decompression bomb, or too long and thin.
     """
-    try:
-        with _opened(path) as image:
-            yield image
-    except Exception as error:  # a damaged picture can raise anything
-        where = one_line(str(path))
-        raise InputError(f"{where}: does not decode ({_reason(path, error)}); mend or remove the file") from error
-
-
-def whole(image: Image.Image) -> Image.Image:
-    """Loads an open picture, and returns all of it as `decode` does."""
-    image.load()
-    # A damaged EXIF entry is no reason to refuse a sound picture.
-    with suppress(Exception):
-        ImageOps.exif_transpose(image, in_place=True)
-    return _to_rgb(image)
+    with open_image(path) as image:
+        return load_rgb(image)
 
 
 def problem(path: Path) -> str | None:
-    """Why a picture does not decode, in a few words; None where it does."""
+    """Returns in a few words why an image does not decode; None if it does."""
     try:
-        with _opened(path) as image:
-            whole(image)
+        with _open(path) as image:
+            load_rgb(image)
     except Exception as error:
         return _reason(path, error)
     return None
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Opens an image file and reads its header.
+
+    Raises:
+        InputError: see `decode`; also for errors while the file is open.
+    """
+    try:
+        with _open(path) as image:
+            yield image
+    except Exception as error:  # a damaged image can raise anything
+        file = one_line(str(path))
+        raise InputError(f"{file}: does not decode ({_reason(path, error)}); replace or remove the file") from error
+
+
+def load_upright(image: Image.Image) -> None:
+    """Loads an open image and turns it upright."""
+    image.load()
+    with suppress(Exception):  # an image with a damaged EXIF entry is valid
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+def load_rgb(image: Image.Image) -> Image.Image:
+    """Loads an open image and returns it as `decode` does."""
+    load_upright(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _to_eight_bits(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
     mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # to read from a pipe would be to wait for ever
-        raise ValueError("not a file but a pipe or a device")
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a pipe would block
+        raise ValueError("a pipe or a device, not a file")
     with Image.open(path, formats=_formats()) as image:
         if max(image.size) > MAX_ASPECT * min(image.size):
             width, height = image.size
@@ -97,26 +106,16 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 @cache
 def _formats() -> list[str]:
-    """Those that this Pillow has; later versions have more."""
+    """The formats that this version of Pillow supports."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _to_eight_bits(image)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits, or of real numbers, as grey of 8 bits; black stays 0.
+    """Scales a grey image of 16 or 32 bits to 8 bits.
 
-    White is 65535 for whole numbers, and the first of 1, 255 and 65535 that nothing exceeds for real ones: not each
-    picture's own brightest pixel, which would make dark pictures bright. Only where values are negative or above
-    65535, and nothing is known of the scale, does a picture's own range become 0 to 255.
+    White is 65535 for integers. For floats it is the smallest of 1, 255 and 65535 that no value exceeds. Scaling by the
+    maximum instead would make dark images bright. An image with negative or larger values is scaled to its own range.
     """
     values = np.array(image, dtype=np.float32)
     finite = np.isfinite(values)
@@ -130,7 +129,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture of a known kind" if path.stat().st_size else "the file is empty"
+        return "not an image of a supported format" if path.stat().st_size else "the file is empty"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__

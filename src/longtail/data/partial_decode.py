@@ -1,7 +1,7 @@
-"""A part of a picture file, decoded no finer than it needs to be.
+"""Decodes a part of an image file, at reduced resolution if possible.
 
-libjpeg can give a JPEG at a half, a quarter or an eighth of its size, and leaves out the work for the rest. That is the
-same picture less its finest detail, which bringing a large part to a small size would take away as well.
+libjpeg can decode a JPEG at a half, a quarter or an eighth of its size, in a fraction of the time. This loses only the
+detail that resizing a large part to a small image would remove as well.
 """
 
 from collections.abc import Callable
@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 from PIL import ExifTags, Image
 
-from longtail.data.image_io import opened, whole
+from longtail.data.image_io import load_rgb, load_upright, open_image
 
 REDUCTIONS = (8, 4, 2)
-"""What libjpeg divides both sides by, as far as Pillow asks for it."""
+"""Factors by which libjpeg, as used by Pillow, reduces both sides"""
 
 JPEGS = ("JPEG", "MPO")
-"""MPO: a JPEG with others behind it, as phones and stereo cameras make them."""
+"""MPO is a JPEG followed by others, written by phones and stereo cameras"""
 
 
 class Box(NamedTuple):
-    """A part of a picture: its edges, in pixels from the left and from the top."""
+    """A part of an image: edges in pixels from the left and from the top."""
 
     left: int
     top: int
@@ -29,92 +29,46 @@ class Box(NamedTuple):
     bottom: int
 
 
-Choose = Callable[[int, int], Box]
-"""Width and height of an upright picture -> the part that is wanted."""
+def decode_part(path: Path, choose: Callable[[int, int], Box], min_size: int) -> Image.Image:
+    """Reads a part of an image as RGB, upright.
 
-
-def decode_part(path: Path, choose: Choose, least: int) -> Image.Image:
-    """The part that ``choose`` picks, as RGB and upright, each side at least as long as in the file or as ``least``.
-
-    Like cropping what `longtail.data.image_io.decode` returns, but for large parts of JPEGs: those are smaller by one
-    of `REDUCTIONS`, and their edges are moved by at most half a pixel of the smaller picture, to lie between two.
+    Equals a crop of `longtail.data.image_io.decode` except for large parts of JPEGs: these are smaller by one of
+    `REDUCTIONS`, and their edges are rounded to pixels of the smaller image.
 
     Args:
         path: of the file.
-        choose: is called once, with the size of the whole picture, before it is decoded.
-        least: pixels that each side keeps where it had them.
+        choose: called once with the width and height of the upright image, before it is decoded; returns the part.
+        min_size: no side is reduced below this number of pixels.
 
     Raises:
-        InputError: as `decode`.
+        InputError: see `decode`.
     """
-    with opened(path) as image:
-        # Colours that need converting are converted as a whole, because some depend on the whole picture.
+    with open_image(path) as image:
+        # Other modes are converted before cropping, because colours can depend on the full image.
         if image.format not in JPEGS or image.mode not in ("L", "RGB"):
-            picture = whole(image)
-            return picture.crop(choose(*picture.size))
-        turn = _turn(image)
-        box = _before(turn, choose(*_turned_size(turn, image.size)), image.size)
-        part = image.crop(_reduced(box, _reduce(image, reduction(box, least))))
-        part = part if turn is None else part.transpose(turn)
+            rgb = load_rgb(image)
+            return rgb.crop(choose(*rgb.size))
+        width, height = image.size
+        box = choose(height, width) if _is_turned(image) else choose(width, height)
+        factor = reduction(box, min_size)
+        if factor > 1:
+            draft = image.draft(None, (width // factor, height // factor))
+            factor = round(width / draft[1][2]) if draft else 1
+        load_upright(image)
+        # Both edges of a side are rounded down, so that a side of factor * min_size pixels becomes min_size.
+        left, top, right, bottom = ((edge + factor // 2) // factor for edge in box)
+        part = image.crop((left, top, right, bottom))
         return part if part.mode == "RGB" else part.convert("RGB")
 
 
-def reduction(box: Box, least: int) -> int:
-    """The largest reduction that leaves each side of a part ``least`` pixels; 1 where none does."""
+def reduction(box: Box, min_size: int) -> int:
+    """Returns the largest reduction that leaves ``min_size`` pixels of each side of a part, or 1."""
     shorter = min(box.right - box.left, box.bottom - box.top)
-    return next((factor for factor in REDUCTIONS if shorter >= factor * least), 1)
+    return next((factor for factor in REDUCTIONS if shorter >= factor * min_size), 1)
 
 
-def _reduce(image: Image.Image, factor: int) -> int:
-    """Has a JPEG decoded smaller by a factor, if that can be; returns by which one it will be."""
-    if factor == 1:
-        return 1
-    width, height = image.size
-    answer = image.draft(None, (width // factor, height // factor))
-    return 1 if answer is None else round(width / answer[1][2])
-
-
-def _reduced(box: Box, factor: int) -> Box:
-    # Rounding both edges alike, by a floor, keeps a side that is `factor * least` long at `least`.
-    return Box(*((edge + factor // 2) // factor for edge in box))
-
-
-# ---- orientation ----
-
-# What turns a stored picture upright, by its EXIF entry.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-# Each is an exchange of rows and columns or none, after mirroring across, down, both or neither.
-_EXCHANGED = (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
-_MIRRORED_ACROSS = (_TURNS[2], _TURNS[3], _TURNS[7], _TURNS[8])
-_MIRRORED_DOWN = (_TURNS[3], _TURNS[4], _TURNS[6], _TURNS[7])
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    # A damaged EXIF entry is no reason to refuse a sound picture.
-    with suppress(Exception):
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    return None
-
-
-def _turned_size(turn: Image.Transpose | None, size: tuple[int, int]) -> tuple[int, int]:
-    return (size[1], size[0]) if turn in _EXCHANGED else size
-
-
-def _before(turn: Image.Transpose | None, box: Box, size: tuple[int, int]) -> Box:
-    """Where a part of the upright picture lies in the stored one of this size."""
-    left, top, right, bottom = box
-    if turn in _EXCHANGED:
-        left, top, right, bottom = top, left, bottom, right
-    if turn in _MIRRORED_ACROSS:
-        left, right = size[0] - right, size[0] - left
-    if turn in _MIRRORED_DOWN:
-        top, bottom = size[1] - bottom, size[1] - top
-    return Box(left, top, right, bottom)
+def _is_turned(image: Image.Image) -> bool:
+    """Whether the upright image has the sides of the stored one exchanged."""
+    with suppress(Exception):  # an image with a damaged EXIF entry is valid
+        return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return False

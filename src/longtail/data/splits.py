@@ -1,4 +1,4 @@
-"""What a data source yields: labelled images in a train, a validation and a test part."""
+"""Labelled images of a data set, in training, validation and test splits."""
 
 import hashlib
 import os
@@ -14,13 +14,13 @@ from longtail.utils.errors import InputError
 
 @dataclass(frozen=True)
 class ImageSplit:
-    """Labelled images: either decoded pixels or the files they lie in."""
+    """Labelled images: either decoded pixels or image files."""
 
     labels: NDArray[np.int64]
-    """(N,), classes pluralize from 0"""
+    """(N,), from 0"""
 
     pixels: NDArray[np.uint8] | None = None
-    """(N, H, W, 3), red, green, blue"""
+    """(N, H, W, 3), RGB"""
 
     paths: NDArray[np.object_] | None = None
     """(N,) of `Path`"""
@@ -34,7 +34,7 @@ class ImageSplit:
         return len(self.labels)
 
     def fingerprint(self, root: Path) -> str:
-        """Tells apart any two splits that differ in an image or a label; paths count from ``root``."""
+        """Returns a hash of all labels and of the pixels or the paths from ``root``."""
         digest = hashlib.sha256(self.labels.astype("<i8").tobytes())
         if self.pixels is not None:
             digest.update(self.pixels.tobytes())
@@ -43,7 +43,7 @@ class ImageSplit:
         return digest.hexdigest()
 
     def take(self, positions: NDArray[np.int64]) -> "ImageSplit":
-        """The part with these images, in this order."""
+        """Returns the images at these positions, in this order."""
         pixels = None if self.pixels is None else self.pixels[positions]
         paths = None if self.paths is None else self.paths[positions]
         return ImageSplit(self.labels[positions], pixels, paths)
@@ -51,7 +51,7 @@ class ImageSplit:
 
 @dataclass(frozen=True)
 class DataSplits:
-    """The parts of a data set. ``val`` is None where there is none."""
+    """The splits of a data set."""
 
     train: ImageSplit
     val: ImageSplit | None
@@ -60,7 +60,7 @@ class DataSplits:
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """The number of classes C."""
         return len(self.class_names)
 
     @property
@@ -68,56 +68,67 @@ class DataSplits:
         """Training images of each class, C numbers."""
         return [int(n) for n in np.bincount(self.train.labels, minlength=self.num_classes)]
 
-    def imbalanced(self, profile: Profile, factor: float, seed: int = 0, spare: int = 0) -> "DataSplits":
-        """The same with training images thinned out to a long tail; the other parts stay as they are.
+    @property
+    def splits(self) -> dict[str, ImageSplit]:
+        """The splits by name: train, val (if any) and test."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: split for name, split in splits.items() if split is not None}
 
-        Classes keep their order by frequency: the profile starts with the one that has the most images, and among
-        equals with the first. Of the images left out, up to ``spare`` of each class become the validation part.
+    def imbalanced(self, profile: Profile, factor: float, seed: int = 0, spare: int = 0) -> "DataSplits":
+        """Returns the data set with a long-tailed subset of the training images.
+
+        The class with the most images becomes the most common one. Classes with equally many images keep their order.
+
+        Args:
+            profile: see `imbalanced_counts`.
+            factor: images of the rarest class divided by those of the most common one.
+            seed: of the choice of images.
+            spare: up to this many images of each class that are left out become the validation split.
 
         Raises:
-            InputError: a class would be left without images, or has fewer than the profile asks for.
+            InputError: a class would have no images, or has too few for the profile.
         """
         available = np.array(self.class_counts)
         largest = int(available.max())
         counts = imbalanced_counts(profile, largest, self.num_classes, factor)
         if min(counts) < 1:
             raise InputError(
-                f"data.imbalance_factor {factor:g} leaves the rarest of {self.num_classes} classes without images "
-                f"({largest} images in the most common one); at least {1 / largest:.2g} is needed"
+                f"data.imbalance_factor is {factor:g}, which leaves no images of the rarest of {self.num_classes} "
+                f"classes; it must be at least {1 / largest:.2g}, because the most common class has {largest} images"
             )
         wanted = np.empty_like(available)
         wanted[np.argsort(-available, kind="stable")] = counts
         if (short := np.flatnonzero(available < wanted)).size:
             name, has, needs = self.class_names[short[0]], available[short[0]], wanted[short[0]]
             raise InputError(
-                f"data.imbalance '{profile}' with factor {factor:g} asks for {needs} training images of class "
-                f"'{name}', which has {has}; take a smaller factor, or 'none' for data that are long-tailed already"
+                f"data.imbalance '{profile}' with factor {factor:g} needs {needs} training images of class '{name}', "
+                f"which has {has}; use a smaller factor, or 'none' if the data are already long-tailed"
             )
         labels = self.train.labels
         chosen = choose_subset(labels, wanted.tolist(), seed)
-        thinned = replace(self, train=self.train.take(chosen))
+        subset = replace(self, train=self.train.take(chosen))
         if spare == 0:
-            return thinned
+            return subset
         left = np.setdiff1d(np.arange(len(labels)), chosen)
         held = np.sort(left[choose_subset(labels[left], np.minimum(available - wanted, spare).tolist(), seed)])
-        return replace(thinned, val=self.train.take(held))
+        return replace(subset, val=self.train.take(held))
 
     def with_validation(self, fraction: float, seed: int = 0) -> "DataSplits":
-        """The same with a share of each class's training images held out for validation, unless there are some.
+        """Returns the data set with this share of each class's training images as the validation split.
 
         Raises:
-            InputError: there is a validation part already, or too few images to hold any out.
+            InputError: there is already a validation split, or there are too few images to hold any out.
         """
         if self.val is not None:
-            raise InputError("data.val_fraction is set, but the data set has a validation part of its own; set it to 0")
+            raise InputError(f"data.val_fraction is {fraction:g}, but the data set has a validation split; set it to 0")
         kept, held = hold_out(self.train.labels, fraction, seed)
         if len(held) == 0:
-            raise InputError(f"data.val_fraction {fraction:g} holds out no image at all; choose a larger one")
+            raise InputError(f"data.val_fraction is {fraction:g}, which holds out no images; use a larger value")
         return replace(self, train=self.train.take(kept), val=self.train.take(held))
 
 
 def as_paths(paths: list[Path]) -> NDArray[np.object_]:
-    """Paths as an array that `ImageSplit` can index."""
+    """Returns paths as an array that `ImageSplit` can index."""
     array = np.empty(len(paths), dtype=object)
     array[:] = paths
     return array
