@@ -135,7 +135,12 @@ class DataConfig(_Checked):
 
     def __post_init__(self) -> None:
         factor = self.imbalance_factor
-        _require(not factor or factor <= 1, "data.imbalance_factor", factor, "above 0 and at most 1; for imbalance 100 it is 0.01")
+        _require(
+            not factor or factor <= 1,
+            "data.imbalance_factor",
+            factor,
+            "above 0 and at most 1; for imbalance 100 it is 0.01",
+        )
         super().__post_init__()
         if self.resize is not None and self.image_size is not None:
             _require(
