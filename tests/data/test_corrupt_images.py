@@ -1,4 +1,4 @@
-"""Pictures that do not decode are found, pluralize and left out, and nothing else changes."""
+"""Corrupt images are found, listed and left out, and nothing else changes."""
 
 import os
 import threading
@@ -10,57 +10,64 @@ import pytest
 from helpers.layouts import write_folder, write_published
 
 import longtail
-from longtail.data import build as data_build
+from longtail.config.schema import DataConfig
 from longtail.data import corrupt_images
-from longtail.data.corrupt_images import CorruptImage, check_share, examine, from_text, picture_files, to_text, without
-from longtail.data.sources.image_folder import folder
+from longtail.data.build import find_corrupt_images, load_data
+from longtail.data.corrupt_images import CorruptImage, check_share, examine, from_text, image_files, to_text, without
 from longtail.utils.errors import InputError
 
 
-def spoil(root: Path, *names: str) -> None:
+def truncate(root, *names):
     for name in names:
-        path = root / name
-        path.write_bytes(path.read_bytes()[:200] if path.exists() else b"no picture")
+        (root / name).write_bytes((root / name).read_bytes()[:200])
 
 
-def bad_ones(dataset, root: Path) -> list[CorruptImage]:
-    return [found for found in examine(picture_files(dataset), root) if found]
+def settings(root, **more):
+    return DataConfig(name="folder", root=str(root), on_corrupt_image="skip", **{"max_corrupt_images": 0.2, **more})
 
 
 @pytest.fixture
-def photos(tmp_path):
+def root(tmp_path):
+    """A folder of images with four classes: 28 images."""
     return write_folder(tmp_path / "photos")
 
 
-def test_what_does_not_decode_is_found_in_order(photos):
-    spoil(photos, "class 1/3.jpg", "class 0/2.jpg")
-    (photos / "class 2/0.jpg").write_bytes(b"")
-    dataset = folder(photos, 0.2, 0)
-    found = {bad.path: bad.reason for bad in bad_ones(dataset, photos)}
+def corrupt(paths, root):
+    return [CorruptImage(str(path.relative_to(root)), "why") for path in paths]
+
+
+# ---- finding ----
+
+
+def test_corrupt_images_are_found(root):
+    truncate(root, "class 1/3.jpg", "class 0/2.jpg")
+    (root / "class 2/0.jpg").write_bytes(b"")
+    paths = image_files(load_data(settings(root)))
+    assert len(paths) == 28
+    results = list(examine(paths, root))
+    found = {image.path: image.reason for image in results if image}
     assert found.keys() == {"class 0/2.jpg", "class 1/3.jpg", "class 2/0.jpg"}
-    assert "runcated" in found["class 0/2.jpg"]
-    assert found["class 2/0.jpg"] == "the file is empty"
-    everything = list(examine(picture_files(dataset), photos))
-    assert len(everything) == len(dataset.train) + len(dataset.test) == 28
-    for path, bad in zip(picture_files(dataset), everything, strict=True):
-        assert bad is None or photos / bad.path == path
+    assert "truncated" in found["class 0/2.jpg"].lower()
+    assert "empty" in found["class 2/0.jpg"]
+    assert all(image is None or root / image.path == path for path, image in zip(paths, results, strict=True))
 
 
-def test_pictures_are_decoded_a_part_at_a_time(monkeypatch, tmp_path):
-    """So that a walk over a million can be interrupted."""
+def test_images_are_queued_in_chunks(monkeypatch, tmp_path):
+    """So that checking a million images can be interrupted."""
     seen = []
     monkeypatch.setattr(corrupt_images, "problem", lambda path: seen.append(path))
-    walk = examine([tmp_path / str(number) for number in range(3000)], tmp_path)
+    monkeypatch.setattr(corrupt_images, "CHUNK", 20)
+    walk = examine([tmp_path / str(number) for number in range(60)], tmp_path)
     next(walk)
     deadline = time.monotonic() + 20
-    while len(seen) < corrupt_images.AT_A_TIME and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.1)
-    assert len(seen) == corrupt_images.AT_A_TIME
-    walk.close()
+    while len(seen) < 20 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert len(seen) == 20
+    assert list(walk) == [None] * 59
 
 
-def test_pictures_are_decoded_in_several_threads(monkeypatch, tmp_path):
+def test_images_are_decoded_in_threads(monkeypatch, tmp_path):
     threads = set()
 
     def slow(path):
@@ -72,129 +79,117 @@ def test_pictures_are_decoded_in_several_threads(monkeypatch, tmp_path):
     assert len(threads) > 1
 
 
-def test_a_picture_in_two_parts_is_decoded_once(tmp_path):
+def test_image_in_two_splits_is_decoded_once(tmp_path):
     root = write_published(tmp_path, "imagenet-lt")
     (root / "ImageNet_LT_val.txt").write_text((root / "ImageNet_LT_test.txt").read_text())
-    config = longtail.load_recipe(
-        overrides={"data.name": "imagenet-lt", "data.root": str(root), "data.imbalance": "none"}
-    )
-    dataset = data_build.load_data(config)
-    assert len(picture_files(dataset)) == len(dataset.train) + len(dataset.test)
+    dataset = load_data(DataConfig(name="imagenet-lt", root=str(root)))
+    assert len(image_files(dataset)) == len(dataset.train) + len(dataset.test)
 
 
-def test_the_rest_stays_where_it_was_drawn(photos):
-    whole = folder(photos, 0.2, 0)
-    gone = [whole.train.paths[3], whole.train.paths[20], whole.test.paths[1]]
-    bad = [CorruptImage(str(path.relative_to(photos)), "why") for path in gone]
-    smaller = without(whole, bad, photos)
-    for was, now in ((whole.train, smaller.train), (whole.test, smaller.test)):
-        kept = [position for position, path in enumerate(was.paths) if path not in gone]
-        assert now.paths.tolist() == was.paths[kept].tolist()
-        assert now.labels.tolist() == was.labels[kept].tolist()
-    assert sum(smaller.class_counts) == sum(whole.class_counts) - 2
-    assert without(whole, [], photos) is whole
-
-
-def test_decoded_pixels_are_left_alone():
-    dataset = longtail.data.sources.digits.digits(0)
-    assert picture_files(dataset) == []
-    assert without(dataset, [CorruptImage("a.jpg", "why")], Path("data")).train is dataset.train
-
-
-def test_a_class_or_a_part_without_images_is_an_error(photos):
-    whole = folder(photos, 0.2, 0)
-
-    def lose(paths):
-        return [CorruptImage(str(path.relative_to(photos)), "why") for path in paths]
-
-    rare = lose(path for path in whole.train.paths if path.parent.name == "class 3")
-    with pytest.raises(
-        InputError, match=r"class 'class 3' has no training image that decodes \(of 2\).* class 3/\d.jpg: why"
-    ):
-        without(whole, rare, photos)
-    with pytest.raises(InputError, match="no test image decodes"):
-        without(whole, lose(whole.test.paths), photos)
-    with pytest.raises(InputError) as caught:
-        without(whole, lose([*whole.train.paths, *whole.test.paths]), photos)
-    assert len(str(caught.value).splitlines()) == 5
-
-
-def test_only_a_share_may_be_left_out():
-    bad = [CorruptImage(f"{number}.jpg", "empty") for number in range(30)]
-    check_share(bad, 3000, 0.01)
+@pytest.mark.parametrize(("num_images", "limit"), [(3000, 0.01), (30, 1.0)])
+def test_share_of_corrupt_images_has_a_limit(num_images, limit):
+    images = [CorruptImage(f"{number}.jpg", "empty") for number in range(30)]
+    check_share(images, num_images, limit)
     check_share([], 0, 0.0)
-    with pytest.raises(InputError) as caught:
-        check_share(bad, 2999, 0.01)
-    lines = str(caught.value).splitlines()
-    assert lines[0].startswith("30 of 2,999 images do not decode (1.0%), and data.max_corrupt_images allows 1.0%")
+    with pytest.raises(InputError) as error:
+        check_share(images, num_images - 1, limit)
+    lines = str(error.value).splitlines()
+    assert f"30 of {num_images - 1:,} images" in lines[0]
+    assert "max_corrupt_images" in lines[0]
     assert lines[1] == "0.jpg: empty"
     assert len(lines) == 20
+
+
+# ---- leaving out ----
+
+
+def test_other_images_keep_their_splits_and_order(root):
+    dataset = load_data(settings(root))
+    left_out = [dataset.train.paths[3], dataset.train.paths[20], dataset.test.paths[1]]
+    smaller = without(dataset, corrupt(left_out, root), root)
+    for before, after in ((dataset.train, smaller.train), (dataset.test, smaller.test)):
+        kept = [position for position, path in enumerate(before.paths) if path not in left_out]
+        assert after.paths.tolist() == before.paths[kept].tolist()
+        assert after.labels.tolist() == before.labels[kept].tolist()
+    assert sum(smaller.class_counts) == sum(dataset.class_counts) - 2
+    assert without(dataset, [], root) is dataset
+
+
+def test_decoded_images_are_not_changed():
+    dataset = load_data(DataConfig())
+    assert image_files(dataset) == []
+    assert without(dataset, [CorruptImage("a.jpg", "why")], Path("data")) is dataset
+
+
+def test_class_or_split_without_images_is_an_error(root):
+    dataset = load_data(settings(root))
+    rare = [path for path in dataset.train.paths if path.parent.name == "class 3"]
+    with pytest.raises(InputError, match=r"2 training images of 'class 3'.* class 3/\d.jpg: why"):
+        without(dataset, corrupt(rare, root), root)
+    with pytest.raises(InputError, match="no image of the test split"):
+        without(dataset, corrupt(dataset.test.paths, root), root)
+    with pytest.raises(InputError) as error:
+        without(dataset, corrupt(image_files(dataset), root), root)
+    assert len(str(error.value).splitlines()) == 5
+
+
+def test_held_out_images_do_not_depend_on_skipped_ones(root):
+    config = settings(root, val_fraction=0.3)
+    dataset = load_data(config)
+    truncate(root, "class 0/2.jpg", "class 1/3.jpg")
+    skipped = find_corrupt_images(config, dataset)
+    assert sorted(image.path for image in skipped) == ["class 0/2.jpg", "class 1/3.jpg"]
+    smaller = load_data(config, skipped)
+    gone = {root / image.path for image in skipped}
+    for name, split in dataset.splits.items():
+        assert [path for path in split.paths if path not in gone] == smaller.splits[name].paths.tolist()
+    assert len(image_files(smaller)) == 26
+    assert np.array_equal(smaller.class_counts, np.bincount(smaller.train.labels))
+    with pytest.raises(InputError, match="2 of 28 images"):
+        find_corrupt_images(settings(root, max_corrupt_images=0.0), dataset)
+
+
+# ---- the list of skipped images ----
 
 
 @pytest.mark.parametrize(
     "path", ["a/b.jpg", "a\tb.jpg", "a\nb.jpg", "a\\nb\\\\n.jpg", os.fsdecode(b"\xff.jpg"), "ä é.jpg", "\\"]
 )
-def test_the_list_comes_back(path):
-    bad = [CorruptImage("first.jpg", "the file is empty"), CorruptImage(path, "broken – ä")]
-    text = to_text(bad)
+def test_list_can_hold_any_path(path):
+    images = [CorruptImage("first.jpg", "the file is empty"), CorruptImage(path, "broken – ä")]
+    text = to_text(images)
     assert text.count(b"\n") == 2
-    assert from_text(text, Path("x")) == bad
+    assert from_text(text, Path("x")) == images
 
 
-@pytest.mark.parametrize(
-    ("content", "named"), [(b"a.jpg\twhy\na.jpg\n", r"skipped.txt:2: damaged"), (b"a.jpg\twhy", "not complete")]
-)
-def test_a_damaged_list_is_named(content, named):
-    with pytest.raises(InputError, match=named):
-        from_text(content, Path("skipped.txt"))
+def test_format_of_the_list():
+    assert to_text([CorruptImage("a b/c\n.jpg", "ä")]) == "a b/c\\n.jpg\tä\n".encode()
     assert from_text(b"", Path("skipped.txt")) == []
 
 
-def settings(root, **more):
-    return longtail.load_recipe("folder", {"data.root": str(root), "data.image_size": 16, "data.workers": 0,
-                                      "data.on_corrupt_image": "skip", "data.max_corrupt_images": 0.2} | more)  # fmt: skip
+@pytest.mark.parametrize("content", [b"a.jpg\twhy\na.jpg\n", b"a.jpg\twhy"])
+def test_damaged_list_is_named(content):
+    with pytest.raises(InputError, match=r"skipped.txt: damaged"):
+        from_text(content, Path("skipped.txt"))
 
 
-def test_held_out_images_do_not_depend_on_what_is_skipped(photos):
-    config = settings(photos, **{"data.val_fraction": 0.3})
-    whole = data_build.load_data(config)
-    spoil(photos, "class 0/2.jpg", "class 1/3.jpg")
-    seen = []
-    bad = data_build.find_corrupt_images(config, whole, lambda walk, total: seen.append(total) or walk)
-    assert seen == [28]
-    assert sorted(found.path for found in bad) == ["class 0/2.jpg", "class 1/3.jpg"]
-    smaller = data_build.load_data(config, bad)
-    for was, now in ((whole.train, smaller.train), (whole.val, smaller.val), (whole.test, smaller.test)):
-        assert [path for path in was.paths if path.name not in ("2.jpg", "3.jpg")] == [
-            path for path in now.paths if path.name not in ("2.jpg", "3.jpg")
-        ]
-    assert len(picture_files(smaller)) == 26
-    assert np.array_equal(smaller.class_counts, np.bincount(smaller.train.labels))
-    with pytest.raises(InputError, match="2 of 28 images do not decode"):
-        data_build.find_corrupt_images(settings(photos, **{"data.max_corrupt_images": 0.0}), whole)
+# ---- in runs ----
 
 
-def test_a_run_keeps_what_it_skipped(photos, tmp_path, monkeypatch):
-    """Looked for once; tested again, and with another root, the same images are left out."""
-    spoil(photos, "class 0/2.jpg", "class 1/3.jpg")
-    config = settings(photos, **{"training.epochs": 1, "model.backbone": "resnet20", "model.num_experts": 2})
+def test_run_skips_the_same_images_later(root, tmp_path, monkeypatch, no_plots):
+    """Images are checked once. Evaluation skips the same ones, also with another root."""
+    truncate(root, "class 0/2.jpg", "class 1/3.jpg")
+    changes = {"data.root": str(root), "data.image_size": 16, "data.workers": 0, "data.on_corrupt_image": "skip"}
+    changes |= {"training.epochs": 1, "model.backbone": "resnet20", "model.num_experts": 2}
+    config = longtail.load_recipe("folder", {**changes, "data.max_corrupt_images": 0.2})
     run = longtail.train(config, tmp_path / "run")
-    assert sorted(bad.path for bad in run.skipped()) == ["class 0/2.jpg", "class 1/3.jpg"]
+    assert sorted(image.path for image in run.skipped()) == ["class 0/2.jpg", "class 1/3.jpg"]
     assert (run.folder / "skipped_images.txt").read_text().startswith("class ")
-    tested = longtail.evaluate(run).num_images
-    monkeypatch.setattr(data_build, "find_corrupt_images", lambda *arguments: pytest.fail("looked again"))
-    monkeypatch.setattr("longtail.api.data_build.find_corrupt_images", data_build.find_corrupt_images)
-    photos.rename(tmp_path / "moved")
+    num_images = longtail.evaluate(run).num_images
+    monkeypatch.setattr("longtail.api.find_corrupt_images", lambda *arguments: pytest.fail("checked again"))
+    root.rename(tmp_path / "moved")
     moved = longtail.load_recipe(run.config_path, {"data.root": str(tmp_path / "moved")})
-    assert longtail.evaluate(run, config=moved).num_images == tested
+    assert longtail.evaluate(run, config=moved).num_images == num_images
     (run.folder / "skipped_images.txt").write_text("")
-    with pytest.raises(InputError, match=r"does not decode|train again"):
+    with pytest.raises(InputError):
         longtail.evaluate(run, config=moved)
-
-
-def test_a_sound_data_set_is_looked_at_once_too(photos, tmp_path):
-    config = settings(photos, **{"training.epochs": 1, "model.backbone": "resnet20", "model.num_experts": 2})
-    run = longtail.train(config, tmp_path / "run")
-    assert run.skipped() == []
-    assert longtail.train(settings(photos, **{"training.epochs": 1, "model.backbone": "resnet20", "model.num_experts": 2,  # noqa: E501
-                                              "data.on_corrupt_image": "error"}), tmp_path / "other").skipped() is None  # fmt: skip  # noqa: E501

@@ -1,62 +1,46 @@
-"""Picture files decoded once and kept in memory: small ones are then trained on as CIFAR is."""
+"""Decodes image files once and keeps them in memory. Small images are then trained on like CIFAR."""
 
-import logging
-import time
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image
+from rich.progress import track
 
 from longtail.data.image_io import decode
 from longtail.data.splits import ImageSplit
 from longtail.data.transforms import Transform
+from longtail.utils.console import console
 from longtail.utils.errors import InputError, raise_all
-
-T = TypeVar("T")
-logger = logging.getLogger(__name__)
-
-FIRST_WORD, BETWEEN = 5.0, 30.0
-"""Seconds until, and then between, lines that say how far decoding is"""
 
 
 def fits(num_images: int, image_size: int, gib: float) -> bool:
-    """Whether images of (image_size, image_size, 3) bytes take at most ``gib`` GiB of memory."""
+    """Whether images of (image_size, image_size, 3) bytes take at most ``gib`` GiB."""
     return num_images * image_size**2 * 3 <= gib * 2**30
 
 
 def decode_all(split: ImageSplit, transform: Transform) -> ImageSplit:
-    """The same images, decoded and framed: pixels (N, S, S, 3) in place of paths.
+    """Returns the images decoded and transformed: pixels (N, S, S, 3) instead of paths.
 
-    ``transform`` must not be random: it runs in several threads, in no certain order.
+    ``transform`` must not be random, because it runs in threads, in any order.
 
     Raises:
-        InputError: pictures do not decode, each on a line of its own.
+        InputError: lists the images that do not decode.
     """
     paths = split.paths
     assert paths is not None
     _, height, width = transform(Image.new("RGB", (1, 1))).shape
     pixels = np.empty((len(split), height, width, 3), dtype=np.uint8)
 
-    def fill(position: int) -> InputError | None:
+    def fill(position: int) -> str | None:
         try:
             pixels[position] = transform(decode(paths[position])).permute(1, 2, 0).numpy()
         except InputError as error:
-            return error
+            return str(error)
         return None
 
-    # Decoding and resizing let go of Python's lock, so threads do: nothing has to be sent between processes.
+    # Threads, not processes: decoding and resizing release Python's lock, and nothing has to be copied.
     with ThreadPoolExecutor() as pool:
-        raise_all([str(error) for error in _told(pool.map(fill, range(len(split))), len(split)) if error])
+        walk = pool.map(fill, range(len(split)))
+        errors = track(walk, "decoding images", len(split), console=console(), transient=True)
+        raise_all([error for error in errors if error is not None])
     return ImageSplit(split.labels, pixels)
-
-
-def _told(walk: Iterable[T], total: int) -> Iterator[T]:
-    """The same, with a line now and then of how far it is: large photographs take minutes."""
-    due = time.monotonic() + FIRST_WORD
-    for done, item in enumerate(walk, start=1):
-        yield item
-        if time.monotonic() > due:
-            logger.info("%s of %s pictures decoded, to be kept in memory", f"{done:,}", f"{total:,}")
-            due = time.monotonic() + BETWEEN
