@@ -85,7 +85,7 @@ def table(run: Run, settings: list[str]) -> Iterator[str]:
     for part, split in (("val", dataset.val), ("test", dataset.test)):
         loader = data_build.eval_loader(config, dataset, split, Runtime(device))
         with torch.inference_mode():
-            outputs = [(*model(images), labels) for images, labels in loader.epoch(0)]
+            outputs = [(*model(batch.inputs)[:2], batch.labels) for batch in loader.epoch(0)]
         seen[part] = tuple(torch.cat(values).cpu() for values in zip(*outputs, strict=True))
     source = data_build.shuffled_loader(config, dataset, Runtime(device))
     frozen = FrozenOutputs(model, source, batch_size=config.router.batch_size, cache_gib=64.0, seed=config.seed)

@@ -46,7 +46,8 @@ def network(loader: MemoryLoader, device: torch.device) -> MultiExpert:
 def limits(model: MultiExpert, loader: MemoryLoader) -> list[float]:
     """Thresholds that give the pictures as many experts as `SHARES` says."""
     assert model.router is not None
-    going = torch.cat([model.router(*model(images)) for images, _ in loader.epoch(0)]).sigmoid()
+    outputs = [model(batch.inputs) for batch in loader.epoch(0)]
+    going = torch.cat([model.router(output.logits, output.features) for output in outputs]).sigmoid()
     first = going[:, 0].quantile(SHARES[0])
     second = going[going[:, 0] > first, 1].quantile(SHARES[1] / (1 - SHARES[0]))
     return [first.item(), second.item()]

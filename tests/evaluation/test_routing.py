@@ -8,6 +8,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 import torch
+from helpers.routing import route_outputs
 from helpers.scores import average, same, slow_scores
 
 from longtail.data.imbalance import ShotThresholds, shot_groups
@@ -26,7 +27,7 @@ from longtail.evaluation.routing import (
     random_curve,
     routing,
 )
-from longtail.models.router import experts_used, route_outputs
+from longtail.models.router import experts_used
 from longtail.utils.ensembles import partial_ensembles
 from longtail.utils.errors import InputError
 

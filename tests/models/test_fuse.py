@@ -56,7 +56,7 @@ def test_answers_stay_the_same(name):
     images = torch.randn(3, 3, size, size)
     with torch.inference_mode():
         right, given = model.eval()(images), faster(images)
-    for one, other in zip(given, right, strict=True):
+    for one, other in zip(given[:2], right[:2], strict=True):
         assert (one - other).abs().max() < 1e-5 * other.abs().max()
     if remaining is None:
         assert 0 < len(norms(faster)) < len(norms(model))
@@ -69,7 +69,8 @@ def test_routing_stays_the_same():
     model = trained_like(create_model("resnet20", 10, 3, router={})).eval()
     images = torch.randn(64, 3, 32, 32)
     with torch.inference_mode():
-        says = torch.cat([model.router(*model(images)).sigmoid()])
+        out = model(images)
+        says = model.router(out.logits, out.features).sigmoid()
         limits = says.median(dim=0).values.tolist()
         right, given = model.route(images, limits), fuse_batch_norms(model, 32).route(images, limits)
     # At the median itself rounding decides.

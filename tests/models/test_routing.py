@@ -5,11 +5,12 @@ from itertools import pairwise
 import pytest
 import torch
 from helpers.networks import HIERARCHICAL, PLAIN, options
+from helpers.routing import route_outputs
 from torch import nn
 
 from longtail import ExpertOutput, RoutedOutput
 from longtail.models.multi_expert import MultiExpert, create_model
-from longtail.models.router import Router, route_outputs
+from longtail.models.router import Router
 from longtail.utils.ensembles import partial_ensembles
 from longtail.utils.errors import InputError
 
@@ -65,7 +66,7 @@ def test_route_is_route_outputs(number, threshold):
     model = whole_numbers()
     images = whole_images(number)
     out = model(images)
-    expected = route_outputs(out.logits, model.router(*out), threshold)
+    expected = route_outputs(out.logits, model.router(out.logits, out.features), threshold)
     assert_equal(model.route(images, threshold), expected)
     assert expected.logits.shape == (number, 5)
     assert expected.experts_used.dtype == torch.int64
@@ -151,7 +152,8 @@ def test_channels_last_is_kept(name):
             lambda _, inputs: formats.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
         )
     images = torch.randn(6, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    middle = model.router(*model(images))[:, 0].sigmoid().median().item()
+    out = model(images)
+    middle = model.router(out.logits, out.features)[:, 0].sigmoid().median().item()
     formats.clear()
     routed = model.route(images, [middle, -1])
     assert 1 < routed.experts_used.float().mean() < 3
@@ -163,7 +165,7 @@ def test_channels_last_is_kept(name):
 
 def spread(router: Router, out: ExpertOutput) -> None:
     """Changes a fresh router, which finds all images alike, so that its logits have mean 0 and deviation 1."""
-    deviation, mean = torch.std_mean(router(*out), dim=0)
+    deviation, mean = torch.std_mean(router(out.logits, out.features), dim=0)
     for layer, a, b in zip(router.output, deviation, mean, strict=True):
         layer.weight.div_(a)
         layer.bias.sub_(b).div_(a)
@@ -180,7 +182,7 @@ def test_route_is_route_outputs_in_real_networks(name):
     images = torch.randn(num_images, 3, size, size) * torch.linspace(0.1, 3, num_images)[:, None, None, None]
     out = model(images)
     spread(model.router, out)
-    router_logits = model.router(*out)
+    router_logits = model.router(out.logits, out.features)
     expected, routed = route_outputs(out.logits, router_logits), model.route(images)
     assert len(routed.experts_used.unique()) > 1
     clear = (router_logits.abs() > 1e-2).all(dim=1)

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.routing import route_outputs
 from PIL import Image
 
 import longtail
@@ -22,7 +23,7 @@ from longtail.evaluation.metrics import evaluate_logits
 from longtail.evaluation.outputs import collect_outputs
 from longtail.losses import router_targets
 from longtail.models.multi_expert import create_model
-from longtail.models.router import experts_used, route_outputs
+from longtail.models.router import experts_used
 from longtail.runs.model_file import load_metadata, load_model
 from longtail.runs.run import Run
 from longtail.runtime.device import Runtime
@@ -136,7 +137,7 @@ def test_models_route_and_answer_by_their_average(average):
         head.scale = (200.0, 5.0, 40.0)[number]
     images = torch.randn(12, 3, 8, 8)
     output = model(images)
-    steps = model.router(*output)
+    steps = model.router(output.logits, output.features)
     thresholds = steps.sigmoid().median(dim=0).values.tolist()
     routed = model.route(images, thresholds)
     assert torch.equal(routed.experts_used, experts_used(steps, thresholds))  # whatever is averaged

@@ -18,4 +18,4 @@ def compiled(model: MultiExpert) -> MultiExpert:
         return torch.compile(module, dynamic=False)  # type: ignore[return-value]
 
     branches = [one(branch) for branch in model.branches]
-    return MultiExpert(one(model.trunk), branches, list(model.heads), model.neck, model.router)  # type: ignore[arg-type]
+    return MultiExpert(one(model.trunk), branches, list(model.heads), model.neck, model.router, model.average)  # type: ignore[arg-type]

@@ -17,17 +17,20 @@ from longtail.utils.errors import InputError, did_you_mean
 
 
 class ExpertOutput(NamedTuple):
-    """What every expert says about a batch of B images: E experts, C classes, D features."""
+    """Outputs of all experts for a batch of B images. E experts, C classes, D features."""
 
     logits: Tensor
     """(B, E, C)"""
     features: Tensor
-    """(B, E, D), pooled, as they enter the heads"""
+    """(B, E, D), pooled; the inputs of the heads"""
+
+    average: Average = "logits"
+    """What the ensemble averages"""
 
     @property
     def ensemble(self) -> Tensor:
-        """The mean of the experts' logits (B, C), as training knows it; `MultiExpert.answer` is a model's own."""
-        return self.logits.mean(dim=1)
+        """Logits of the ensemble of all experts: (B, C)."""
+        return ensemble(self.logits, self.average)
 
 
 class MultiExpert(nn.Module):
@@ -96,7 +99,7 @@ class MultiExpert(nn.Module):
         shared = self.trunk(images)
         chosen = range(self.num_experts) if experts is None else experts
         logits, features = zip(*(self.expert(e, shared) for e in chosen), strict=True)
-        return ExpertOutput(torch.stack(logits, dim=1), torch.stack(features, dim=1))
+        return ExpertOutput(torch.stack(logits, dim=1), torch.stack(features, dim=1), self.average)
 
     def expert(self, number: int, shared: Tensor) -> tuple[Tensor, Tensor]:
         """One expert (from 0) on what the trunk yields: its logits (B, C) and features (B, D)."""
@@ -104,7 +107,8 @@ class MultiExpert(nn.Module):
 
     def predict_logits(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> logits (B, C) of the ensemble of all experts, by the model's average."""
-        return ensemble(self(images).logits, self.average)
+        output: ExpertOutput = self(images)
+        return output.ensemble
 
     def route(self, images: Tensor, threshold: float | Sequence[float] | None = None) -> RoutedOutput:
         """Images (B, 3, H, W) -> logits (B, C) and how many experts each image was shown to (B,).

@@ -35,14 +35,14 @@ def measure_routed(case: Case) -> Routed:
         "forceall_num_experts": forced.experts_used[:, None],
         "forceall_expert_logits": out.logits.transpose(0, 1),
         "forceall_expert_feats": out.features.transpose(0, 1),
-        "forceall_router_outputs": model.router(*out).T,
+        "forceall_router_outputs": model.router(out.logits, out.features).T,
     }
     norms = {}
     for tag in TAGS:
         heard = in_training if tag.startswith("trainnohook") else out
         labels = torch.from_numpy(case.outputs["targets_b" if tag.endswith("targets_b") else "targets"])
         model.zero_grad()
-        router_logits = model.router(*heard)
+        router_logits = model.router(heard.logits, heard.features)
         loss = router_loss(router_logits, router_targets(heard.logits, labels), case.keys["args"]["pos_weight"])
         loss.backward()
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
