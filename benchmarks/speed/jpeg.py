@@ -41,7 +41,7 @@ from longtail.data.image_loader import FileLoader
 from longtail.data.loaders import Normalise
 from longtail.data.partial_decode import Box, decode_part, reduction
 from longtail.data.splits import ImageSplit, as_paths
-from longtail.data.transforms import train_transform
+from longtail.data.transforms import ImageAugmentation, train_transform
 from longtail.runtime.seed import seeded
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -115,12 +115,16 @@ class Usual(Dataset):
             return self.transform(image.convert("RGB")), 0
 
 
+def augmentation(jitter: tuple[float, ...]) -> ImageAugmentation:
+    return ImageAugmentation("resized", scale=SCALE, flip=True, color_jitter=jitter)
+
+
 def fast(jitter: tuple[float, ...]) -> FileCrop:
-    return FileCrop(SIZE, SCALE, True, 0.0, jitter)
+    return FileCrop(SIZE, augmentation(jitter))
 
 
 def full(jitter: tuple[float, ...], interpolation: str = "bilinear") -> Callable[[Image.Image], torch.Tensor]:
-    return train_transform(SIZE, "resized", 0, SCALE, True, 0.0, jitter, None, interpolation)
+    return train_transform(SIZE, augmentation(jitter), None, interpolation)
 
 
 def loader(split: ImageSplit, transform) -> FileLoader:

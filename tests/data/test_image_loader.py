@@ -21,7 +21,8 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
 NUM = 8
 CPU = torch.device("cpu")
 UNCHANGED = transforms.eval_transform(12, 12)
-RANDOM = transforms.train_transform(10, "padded", 2, (0.1, 1.0), True, 30.0, (0.4, 0.4, 0.4, 0.1), 12)
+AUGMENTATION = transforms.ImageAugmentation("padded", 2, flip=True, rotation=30.0, color_jitter=(0.4, 0.4, 0.4, 0.1))
+RANDOM = transforms.train_transform(10, AUGMENTATION, 12)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from longtail.data.image_loader import ImageLoader
 from longtail.data.loaders import EpochOrder
 from longtail.data.samplers import LongTailSampler, Sampling, class_probabilities, draw_positions
 from longtail.data.splits import ImageSplit, as_paths
-from longtail.data.transforms import train_transform
+from longtail.data.transforms import ImageAugmentation, train_transform
 from longtail.runtime.device import Runtime
 from longtail.runtime.seed import generator
 from longtail.runtime.shard import SINGLE_SHARD, Shard
@@ -152,7 +152,7 @@ def numbered_images(tmp_path, files, sampling, shard=SINGLE_SHARD, padding=0):
     paths = [tmp_path / f"{number}.png" for number in range(20)]
     for path, image in zip(paths, pixels, strict=True):
         Image.fromarray(image).save(path)
-    transform = train_transform(6, "padded" if padding else "none", padding, (1.0, 1.0), False, 0.0, (0.0,) * 4, 6)
+    transform = train_transform(6, ImageAugmentation("padded" if padding else "none", padding), 6)
     order = EpochOrder(20, 5, 2, True, sampler, shard)
     split = ImageSplit(TWENTY.numpy(), paths=as_paths(paths))
     return ImageLoader(split, transform, order, device=CPU, normalise=NORMALISE)

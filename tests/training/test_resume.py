@@ -13,7 +13,7 @@ from longtail.data.image_loader import ImageLoader
 from longtail.data.loaders import EpochOrder
 from longtail.data.mixup import MixedLoader, MixSettings
 from longtail.data.splits import ImageSplit, as_paths
-from longtail.data.transforms import train_transform
+from longtail.data.transforms import ImageAugmentation, train_transform
 from longtail.losses import RIDELoss
 from longtail.models.multi_expert import create_model, create_router
 from longtail.runtime.device import Runtime
@@ -41,8 +41,8 @@ def image_loader(folder, workers=0):
     root = folder / "photos"
     if not root.exists():
         layouts.write_folder(root)
-    transform = train_transform(16, "resized", 0, (0.2, 1.0), True, 10.0, (0.3, 0.3, 0.3, 0.1), None, "bicubic",
-                                "rand-m9-mstd0.5-inc1")  # fmt: skip
+    augmentation = ImageAugmentation("resized", 0, (0.2, 1.0), True, 10.0, (0.3, 0.3, 0.3, 0.1), "rand-m9-mstd0.5-inc1")
+    transform = train_transform(16, augmentation, None, "bicubic")
     paths = sorted(root.rglob("*.jpg"))
     split = ImageSplit(np.array([int(path.parent.name[-1]) for path in paths]), paths=as_paths(paths))
     order = EpochOrder(len(split), 8, seed=2, shuffle=True)

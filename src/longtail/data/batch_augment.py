@@ -1,4 +1,4 @@
-"""Augmentation of small images, a whole batch at a time, on the device where they lie."""
+"""Augmentation of small images by batch, on their device."""
 
 from typing import NamedTuple
 
@@ -7,30 +7,30 @@ from torch import Tensor
 
 
 class AugmentParams(NamedTuple):
-    """How each of N images is moved: crop first, then mirror, then turn, as RIDE does."""
+    """Random parameters of N images: crop, then flip, then rotation, which is RIDE's order."""
 
     offset: Tensor
-    """(N, 2), where the crop starts in the padded image: down, right; pixels"""
+    """(N, 2), top and left of the crop in the padded image, pixels"""
 
     flip: Tensor
-    """(N,), whether mirrored left to right"""
+    """(N,), whether the image is mirrored horizontally"""
 
     angle: Tensor
-    """(N,), counter-clockwise, degrees"""
+    """(N,), degrees, counter-clockwise"""
 
     def take(self, positions: Tensor) -> "AugmentParams":
-        """Those of some of the images."""
+        """Returns the parameters of the images at these positions."""
         return AugmentParams(*(part[positions] for part in self))
 
 
 def draw_augment_params(
     num: int, padding: int, flip: bool, rotation: float, generator: torch.Generator
 ) -> AugmentParams:
-    """Draws params for ``num`` images at once, on the generator's device.
+    """Draws parameters of ``num`` images, on the generator's device.
 
-    Offsets are uniform over the 2 * padding + 1 places each way, half of the images are mirrored where ``flip`` is
-    set, angles are uniform up to ``rotation`` degrees either way: the distributions of torchvision's RandomCrop,
-    RandomHorizontalFlip and RandomRotation.
+    Offsets are uniform from 0 to 2 * padding, half of the images are mirrored if ``flip``, and angles are uniform from
+    -rotation to rotation degrees. These are the distributions of torchvision's RandomCrop, RandomHorizontalFlip and
+    RandomRotation.
     """
     offset = torch.randint(0, 2 * padding + 1, (num, 2), generator=generator)
     mirrored = torch.rand(num, generator=generator) < (0.5 if flip else 0.0)
@@ -39,21 +39,21 @@ def draw_augment_params(
 
 
 def apply_augment(images: Tensor, positions: Tensor, params: AugmentParams, padding: int) -> Tensor:
-    """Crops, mirrors and turns images in one gather of pixels; what comes from outside is black.
+    """Crops, flips and rotates images in one gather of pixels. Pixels from outside an image are black.
 
     Args:
         images: all images (N, H, W, 3), contiguous.
-        positions: which to take, (B,).
-        params: of those B images.
-        padding: what the offsets were drawn for.
+        positions: images to augment, (B,).
+        params: of these B images.
+        padding: that of `draw_augment_params`.
 
     Returns:
         (B, H, W, 3), of the same type.
     """
     _, height, width, channels = images.shape
     device = images.device
-    # Where does each pixel of the result come from? Back through the turn (PIL's: centre of the picture, centres of
-    # pixels, nearest one), then the mirror, then the crop.
+    # The source of each pixel of the result. Undo the rotation (PIL's: about the centre of the image, nearest pixel), then
+    # the flip, then the crop.
     x = torch.arange(width, device=device) + (0.5 - width / 2)
     y = (torch.arange(height, device=device) + (0.5 - height / 2))[:, None]
     radians = torch.deg2rad(params.angle)[:, None, None]

@@ -24,7 +24,14 @@ from longtail.data.mixup import MixedLoader, MixSettings
 from longtail.data.samplers import LongTailSampler
 from longtail.data.sources import load_source
 from longtail.data.splits import DataSplits, ImageSplit
-from longtail.data.transforms import Interpolation, Transform, default_resize, eval_transform, train_transform
+from longtail.data.transforms import (
+    ImageAugmentation,
+    Interpolation,
+    Transform,
+    default_resize,
+    eval_transform,
+    train_transform,
+)
 from longtail.models.backbones import input_format
 from longtail.runtime.device import Runtime
 from longtail.runtime.process import num_processors
@@ -190,11 +197,12 @@ class LoaderFactory:
 
     def _train_transform(self) -> Transform | FileCrop:
         how, form = self.augmentation, self.preprocessing
-        changes = (how.scale, how.flip, how.rotation, how.color_jitter)
-        rest = (form.interpolation, how.rand_augment, form.mean)
+        augmentation = ImageAugmentation(
+            how.crop, how.padding, how.scale, how.flip, how.rotation, how.color_jitter, how.rand_augment
+        )
         if how.crop == "resized" and how.fast_crops:
-            return FileCrop(form.image_size, *changes, *rest)
-        return train_transform(form.image_size, how.crop, how.padding, *changes, form.resize, *rest)
+            return FileCrop(form.image_size, augmentation, form.interpolation, form.mean)
+        return train_transform(form.image_size, augmentation, form.resize, form.interpolation, form.mean)
 
     @cached_property
     def _normalise(self) -> Normalise:

@@ -1,8 +1,8 @@
-"""Random changes of brightness, contrast and saturation, as torchvision's ColorJitter makes them, a batch at a time.
+"""torchvision's ColorJitter without hue, by batch on the device.
 
-The numbers are torchvision's own. They are drawn with the picture, and go with its bytes to the device, which changes
-the colours: PIL would take a fifth of the time that a worker has for a picture. Between the changes values are kept as
-they are, where PIL cuts them to whole numbers after each: PIL's results are some one level lower on average.
+torchvision draws the changes with the image, and the device applies them: in a worker, PIL would take a fifth of the
+time of an image. Values are not rounded between the changes. PIL rounds them down, so its results are about one level
+lower on average.
 """
 
 import torch
@@ -10,18 +10,18 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 GREY = (0.299, 0.587, 0.114)
-"""How bright red, green and blue are (ITU-R BT.601)."""
+"""Weights of red, green and blue in grey (ITU-R BT.601)"""
 
 NONE = torch.empty(0, 3)
-"""Changes of a picture that is to keep its colours."""
+"""The changes of an image that keeps its colours"""
 
 
 def draw_changes(jitter: v2.ColorJitter) -> Tensor:
-    """What a ColorJitter without hue would do next, drawn by itself from torch's global generator.
+    """Draws the next changes of a ColorJitter without hue, from torch's global generator.
 
     Returns:
-        (3, 3): a row for each change, in their order, with the weights of a pixel's old value, of its grey and of the
-        picture's mean grey in its new value.
+        (3, 3): one row for each change, in their order. A new pixel value is a weighted sum of the old value, the grey
+        value and the mean grey value of the image; the row has the weights.
     """
     drawn = jitter.make_params([])
     factors = [drawn[f"{name}_factor"] for name in ("brightness", "contrast", "saturation")]
@@ -31,23 +31,23 @@ def draw_changes(jitter: v2.ColorJitter) -> Tensor:
 
 
 def change_colours(images: Tensor, changes: Tensor) -> Tensor:
-    """Applies changes one after the other, each limited to 0 to 255.
+    """Applies color changes one by one; clips to 0 to 255 after each.
 
     Args:
         images: (B, 3, H, W), 0 to 255, of any type.
-        changes: (B, K, 3), as `draw_changes` makes them, on the same device.
+        changes: (B, K, 3), from `draw_changes`, on the same device.
 
     Returns:
-        (B, 3, H, W) float32; ``images`` themselves where there is nothing to change.
+        (B, 3, H, W) float32; ``images`` itself if K is 0.
     """
     if not changes.shape[1]:
         return images
     images = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    red, green, blue = images.unbind(1)  # views, which see each change
+    red, green, blue = images.unbind(1)  # views, so they see each change
     for change in changes.unbind(1):
-        of_value, of_grey, of_mean = change.view(-1, 3, 1, 1).unbind(1)
+        value_weight, grey_weight, mean_weight = change.view(-1, 3, 1, 1).unbind(1)
         grey = (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
         mean = grey.mean((1, 2), keepdim=True)
-        other = grey.mul_(of_grey).add_(mean * of_mean)
-        images.mul_(of_value[:, None]).add_(other[:, None]).clamp_(0, 255)
+        offset = grey.mul_(grey_weight).add_(mean * mean_weight)
+        images.mul_(value_weight[:, None]).add_(offset[:, None]).clamp_(0, 255)
     return images

@@ -1,10 +1,11 @@
-"""Random resized crops straight from picture files, at a part of the price of torchvision's steps on PIL pictures.
+"""Random resized crops of image files, at a fraction of the cost of torchvision's transforms of PIL images.
 
-The part is drawn before the file is decoded, so that a large JPEG need not be decoded in full; torch resizes bytes
-several times as fast as Pillow, to within one or two of 255 levels; and colours are changed later, on the device, see
-`longtail.data.color_jitter`.
-Every random number is drawn by torchvision's own transforms, in their order: the same seed gives the same crop, mirror
-image and changes as `longtail.data.transforms.train_transform` with resized crops does.
+- The crop is drawn before the file is decoded, so a large JPEG can be decoded at reduced resolution.
+- torch resizes bytes several times as fast as Pillow, with differences of one or two of 255 levels.
+- Colours are changed later, on the device, see `longtail.data.color_jitter`.
+
+torchvision's transforms draw all random numbers in their order. So the same seed gives the same crop, flip and changes
+as `longtail.data.transforms.train_transform` with a resized crop.
 """
 
 from collections.abc import Sequence
@@ -17,40 +18,37 @@ from torchvision.transforms.v2 import functional
 
 from longtail.data.color_jitter import NONE, draw_changes
 from longtail.data.partial_decode import Box, decode_part
-from longtail.data.transforms import Interpolation, Transform, later_changes
+from longtail.data.transforms import ImageAugmentation, Interpolation, Transform, steps_after_flip
 
 
 class FileCrop:
-    """A picture file in, a uint8 tensor (3, S, S) out, and the changes (K, 3) of colours that it still needs.
+    """Transform of an image file to a uint8 tensor (3, S, S) and the color changes (K, 3) that are left to the device.
 
-    The arguments are those of `train_transform`, which see.
+    Args: see `train_transform`.
     """
 
     def __init__(
         self,
         image_size: int,
-        scale: tuple[float, float],
-        flip: bool,
-        rotation: float,
-        color_jitter: tuple[float, float, float, float],
+        augmentation: ImageAugmentation,
         interpolation: Interpolation = "bilinear",
-        rand_augment: str | None = None,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
     ) -> None:
-        self.draws_only_from_torch = rand_augment is None
-        """Rather than also from NumPy and Python."""
-        self._image_size, self._flip = image_size, flip
+        self.draws_only_from_torch = augmentation.rand_augment is None
+        """Not from the generators of NumPy and Python"""
+        self._image_size, self._flip = image_size, augmentation.flip
         self._mode = InterpolationMode(interpolation)
-        self._crop = v2.RandomResizedCrop(image_size, scale=scale)
-        self._jitter = v2.ColorJitter(*color_jitter) if any(color_jitter) else None
-        # What else there is needs PIL pictures, and is left to PIL together with the colours, which come in between.
+        self._crop = v2.RandomResizedCrop(image_size, scale=augmentation.scale)
+        jitter = augmentation.color_jitter
+        self._jitter = v2.ColorJitter(*jitter) if any(jitter) else None
+        # The other changes need PIL images. PIL then changes the colours too, because that step is between them.
         self._later: Transform | None = None
-        if rotation or color_jitter[3] or rand_augment:
-            steps = later_changes(image_size, rotation, color_jitter, interpolation, rand_augment, mean)
+        if augmentation.rotation or jitter[3] or augmentation.rand_augment:
+            steps = steps_after_flip(image_size, augmentation, interpolation, mean)
             self._later = v2.Compose([v2.ToPILImage(), *steps, v2.PILToTensor()])
 
     def __call__(self, path: Path) -> tuple[Tensor, Tensor]:
-        """One picture, with numbers from the global generators.
+        """Decodes and augments an image, with random numbers of the global generators.
 
         Raises:
             InputError: it does not decode.
@@ -65,7 +63,7 @@ class FileCrop:
         return image, NONE if self._jitter is None else draw_changes(self._jitter)
 
     def _draw_box(self, width: int, height: int) -> Box:
-        """By torchvision, which wants to see a picture: one that takes no memory."""
+        # torchvision needs an image; an expanded one takes no memory.
         drawn = self._crop.make_params([torch.empty(1).expand(1, height, width)])
         left, top = drawn["left"], drawn["top"]
         return Box(left, top, left + drawn["width"], top + drawn["height"])
