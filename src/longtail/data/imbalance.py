@@ -1,4 +1,4 @@
-"""Long tails: imbalance profiles, the choice of a subset, shot groups. NumPy only."""
+"""Long tails: imbalance profiles, choice of a subset, shot groups. Needs only NumPy."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -13,10 +13,10 @@ SHOTS = ("many", "medium", "few")
 
 
 def imbalanced_counts(profile: Profile, largest: int, num_classes: int, factor: float) -> list[int]:
-    """Images of each class, most common first, as in LDAM (Cao et al., 2019).
+    """Returns the number of images of each class, most common first, as in LDAM (Cao et al., 2019).
 
-    exponential: ``int(largest * factor^(j / (C - 1)))`` for class j. step: the second half of the classes gets
-    ``int(largest * factor)``, the first half ``largest``.
+    exponential: class j has ``int(largest * factor^(j / (C - 1)))`` images. step: the first half of the classes has
+    ``largest`` images, the second half ``int(largest * factor)``.
     """
     if profile == "exponential":
         return [int(largest * factor ** (j / max(num_classes - 1, 1))) for j in range(num_classes)]
@@ -25,10 +25,10 @@ def imbalanced_counts(profile: Profile, largest: int, num_classes: int, factor: 
 
 
 def choose_subset(labels: Indices, counts: Sequence[int], seed: int = 0) -> Indices:
-    """Positions of a subset with ``counts[k]`` images of class k, class by class.
+    """Returns the positions of a subset with ``counts[k]`` images of class k, class by class.
 
-    NumPy's legacy generator, seeded once, shuffles the positions of each class in turn and the first are taken:
-    the very subset on which results for CIFAR-LT are published.
+    NumPy's legacy generator, seeded once, shuffles the positions of each class in turn; the first ones are taken. This
+    gives the subsets of the published results on CIFAR-LT.
     """
     generator = np.random.RandomState(seed)
     chosen = []
@@ -40,9 +40,9 @@ def choose_subset(labels: Indices, counts: Sequence[int], seed: int = 0) -> Indi
 
 
 def hold_out(labels: Indices, fraction: float, seed: int = 0) -> tuple[Indices, Indices]:
-    """Splits positions into (kept, held out), ``round(fraction * n)`` of each class held out, both in order.
+    """Returns the positions that are kept and those that are held out, both in order.
 
-    A class keeps at least one image.
+    ``round(fraction * n)`` images of each class are held out, but at least one is kept.
     """
     counts = np.bincount(labels)
     held = [min(round(fraction * int(n)), int(n) - 1) if n else 0 for n in counts]
@@ -51,16 +51,13 @@ def hold_out(labels: Indices, fraction: float, seed: int = 0) -> tuple[Indices, 
 
 
 class ShotThresholds(NamedTuple):
-    """Numbers of training images that separate many-, medium- and few-shot classes.
-
-    RIDE uses 100 and 20; RIDE-Swin uses 99 and 21.
-    """
+    """Limits of many-, medium- and few-shot classes. RIDE uses 100 and 20, RIDE-Swin 99 and 21."""
 
     many_above: int = 100
-    """A many-shot class has more images than this"""
+    """A many-shot class has more training images than this"""
 
     few_below: int = 20
-    """A few-shot class has fewer images than this"""
+    """A few-shot class has fewer training images than this"""
 
 
 DEFAULT_THRESHOLDS = ShotThresholds()
