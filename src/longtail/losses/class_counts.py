@@ -1,4 +1,4 @@
-"""What follows from how often each class occurs: margins, weights, temperatures, priors."""
+"""Constants that follow from the class counts: margins, weights, temperatures, priors."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from longtail.utils.errors import InputError
 
 
 def ldam_margins(class_counts: Sequence[int], max_margin: float = 0.5) -> Tensor:
-    """Margin of each class, ``max_margin`` for the rarest and falling as n^(-1/4): (C,).
+    """Returns the margin of each class: (C,). It is proportional to n^(-1/4), and ``max_margin`` for the rarest class.
 
     LDAM (Cao et al., 2019), section 3.1.
     """
@@ -18,7 +18,7 @@ def ldam_margins(class_counts: Sequence[int], max_margin: float = 0.5) -> Tensor
 
 
 def effective_number_weights(class_counts: Sequence[int], beta: float = 0.9999) -> Tensor:
-    """Class weights ``(1 - beta) / (1 - beta^n)``, scaled to mean 1: (C,).
+    """Returns the class weights ``(1 - beta) / (1 - beta^n)``, scaled to mean 1: (C,).
 
     Class-balanced loss (Cui et al., 2019), section 3.
     """
@@ -28,13 +28,13 @@ def effective_number_weights(class_counts: Sequence[int], beta: float = 0.9999) 
 
 
 def class_temperatures(class_counts: Sequence[int], spread: float = 0.05) -> Tensor:
-    """Relative temperature of each class in the diversity loss, 1 for the most common: (C,).
+    """Returns the relative temperature of each class in the diversity loss: (C,), 1 for the most common class.
 
-    With p the classes' shares of the images, ``C * p * spread + 1 - spread`` over its maximum.
+    ``C * p * spread + 1 - spread`` for the class's share p of the images, divided by the maximum over classes.
     RIDE (Wang et al., 2021), section 3.
 
     Raises:
-        InputError: the spread is so large that a temperature is not above 0.
+        InputError: the spread is so large that a temperature would be 0 or less.
     """
     counts = torch.as_tensor(class_counts, dtype=torch.float64)
     temperatures = len(counts) * counts / counts.sum() * spread + 1 - spread
@@ -44,16 +44,16 @@ def class_temperatures(class_counts: Sequence[int], spread: float = 0.05) -> Ten
 
 
 def log_prior(class_counts: Sequence[int]) -> Tensor:
-    """Logarithm of each class's share of the training images: (C,)."""
+    """Returns the logarithm of each class's share of the training images: (C,)."""
     counts = torch.as_tensor(class_counts, dtype=torch.float64)
     return (counts / counts.sum()).log().float()
 
 
 def inverse_log_prior(class_counts: Sequence[int]) -> Tensor:
-    """Log prior of a tail the other way round, in which the commonest class has the rarest one's share: (C,).
+    """Returns the log prior of the inverted tail, in which the most common class has the share of the rarest: (C,).
 
-    The same shares, exchanged between the classes of rank 1 and C, 2 and C - 1 and so on; classes that are as common
-    rank in their own order. SADE (Zhang et al., 2022), inverse softmax loss.
+    The classes of rank 1 and C exchange their shares, as do those of rank 2 and C - 1, and so on. Equally common
+    classes are ranked in their order. SADE (Zhang et al., 2022), inverse softmax loss.
     """
     prior = log_prior(class_counts)
     order = prior.argsort(stable=True)

@@ -1,20 +1,21 @@
-"""Knowledge of a teacher: pure function and criterion. Letters in shapes: B images, E experts, C classes."""
+"""Distillation from a teacher (Hinton et al., 2015). Letters in shapes: B images, E experts, C classes."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longtail.losses.criteria import Criterion
+from longtail.losses.base import Criterion
+from longtail.losses.functional import per_expert
 
 
 def distillation(expert_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.5) -> Tensor:
-    """KL(teacher || expert), summed over experts, averaged over images, times the temperature squared.
+    """KL(teacher || expert), summed over experts and averaged over images, times the temperature squared: scalar.
 
-    Distilling the knowledge in a neural network (Hinton et al., 2015), section 2.
+    Hinton et al., 2015, section 2.
 
     Args:
         expert_logits: (B, E, C).
-        teacher_logits: (B, C), taken as constants.
-        temperature: of both.
+        teacher_logits: (B, C), without gradients.
+        temperature: of experts and teacher.
     """
     experts = F.log_softmax(expert_logits / temperature, dim=2)
     teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=1)[:, None].expand_as(experts)
@@ -22,14 +23,14 @@ def distillation(expert_logits: Tensor, teacher_logits: Tensor, temperature: flo
 
 
 class DistilledLoss(nn.Module):
-    """Another criterion, and the distance to a teacher.
+    """A criterion plus the distance of the experts to a teacher.
 
     Args:
-        criterion: what experts are trained for without a teacher.
+        criterion: the loss without a teacher.
         temperature: see `distillation`.
-        factor: weight of the teacher's term.
-        published: RIDE's own arithmetic: the distance of the experts' mean logits, and everything once per expert. By
-            default each expert has its own distance and the criterion counts once.
+        factor: weight of the distance.
+        published: the arithmetic of RIDE's code: the distance of the mean logits, and the sum of both terms times the
+            number of experts. By default the distance is that of each expert, and the criterion counts once.
     """
 
     def __init__(self, criterion: Criterion, *, temperature: float = 1.5, factor: float = 1.0, published: bool = False):
@@ -41,16 +42,17 @@ class DistilledLoss(nn.Module):
 
     def forward(
         self,
-        expert_logits: Tensor,
+        logits: Tensor,
         labels: Tensor,
         epoch: int,
         soft_targets: Tensor | None = None,
-        batch_labels: Tensor | None = None,
+        rows: slice | None = None,
         *,
         teacher_logits: Tensor,
     ) -> Tensor:
-        """As the criterion without a teacher, and the teacher's logits (B, C) -> scalar."""
-        loss = self.criterion(expert_logits, labels, epoch, soft_targets, batch_labels)
+        """Returns the loss, a scalar. Arguments as in `Criterion.forward`, and the teacher's logits (B, C)."""
+        expert_logits = per_expert(logits)
+        loss: Tensor = self.criterion(expert_logits, labels, epoch, soft_targets, rows)
         if not self.published:
             return loss + self.factor * distillation(expert_logits, teacher_logits, self.temperature)
         mean = expert_logits.mean(dim=1, keepdim=True)
