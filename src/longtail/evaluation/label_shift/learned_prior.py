@@ -41,7 +41,8 @@ def learned_prior(config: Config, class_counts: Sequence[int], classifier: str, 
         label = list(class_counts).index(min(class_counts))
         raise InputError(f"class {label} has no training images, so the share that the experts assume is not known")
     if classifier:
-        doubt = "" if classifier in ("retrain", "scale") else f"classifiers of method {classifier} have no probabilities"
+        are_probabilities = classifier in ("retrain", "scale")
+        doubt = "" if are_probabilities else f"outputs of {classifier} classifiers are not probabilities"
         return LearnedPrior(torch.zeros(1, len(class_counts)), doubt)
     loss, training, augmentation = config.loss, config.training, config.augmentation
     criterion = build_criterion(loss, list(class_counts), training.epochs, config.model.scale)
@@ -54,7 +55,7 @@ def learned_prior(config: Config, class_counts: Sequence[int], classifier: str, 
         power = POWERS.get(training.sampling, 0.0)  # progressive sampling ends class-balanced
         learned = learned + class_probabilities(class_counts, power).log().float() - log_prior(class_counts)
     doubts = {
-        f"outputs trained with the {loss.name} loss are not probabilities": loss.name in ("ldam", "ride", "focal"),
+        f"outputs trained with the {loss.name} loss are not probabilities": not criterion.learns_probabilities,
         "class weights were used late in training": weights is not None and criterion.reweight_after != 0,
         "sampling became class-balanced late in training": training.sampling == "progressive",
         "targets were mixed or smoothed": bool(augmentation.mixup or augmentation.cutmix or loss.label_smoothing),
