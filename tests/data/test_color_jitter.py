@@ -1,4 +1,4 @@
-"""Changes of colours against torchvision's ColorJitter on PIL pictures, and against the formulas in NumPy."""
+"""Color changes, compared with torchvision's ColorJitter on PIL images and with the formulas in NumPy."""
 
 import numpy as np
 import pytest
@@ -21,8 +21,8 @@ def as_tensor(image: Image.Image) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("strengths", STRENGTHS)
-def test_colours_are_torchvisions(strengths):
-    """With the same draws; PIL rounds down after each change, and the next one magnifies that."""
+def test_colours_resemble_those_of_torchvision(strengths):
+    """With the same random numbers. PIL rounds down after each change, and the next one amplifies this."""
     jitter = v2.ColorJitter(*strengths)
     for seed in range(30):
         image = photo(seed)
@@ -38,7 +38,7 @@ def test_colours_are_torchvisions(strengths):
         assert difference.mean() < 2
 
 
-def test_order_matters_and_is_kept():
+def test_changes_are_applied_in_order():
     image = as_tensor(photo())[None]
     changes = torch.tensor([[1.4, 0, 0], [0.6, 0, 0.4], [1.3, -0.3, 0]])
     results = [change_colours(image, changes[list(order)][None]) for order in ((0, 1, 2), (1, 0, 2), (2, 1, 0))]
@@ -46,7 +46,7 @@ def test_order_matters_and_is_kept():
     assert (results[0] - results[2]).abs().max() > 5
 
 
-def test_formulas():
+def test_changes_equal_the_formulas():
     image = as_tensor(photo())
     values = image.permute(1, 2, 0).double().numpy()
     weights = [0.299, 0.587, 0.114]
@@ -61,7 +61,7 @@ def test_formulas():
     np.testing.assert_allclose(result.numpy(), values, atol=1e-3)
 
 
-def test_each_image_has_its_own_changes():
+def test_images_of_a_batch_have_different_changes():
     images = torch.stack([as_tensor(photo(seed)) for seed in range(4)])
     before = images.clone()
     jitter = v2.ColorJitter(0.4, 0.4, 0.4)
@@ -76,13 +76,13 @@ def test_each_image_has_its_own_changes():
     assert torch.equal(floats, before.float())
 
 
-def test_nothing_to_change():
+def test_images_without_changes_are_returned():
     images = as_tensor(photo())[None]
     assert change_colours(images, NONE[None]) is images
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_colours_on_a_gpu_are_those_of_the_cpu():
+def test_gpu_equals_cpu():
     images = torch.stack([as_tensor(photo(seed)) for seed in range(4)])
     changes = torch.stack([draw_changes(v2.ColorJitter(0.4, 0.4, 0.4)) for _ in images])
     on_gpu = change_colours(images.cuda(), changes.cuda())

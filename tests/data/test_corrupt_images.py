@@ -176,6 +176,7 @@ def test_damaged_list_is_named(content):
 # ---- in runs ----
 
 
+@pytest.mark.slow
 def test_run_skips_the_same_images_later(root, tmp_path, monkeypatch, no_plots):
     """Images are checked once. Evaluation skips the same ones, also with another root."""
     truncate(root, "class 0/2.jpg", "class 1/3.jpg")

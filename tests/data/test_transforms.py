@@ -1,4 +1,4 @@
-"""Pipelines for pictures, against PIL and NumPy done by hand."""
+"""Transforms of single images, compared with PIL and NumPy."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,7 @@ from timm.data.auto_augment import rand_augment_transform
 
 from longtail.data import transforms
 from longtail.data.batch_augment import AugmentParams, apply_augment
-from longtail.data.memory_cache import decode_all, fits
-from longtail.data.splits import ImageSplit, as_paths
+from longtail.data.transforms import ImageAugmentation
 from longtail.runtime.seed import seeded
 from longtail.utils.errors import InputError
 
@@ -21,14 +20,12 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(values).resize((width, height))
 
 
-def train_transform(image_size: int, crop: str, **changes):
-    """Nothing random but the crop, unless asked for."""
-    plain = {"padding": 0, "scale": (0.08, 1.0), "flip": False, "rotation": 0.0, "color_jitter": (0, 0, 0, 0)}
-    return transforms.train_transform(image_size, crop, **{**plain, "resize": None, **changes})
+def train_transform(image_size: int, crop: str, resize: int | None = None, **changes):
+    return transforms.train_transform(image_size, ImageAugmentation(crop, **changes), resize)
 
 
 def framed(image: Image.Image, image_size: int, shorter_side: int) -> np.ndarray:
-    """(S, S, 3): PIL's resize and crop with the sizes worked out here."""
+    """Resizes and crops with PIL, with sizes computed here: (S, S, 3)."""
     width, height = image.size
     factor = shorter_side / min(width, height)
     image = image.resize((int(width * factor), int(height * factor)), Image.Resampling.BILINEAR)
@@ -45,11 +42,11 @@ def draws(transform, image: Image.Image, num: int = 40) -> list[np.ndarray]:
     return [as_array(transform(image)) for _ in range(num)]
 
 
-# ---- testing ----
+# ---- test images ----
 
 
 @pytest.mark.parametrize("size", [(60, 40), (40, 60), (40, 40), (9, 200), (300, 250)])
-def test_test_pictures_are_framed_in_the_middle(size):
+def test_test_images_are_central_crops(size):
     image = noise(*size)
     for image_size, resize, shorter_side in ((28, None, 32), (28, 28, 28), (20, 31, 31), (8, None, 9), (20, None, 23)):
         result = transforms.eval_transform(image_size, resize)(image)
@@ -57,23 +54,23 @@ def test_test_pictures_are_framed_in_the_middle(size):
         np.testing.assert_array_equal(as_array(result), framed(image, image_size, shorter_side))
 
 
-def test_shrinking_averages():
+def test_resizing_averages_pixels():
     stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (64, 32))[..., None].repeat(3, axis=2))
     result = transforms.eval_transform(8, 8)(stripes)
     assert (result.float() - 127.5).abs().max() < 30
 
 
-def test_central_crop_cannot_be_larger_than_the_picture():
-    for make in (transforms.eval_transform, lambda size, resize: train_transform(size, "none", resize=resize)):
+def test_crop_larger_than_the_image_is_refused():
+    for make in (transforms.eval_transform, lambda size, resize: train_transform(size, "none", resize)):
         with pytest.raises(InputError, match=r"data\.resize is 27; it must be at least data\.image_size, 28"):
             make(28, 27)
 
 
-# ---- training ----
+# ---- training images ----
 
 
 @pytest.mark.parametrize("crop", CROPS)
-def test_training_pictures_are_bytes_of_the_right_size(crop):
+def test_training_images_have_the_size(crop):
     transform = train_transform(16, crop, padding=3, flip=True, rotation=20.0, color_jitter=(0.4, 0.4, 0.4, 0.1))
     for size in ((30, 50), (16, 16), (5, 7)):
         result = transform(noise(*size))
@@ -81,21 +78,21 @@ def test_training_pictures_are_bytes_of_the_right_size(crop):
 
 
 @pytest.mark.parametrize("crop", ["none", "padded"])
-def test_training_pictures_are_framed_as_test_pictures(crop):
+def test_training_images_without_changes_equal_test_images(crop):
     for resize in (None, 16, 23):
         image = noise(30, 50)
         expected = transforms.eval_transform(16, resize)(image)
-        assert torch.equal(train_transform(16, crop, padding=0, resize=resize)(image), expected)
+        assert torch.equal(train_transform(16, crop, resize)(image), expected)
 
 
-def test_padded_crop_shifts_every_way_and_fills_with_black():
+def test_padded_crop_shifts_in_all_directions_and_fills_with_black():
     image = noise(30, 50)
     padded = np.pad(as_array(transforms.eval_transform(16, None)(image)), ((1, 1), (1, 1), (0, 0)))
     shifts = {padded[i : i + 16, j : j + 16].tobytes() for i in range(3) for j in range(3)}
     assert {result.tobytes() for result in draws(train_transform(16, "padded", padding=1), image, 100)} == shifts
 
 
-def test_flip_mirrors_half():
+def test_half_of_the_images_are_flipped():
     image = noise(30, 50)
     upright = as_array(transforms.eval_transform(16, None)(image))
     mirrored = [
@@ -106,16 +103,16 @@ def test_flip_mirrors_half():
     assert 10 < sum(mirrored) < 30
 
 
-def test_rotation_is_that_of_batches(monkeypatch):
-    """PIL turns a file's picture as `move` turns decoded ones, by the angle that torchvision drew."""
+def test_rotation_equals_that_of_batches(monkeypatch):
+    """PIL rotates an image like `apply_augment`, by the angle that torchvision draws."""
     angles = []
     rotate = Image.Image.rotate
 
-    def watched(self, angle, *args, **options):
+    def recorded(self, angle, *args, **options):
         angles.append(angle)
         return rotate(self, angle, *args, **options)
 
-    monkeypatch.setattr(Image.Image, "rotate", watched)
+    monkeypatch.setattr(Image.Image, "rotate", recorded)
     image = noise(30, 50)
     upright = transforms.eval_transform(16, None)(image).permute(1, 2, 0)[None].contiguous()
     turned = draws(train_transform(16, "none", rotation=25.0), image)
@@ -123,28 +120,28 @@ def test_rotation_is_that_of_batches(monkeypatch):
         torch.zeros(40, 2, dtype=torch.long), torch.zeros(40, dtype=torch.bool), torch.tensor(angles)
     )
     expected = apply_augment(upright, torch.zeros(40, dtype=torch.long), params, padding=0).numpy()
-    # PIL counts in fixed point, so a pixel on the border between two may go either way.
+    # PIL computes in fixed point, so a position between two pixels can be rounded to the other one.
     assert (np.array(turned) == expected).mean() > 0.999
     assert -25 <= min(angles) < -15
     assert 15 < max(angles) <= 25
 
 
-def test_resized_crop_takes_parts_of_the_given_area():
-    # The pixels of a picture that tells by its colours where they come from: red across, green down.
+def test_resized_crops_have_the_area():
+    # The colour of a pixel is its position: red horizontally, green vertically.
     size = 64
-    across, down = np.meshgrid(np.arange(size) * 4, np.arange(size) * 4)
-    image = Image.fromarray(np.stack([across, down, 0 * across], axis=2).astype(np.uint8))
+    columns, rows = np.meshgrid(np.arange(size) * 4, np.arange(size) * 4)
+    image = Image.fromarray(np.stack([columns, rows, 0 * columns], axis=2).astype(np.uint8))
     for scale in ((0.08, 1.0), (0.25, 0.25)):
         areas = []
         for result in draws(train_transform(16, "resized", scale=scale), image):
-            # The outermost of 16 pixels lie half a pixel inside the crop, so 15/16 of it lie between them.
+            # The outer pixels of 16 are half a pixel inside the crop, so their distance is 15/16 of its side.
             width, height = (np.ptp(result[..., channel].astype(float)) / 4 * 16 / 15 for channel in (0, 1))
             areas.append(width * height / size**2)
         assert scale[0] * 0.8 < min(areas) <= max(areas) < scale[1] * 1.2
         assert scale[0] == scale[1] or max(areas) > 4 * min(areas)
 
 
-def test_color_jitter_changes_what_it_is_asked_to():
+def test_color_jitter():
     grey = Image.new("RGB", (20, 20), (120, 120, 120))
     brightness = [result[0, 0] for result in draws(train_transform(16, "resized", color_jitter=(0.4, 0, 0, 0)), grey)]
     assert all(len(set(pixel)) == 1 for pixel in brightness)
@@ -152,77 +149,28 @@ def test_color_jitter_changes_what_it_is_asked_to():
     assert 150 < max(pixel[0] for pixel in brightness) <= 120 * 1.4 + 1
     red = Image.new("RGB", (20, 20), (200, 40, 40))
     for jitter in ((0, 0, 0.4, 0), (0, 0, 0, 0.5)):
-        assert (
-            len({tuple(result[0, 0]) for result in draws(train_transform(16, "resized", color_jitter=jitter), red)})
-            > 20
-        )
+        results = draws(train_transform(16, "resized", color_jitter=jitter), red)
+        assert len({tuple(result[0, 0]) for result in results}) > 20
     assert {tuple(result[0, 0]) for result in draws(train_transform(16, "resized"), red)} == {(200, 40, 40)}
 
 
 @pytest.mark.parametrize("crop", CROPS)
-def test_training_pictures_follow_torchs_seed(crop):
+def test_changes_depend_on_the_seed_of_torch(crop):
     image = noise(30, 50)
     transform = train_transform(16, crop, padding=2, flip=True, rotation=15.0, color_jitter=(0.4, 0.4, 0.4, 0))
     np.testing.assert_array_equal(draws(transform, image, 5), draws(transform, image, 5))
 
 
-# ---- decoding once ----
-
-
-def test_cache_holds_the_framed_pictures_in_order(tmp_path):
-    images = [noise(20 + i, 30 - i, seed=i) for i in range(9)]
-    paths = [tmp_path / f"{i}.png" for i in range(9)]
-    for image, path in zip(images, paths, strict=True):
-        image.save(path)
-    labels = np.arange(9, dtype=np.int64)
-    cached = decode_all(ImageSplit(labels, paths=as_paths(paths)), transforms.eval_transform(14, None))
-    assert cached.paths is None
-    assert (cached.pixels.dtype, cached.pixels.shape) == (np.uint8, (9, 14, 14, 3))
-    assert cached.pixels.flags.c_contiguous
-    np.testing.assert_array_equal(cached.labels, labels)
-    np.testing.assert_array_equal(cached.pixels, [framed(image, 14, 16) for image in images])
-
-
-def test_cache_says_how_far_it_is(tmp_path, monkeypatch, caplog):
-    noise(20, 20).save(tmp_path / "a.png")
-    split = ImageSplit(np.zeros(3, np.int64), paths=as_paths([tmp_path / "a.png"] * 3))
-    with caplog.at_level("INFO", logger="longtail"):
-        decode_all(split, transforms.eval_transform(14, None))
-        assert not caplog.records
-        monkeypatch.setattr("longtail.data.memory_cache.FIRST_WORD", 0.0)
-        monkeypatch.setattr("longtail.data.memory_cache.BETWEEN", 0.0)
-        decode_all(split, transforms.eval_transform(14, None))
-    told = [record.getMessage() for record in caplog.records]
-    assert told == [f"{done} of 3 pictures decoded, to be kept in memory" for done in (1, 2, 3)]
-
-
-@pytest.mark.parametrize("damaged", [0, 3])
-def test_cache_names_the_picture_that_does_not_decode(tmp_path, damaged):
-    paths = [tmp_path / f"{i}.png" for i in range(5)]
-    for path in paths:
-        noise(20, 20).save(path)
-    paths[damaged].write_bytes(b"")
-    with pytest.raises(InputError, match=rf"{damaged}\.png: does not decode \(the file is empty\)"):
-        decode_all(ImageSplit(np.zeros(5, np.int64), paths=as_paths(paths)), transforms.eval_transform(14, None))
-
-
-def test_fits_counts_bytes():
-    assert fits(2**20, 32, 3.0)
-    assert not fits(2**20 + 1, 32, 3.0)
-    assert not fits(1, 8, 0.0)
-
-
 # ---- RandAugment and interpolation ----
 
 
-def test_rand_augment_is_timms():
-    """The same draws give the pictures that timm's own transform gives, set up as timm does for training."""
+def test_rand_augment_equals_timms():
+    """With the same random numbers, and timm's settings for training."""
     image = noise(40, 30)
     settings = {"translate_const": 7, "img_mean": (124, 116, 104), "interpolation": Image.Resampling.BICUBIC}
     theirs = rand_augment_transform("rand-m9-mstd0.5-inc1", settings)
-    ours = train_transform(
-        16, "none", interpolation="bicubic", rand_augment="rand-m9-mstd0.5-inc1", mean=(0.485, 0.456, 0.406)
-    )
+    augmentation = ImageAugmentation(rand_augment="rand-m9-mstd0.5-inc1")
+    ours = transforms.train_transform(16, augmentation, None, "bicubic", (0.485, 0.456, 0.406))
     before = Image.fromarray(as_array(transforms.eval_transform(16, None, "bicubic")(image)))
     changed = 0
     for number in range(20):
@@ -236,7 +184,7 @@ def test_rand_augment_is_timms():
 
 
 @pytest.mark.parametrize("notation", ["m9", "rand-q9", "auto"])
-def test_notation_that_is_not_timms(notation):
+def test_unknown_rand_augment_is_refused(notation):
     with pytest.raises(InputError, match=r"augmentation\.rand_augment is .*rand-m9-mstd0\.5-inc1"):
         train_transform(16, "none", rand_augment=notation)
 
