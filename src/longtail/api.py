@@ -19,9 +19,9 @@ from longtail.evaluation.flops import cost
 from longtail.evaluation.label_shift.evaluators import LabelShiftTest, PriorTest
 from longtail.evaluation.metrics import Evaluation
 from longtail.evaluation.outputs import collect_outputs
-from longtail.evaluation.routing import macs, parse_budget
+from longtail.evaluation.routing import parse_budget
 from longtail.models.multi_expert import MultiExpert
-from longtail.reports.results import log_results, write_results
+from longtail.reports.results import log_results, report_label_shift, report_prior_test, write_results
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
 from longtail.runs.run import ADJUSTED_RESULTS, Run, new_run
@@ -33,7 +33,7 @@ from longtail.training.experts import ExpertStage
 from longtail.training.router import set_threshold, train_router
 from longtail.training.teacher import check_recipe, find_teacher, load_teacher
 from longtail.utils.errors import InputError
-from longtail.utils.format import pluralize
+from longtail.utils.format import macs, pluralize
 
 logger = logging.getLogger(__name__)
 
@@ -141,9 +141,9 @@ def evaluate(
                 )
         results = _finish(opened, metadata, split)
         if prior_test is not None:
-            prior_test.run(results.outputs[split])
-        if shift_test is not None:
-            shift_test.run(model, results.outputs[split])
+            report_prior_test(prior_test, results.outputs[split])
+        if shift_test is not None and (report := shift_test.evaluate(model, results.outputs[split])):
+            report_label_shift(shift_test, report)
     return results.evaluations[split]
 
 

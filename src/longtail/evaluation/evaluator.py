@@ -8,12 +8,11 @@ from torch import Tensor
 
 from longtail.data.imbalance import ShotThresholds
 from longtail.data.loaders import Loader
-from longtail.evaluation import routing
 from longtail.evaluation.flops import cost
 from longtail.evaluation.metrics import Evaluation
 from longtail.evaluation.outputs import ModelOutputs, collect_outputs, evaluate_outputs
-from longtail.evaluation.routing_report import RoutingReport
-from longtail.evaluation.throughput import Speed, images_per_second
+from longtail.evaluation.routing import RoutingReport, evaluate_routing
+from longtail.evaluation.throughput import images_per_second
 from longtail.models.multi_expert import MultiExpert
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
@@ -51,34 +50,20 @@ def evaluate_splits(
     evaluations = {split: evaluate_outputs(outputs[split], metadata.class_counts, settings) for split in outputs}
     routings: dict[SplitName, RoutingReport] = {}
     if model.router is not None and context.run.writes:
-        images = _some_images(loaders["test"])
-        threshold = model.router.threshold
+        images, threshold = _some_images(loaders["test"]), model.router.threshold
         speed = images_per_second(model, images, SPEED_BATCH, SPEED_SECONDS, threshold=threshold)
-        thresholds = ShotThresholds(settings.many_above, settings.few_below)
-        routings = {split: _routing(model, metadata, outputs[split], thresholds, speed) for split in outputs}
+        model_cost = cost(model, metadata.image_size)
+        for split in outputs:
+            routings[split] = evaluate_routing(
+                outputs[split],
+                metadata.class_counts,
+                model_cost,
+                threshold,
+                thresholds=ShotThresholds(settings.many_above, settings.few_below),
+                chosen_on="val" if metadata.threshold_for else None,
+                images_per_second=speed,
+            )
     return EvaluationResults(evaluations, routings, outputs)
-
-
-def _routing(
-    model: MultiExpert, metadata: ModelMetadata, outputs: ModelOutputs, thresholds: ShotThresholds, speed: Speed
-) -> RoutingReport:
-    assert model.router is not None
-    assert outputs.router_logits is not None
-    model_cost, experts = cost(model, metadata.image_size), range(1, model.num_experts + 1)
-    costs = [model_cost.routed(number) for number in experts]
-    prefix_costs = [model_cost.prefix(number) for number in experts]
-    values = outputs.logits, outputs.router_logits, outputs.labels
-    result = routing.routing(
-        *values,
-        metadata.class_counts,
-        costs,
-        prefix_costs,
-        model.router.threshold,
-        thresholds=thresholds,
-        average=outputs.average,
-    )
-    chosen_on = "val" if metadata.threshold_for else None
-    return RoutingReport.of(result, *values, costs, speed=speed, chosen_on=chosen_on, average=outputs.average)
 
 
 def _some_images(loader: Loader) -> Tensor:

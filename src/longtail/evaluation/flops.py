@@ -1,4 +1,4 @@
-"""What a model computes for one image: multiply-accumulates of each part, and the expected cost of a routing."""
+"""Cost of a model for one image: multiply-accumulates of each module, and the mean cost of a routing."""
 
 import copy
 import math
@@ -22,20 +22,20 @@ FLOPS_PER_MAC = 2
 class Cost:
     """Multiply-accumulates (MACs) for one image: of convolutions, linear layers and attention, as torch counts them.
 
-    Norms, activations, pooling and biases are left out; they are one or two percent of the arithmetic.
+    Norms, activations, pooling and biases are not counted. They are one or two percent of the arithmetic.
     """
 
     trunk: int
-    """computed once"""
+    """Computed once"""
 
     branches: tuple[int, ...]
-    """E numbers; each with its use of the neck"""
+    """E numbers; each includes the neck"""
 
     heads: tuple[int, ...]
     """E numbers"""
 
     router: tuple[int, ...] = ()
-    """Its E - 1 steps, the first after one expert; empty where there is no router"""
+    """Its E - 1 steps, the first after one expert; empty without a router"""
 
     @property
     def num_experts(self) -> int:
@@ -44,79 +44,89 @@ class Cost:
 
     @property
     def total(self) -> int:
-        """All experts, which needs no router."""
+        """All experts, without the router."""
         return self.prefix(self.num_experts)
 
     def prefix(self, num_experts: int) -> int:
-        """The first experts, on every image and without a router."""
+        """The first experts, without the router."""
         assert 1 <= num_experts <= self.num_experts
         return self.trunk + sum(self.branches[:num_experts]) + sum(self.heads[:num_experts])
 
     def routed(self, num_experts: int) -> int:
-        """An image that the router gives this many experts: each of them is followed by a step, but for the last."""
+        """The first experts, with the router, which takes a step after each expert but the last."""
         return self.prefix(num_experts) + sum(self.router[:num_experts])
 
+    @property
+    def prefix_costs(self) -> list[int]:
+        """`prefix` of 1 to E experts."""
+        return [self.prefix(used) for used in range(1, self.num_experts + 1)]
+
+    @property
+    def routed_costs(self) -> list[int]:
+        """`routed` of 1 to E experts."""
+        return [self.routed(used) for used in range(1, self.num_experts + 1)]
+
     def expected(self, shares: Sequence[float]) -> float:
-        """The mean over images of which ``shares[k]`` use k + 1 experts.
+        """Returns the mean cost of images of which ``shares[k]`` use k + 1 experts.
 
         Args:
-            shares: E of them; fractions, percents or numbers of images, brought to a sum of 1.
+            shares: E fractions, percentages or numbers of images; they are normalised to a sum of 1.
 
         Raises:
-            InputError: another number of shares, or shares that are negative or all zero.
+            InputError: the number of shares is wrong, or shares are negative or all zero.
         """
-        return sum(share * self.routed(used) for used, share in enumerate(self._checked(shares), start=1))
+        return sum(share * cost for share, cost in zip(self._normalised(shares), self.routed_costs, strict=True))
 
     def mean_experts(self, shares: Sequence[float]) -> float:
-        """Experts that an image uses in the mean; ``shares`` as in `expected`."""
-        return sum(share * used for used, share in enumerate(self._checked(shares), start=1))
+        """Returns the mean number of experts that an image uses; ``shares`` as in `expected`."""
+        return sum(share * used for used, share in enumerate(self._normalised(shares), start=1))
 
-    def _checked(self, shares: Sequence[float]) -> list[float]:
+    def _normalised(self, shares: Sequence[float]) -> list[float]:
         if len(shares) != self.num_experts:
             raise InputError(
-                f"shares of images by experts used: {len(shares)} of them; there must be {self.num_experts}, for 1 to "
+                f"there are {len(shares)} shares of images; the model needs {self.num_experts}, for 1 to "
                 f"{self.num_experts} experts"
             )
         total = sum(shares)
         if not (all(share >= 0 for share in shares) and 0 < total < math.inf):
-            raise InputError(f"shares of images by experts used: {list(shares)}; 0 or more, and not all 0")
+            raise InputError(f"the shares of images are {list(shares)}; they must be 0 or more, and not all 0")
         return [share / total for share in shares]
 
 
 def cost(model: MultiExpert, image_size: int) -> Cost:
-    """Counts what each part of a model computes for one image. Nothing is computed, and the model stays as it is.
+    """Counts the multiply-accumulates of a model for one image. Computes nothing, and leaves the model as it is.
 
     Args:
-        model: on any device; weights do not matter.
+        model: on any device, with any weights.
         image_size: height and width of the image, pixels.
     """
     shapes = _shapes_only(model).eval()
     shared, trunk = _macs(shapes.trunk, torch.empty(1, 3, image_size, image_size, device="meta"))
     branches, heads = [], []
     for branch, head in zip(shapes.branches, shapes.heads, strict=True):
-        features, macs = _macs(nn.Sequential(branch, shapes.neck), shared)
-        branches.append(macs)
+        features, branch_macs = _macs(nn.Sequential(branch, shapes.neck), shared)
+        branches.append(branch_macs)
         heads.append(_macs(head, features)[1])
     return Cost(trunk, tuple(branches), tuple(heads), _router_steps(model))
 
 
-def _macs(part: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, int]:
-    """What a part yields, and its multiply-accumulates."""
-    # Attention as the matrix products it consists of, whatever fused kernel a device would take.
+def _macs(module: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, int]:
+    """Returns the output of a module, and its multiply-accumulates."""
+    # Attention is counted as its matrix products, whichever fused kernel a device would use.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        x = part(x)
+        x = module(x)
     return x, counter.get_total_flops() // FLOPS_PER_MAC
 
 
 def _shapes_only(model: MultiExpert) -> MultiExpert:
-    """A copy of the model whose tensors have shapes and no content."""
+    """Copies a model without the contents of its tensors."""
     empty: dict[int, Tensor] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
     empty |= {id(parameter): nn.Parameter(parameter.to("meta"), False) for parameter in model.parameters()}
-    return copy.deepcopy(model, empty)  # type: ignore[arg-type]
+    return copy.deepcopy(model, empty)
 
 
 def _router_steps(model: MultiExpert) -> tuple[int, ...]:
-    """A step is a hidden layer of its own and the output layer, its own or one that all steps share."""
+    """MACs of each step: its hidden layer, and the output layer, which steps may share."""
     router = model.router
     if router is None:
         return ()

@@ -1,10 +1,10 @@
-"""From expert logits and labels to numbers: accuracy overall, balanced, per shot group and class, and calibration.
+"""Metrics from expert logits and labels: accuracy overall, balanced, by shot group and by class; calibration.
 
-Letters in shapes: N images, E experts, C classes. All accuracies are fractions from 0 to 1; None is "not applicable".
+Letters in shapes: N images, E experts, C classes. Accuracies are fractions from 0 to 1; None means not applicable.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,21 +13,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longtail.data.imbalance import SHOTS, ShotThresholds, shot_groups
+from longtail.data.imbalance import DEFAULT_THRESHOLDS, SHOTS, ShotThresholds, shot_groups
 from longtail.utils.ensembles import Average, ensemble
 
-BLOCK = 1024  # images whose (C,) probabilities exist at a time: 8,142 classes of iNaturalist need 66 MB in float64
+BLOCK = 1024
+"""Images whose (C,) probabilities exist at a time: 8,142 classes of iNaturalist need 66 MB in float64"""
 
 
 class Calibration(NamedTuple):
-    """How sure a model was and how often it was right, in bins of equal width by confidence."""
+    """Confidence and accuracy of a model, in bins of equal width by confidence."""
 
     counts: Tensor
     """(bins,) images in each bin"""
+
     confidence: Tensor
     """(bins,) mean probability of the predicted class; 0 in an empty bin"""
+
     accuracy: Tensor
-    """(bins,) share of right predictions; 0 in an empty bin"""
+    """(bins,) fraction of correct predictions; 0 in an empty bin"""
 
     @property
     def error(self) -> float:
@@ -41,82 +44,83 @@ class Scores:
     """Accuracies of one classifier."""
 
     accuracy: float
-    """Every image counts once."""
+    """Fraction of correct predictions"""
 
     balanced: float
-    """Every class counts once: the mean of the classes' accuracies, over classes that have test images."""
+    """Mean of the classes' accuracies, over the classes that have test images"""
 
     many: float | None
-    """The same over the many-shot classes; None where none of them has test images."""
+    """Mean accuracy of the many-shot classes; None if none of them has test images"""
 
     medium: float | None
-    """Over the medium-shot classes."""
+    """Mean accuracy of the medium-shot classes; None if none of them has test images"""
 
     few: float | None
-    """Over the few-shot classes."""
+    """Mean accuracy of the few-shot classes; None if none of them has test images"""
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation(Scores):
-    """Everything measured on one set of images. The inherited scores are the ensemble's."""
+    """All metrics of a model on one set of images. The inherited scores are those of the ensemble."""
 
     num_images: int
-    """N."""
+    """N"""
 
     top5: float | None
-    """Shard of images whose class is among the five largest logits; None for five classes or fewer."""
+    """Fraction of images whose class has one of the five largest logits; None for five classes or fewer"""
 
     nll: float | None
-    """Mean negative log-likelihood of the true class, in nats; None where a logit is not finite."""
+    """Mean negative log-likelihood of the true class, in nats; None if a logit is not finite"""
 
     ece: float | None
-    """Expected calibration error; None where a logit is not finite."""
+    """Expected calibration error; None if a logit is not finite"""
 
     disagreement: float | None
-    """Shard of images on which two experts predict different classes, mean over pairs; None for one expert."""
+    """Fraction of images for which two experts predict different classes, mean over pairs; None for one expert"""
 
     per_class: tuple[float | None, ...]
-    """Accuracy of each class (C); None without test images."""
+    """Accuracy of each class (C); None without test images"""
 
     test_counts: tuple[int, ...]
-    """Test images of each class (C)."""
+    """Test images of each class (C)"""
 
     shots: tuple[str, ...]
-    """Group of each class (C): many, medium or few."""
+    """Group of each class (C): many, medium or few"""
 
     experts: tuple[Scores, ...]
-    """Scores of each expert by itself (E)."""
+    """Scores of each expert alone (E)"""
 
     confusion: NDArray[np.int64]
-    """(C, C) images by true class (row) and predicted class (column)."""
+    """(C, C) images by true class (row) and predicted class (column)"""
 
     calibration: Calibration | None
-    """The bins behind ``ece``."""
+    """The bins of ``ece``"""
 
     def frequent_confusions(self, limit: int = 20) -> list[dict[str, int]]:
-        """The most frequent mistakes, ``{"true": class, "predicted": class, "count": images}``, at most ``limit``."""
+        """Returns the most frequent errors as ``{"true": class, "predicted": class, "count": images}``."""
         true, predicted = np.nonzero(self.confusion)
         counts = self.confusion[true, predicted]
-        wrong = np.flatnonzero(true != predicted)
-        most = wrong[np.argsort(-counts[wrong], kind="stable")[:limit]]
-        return [{"true": int(true[i]), "predicted": int(predicted[i]), "count": int(counts[i])} for i in most]
+        errors = np.flatnonzero(true != predicted)
+        most_frequent = errors[np.argsort(-counts[errors], kind="stable")[:limit]]
+        return [{"true": int(true[i]), "predicted": int(predicted[i]), "count": int(counts[i])} for i in most_frequent]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and None, ready for JSON; of the confusion matrix only the most frequent mistakes."""
+        """Returns JSON-ready values; of the confusion matrix only the most frequent errors."""
         plain: dict[str, Any] = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in vars(self).items()
             if name not in ("experts", "confusion", "calibration")
         }
-        plain["experts"] = [dict(vars(scores)) for scores in self.experts]
-        plain["confusions"] = self.frequent_confusions()
         bins = self.calibration
-        plain["calibration"] = None if bins is None else {name: bins._asdict()[name].tolist() for name in bins._fields}
-        return plain
+        return plain | {
+            "experts": [dict(vars(scores)) for scores in self.experts],
+            "confusions": self.frequent_confusions(),
+            "calibration": bins and {name: values.tolist() for name, values in bins._asdict().items()},
+        }
 
 
 def confusion_counts(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Images by true class (row) and predicted class (column): (N,) and (N,) -> (C, C), int64."""
+    """Counts images by true class (row) and predicted class (column): (N,) and (N,) -> (C, C), int64."""
     cells = torch.bincount(labels * num_classes + predictions, minlength=num_classes**2)
     return cells.view(num_classes, num_classes)
 
@@ -126,8 +130,8 @@ def calibration(confidences: Tensor, correct: Tensor, bins: int = 15) -> Calibra
 
     Args:
         confidences: probability of the predicted class, (N,).
-        correct: whether the prediction was right, (N,).
-        bins: how many.
+        correct: whether the prediction is correct, (N,).
+        bins: number of bins.
     """
     confidences = confidences.double()
     index = ((confidences * bins).ceil().long() - 1).clamp(0, bins - 1)
@@ -143,45 +147,43 @@ def evaluate_logits(
     labels: Tensor,
     class_counts: Sequence[int],
     *,
-    many_above: int = 100,
-    few_below: int = 20,
+    thresholds: ShotThresholds = DEFAULT_THRESHOLDS,
     bins: int = 15,
     average: Average = "logits",
 ) -> Evaluation:
-    """Everything there is to know about the experts' answers to N images, and about their ensemble's.
+    """Computes all metrics of the experts and of their ensemble for N images.
 
     Args:
         logits: (N, E, C), on the CPU.
         labels: (N,).
         class_counts: training images of each class, C numbers.
-        many_above: many-shot classes have more training images than this.
-        few_below: few-shot classes have fewer.
-        bins: bins of the calibration error.
-        average: what of the experts makes the ensemble.
+        thresholds: limits of the shot groups.
+        bins: number of bins of the calibration error.
+        average: how the ensemble averages the experts.
 
     Raises:
-        ValueError: there are no images, or shapes or labels do not fit together.
+        ValueError: there are no images, or shapes or labels do not match.
     """
     num_images, num_experts, num_classes = logits.shape
     if num_images == 0 or labels.shape != (num_images,):
-        raise ValueError(f"{num_images} images and labels of shape {tuple(labels.shape)}; there must be one for each")
+        raise ValueError(f"{num_images} images and labels of shape {tuple(labels.shape)}; each image needs one label")
     if len(class_counts) != num_classes:
-        raise ValueError(f"class_counts has {len(class_counts)} classes and the logits {num_classes}")
+        raise ValueError(f"class_counts has {len(class_counts)} classes, but the logits have {num_classes}")
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"labels go from {labels.min()} to {labels.max()}; they must be from 0 to {num_classes - 1}")
+        raise ValueError(f"labels are from {labels.min()} to {labels.max()}; they must be from 0 to {num_classes - 1}")
 
-    groups = shot_groups(class_counts, ShotThresholds(many_above, few_below))
+    groups = shot_groups(class_counts, thresholds)
     blocks = zip(torch.split(logits, BLOCK), torch.split(labels, BLOCK), strict=True)
-    answers = [_answers(ensemble(block, average), own) for block, own in blocks]
-    predictions, confidences, log_likelihoods, in_top5 = (torch.cat(parts) for parts in zip(*answers, strict=True))
-    by_expert = logits.argmax(dim=2)  # (N, E)
+    by_block = [_image_metrics(ensemble(block, average), block_labels) for block, block_labels in blocks]
+    predictions, confidences, log_likelihoods, in_top5 = map(torch.cat, zip(*by_block, strict=True))
+    expert_predictions = logits.argmax(dim=2)  # (N, E)
 
     totals = torch.bincount(labels, minlength=num_classes)
-    per_class = _per_class(predictions, labels, totals)
+    per_class = _per_class(predictions, labels, totals).tolist()
     nll = float(-log_likelihoods.mean())
     binned = calibration(confidences, predictions == labels, bins) if confidences.isfinite().all() else None
-    first, second = torch.triu_indices(num_experts, num_experts, offset=1)  # every pair of experts
-    differ = (by_expert[:, first] != by_expert[:, second]).double()
+    first, second = torch.triu_indices(num_experts, num_experts, offset=1)  # all pairs of experts
+    differ = (expert_predictions[:, first] != expert_predictions[:, second]).double()
     return Evaluation(
         **vars(_scores(predictions, labels, totals, groups)),
         num_images=num_images,
@@ -189,60 +191,61 @@ def evaluate_logits(
         nll=nll if math.isfinite(nll) else None,
         ece=binned.error if binned else None,
         disagreement=float(differ.mean()) if num_experts > 1 else None,
-        per_class=tuple(None if math.isnan(accuracy) else accuracy for accuracy in per_class.tolist()),
+        per_class=tuple(None if math.isnan(accuracy) else accuracy for accuracy in per_class),
         test_counts=tuple(totals.tolist()),
         shots=tuple(np.select([groups[shot] for shot in SHOTS], SHOTS, default="").tolist()),
-        experts=tuple(_scores(own, labels, totals, groups) for own in by_expert.unbind(dim=1)),
+        experts=tuple(_scores(expert, labels, totals, groups) for expert in expert_predictions.unbind(dim=1)),
         confusion=confusion_counts(predictions, labels, num_classes).numpy(),
         calibration=binned,
     )
 
 
 def score(
-    predictions: Tensor, labels: Tensor, class_counts: Sequence[int], *, many_above: int = 100, few_below: int = 20
+    predictions: Tensor,
+    labels: Tensor,
+    class_counts: Sequence[int],
+    *,
+    thresholds: ShotThresholds = DEFAULT_THRESHOLDS,
 ) -> Scores:
-    """The accuracies of one answer to each of N images.
+    """Computes the accuracies of predictions.
 
     Args:
         predictions: classes, (N,).
         labels: (N,).
         class_counts: training images of each class, C numbers.
-        many_above: many-shot classes have more training images than this.
-        few_below: few-shot classes have fewer.
+        thresholds: limits of the shot groups.
     """
     totals = torch.bincount(labels, minlength=len(class_counts))
-    return _scores(predictions, labels, totals, shot_groups(class_counts, ShotThresholds(many_above, few_below)))
+    return _scores(predictions, labels, totals, shot_groups(class_counts, thresholds))
 
 
-def _answers(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The prediction, its probability, the true class's log-probability, and if it is among five: (B,) each.
+def _image_metrics(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns prediction, its probability, log-probability of the true class, whether that is in the top 5: (B,) each.
 
-    Of an ensemble's logits (B, C) in their own precision, as the model itself predicts; only what is averaged over
-    images is in float64.
+    The ensemble's logits (B, C) keep their precision for the prediction, as in the model; averages need float64.
     """
     predictions = logits.argmax(dim=1)
     in_top5 = (logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).any(dim=1)
     log_probabilities = logits.double().log_softmax(dim=1)
-    chosen = torch.stack([predictions, labels], dim=1)
-    of_prediction, of_label = log_probabilities.gather(1, chosen).unbind(dim=1)
-    return predictions, of_prediction.exp(), of_label, in_top5
+    selected = log_probabilities.gather(1, torch.stack([predictions, labels], dim=1))
+    return predictions, selected[:, 0].exp(), selected[:, 1], in_top5
 
 
 def _per_class(predictions: Tensor, labels: Tensor, totals: Tensor) -> Tensor:
-    """Accuracy of each class (C,), in float64; nan without test images."""
+    """Accuracy of each class (C,), float64; nan without test images."""
     hits = torch.bincount(labels[predictions == labels], minlength=len(totals))
     return hits.double() / totals
 
 
-def _scores(predictions: Tensor, labels: Tensor, totals: Tensor, groups: dict[str, NDArray[np.bool_]]) -> Scores:
+def _scores(predictions: Tensor, labels: Tensor, totals: Tensor, groups: Mapping[str, NDArray[np.bool_]]) -> Scores:
     per_class = _per_class(predictions, labels, totals)
-    tested = totals > 0
+    has_images = totals > 0
 
     def mean(classes: Tensor) -> float | None:
         return float(per_class[classes].mean()) if classes.any() else None
 
     return Scores(
         accuracy=float((predictions == labels).double().mean()),
-        balanced=float(per_class[tested].mean()),
-        **{shot: mean(torch.from_numpy(mask) & tested) for shot, mask in groups.items()},
+        balanced=float(per_class[has_images].mean()),
+        **{shot: mean(torch.from_numpy(mask) & has_images) for shot, mask in groups.items()},
     )

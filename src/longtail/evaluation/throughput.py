@@ -1,4 +1,4 @@
-"""How many images a second a model answers, with few experts, with all, and routed."""
+"""Images per second of a model: with the first experts, with all experts, and routed."""
 
 import statistics
 import time
@@ -12,15 +12,16 @@ from torch import Tensor
 from longtail.models.multi_expert import MultiExpert
 from longtail.models.router import THRESHOLD
 
-TURNS = 10  # of each variant in the time it has
+ROUNDS = 10
+"""Target number of rounds"""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Images a second: the median over rounds in which all variants take turns, on the same images."""
+    """Images per second: the median over rounds. In a round, all variants run in turn on the same images."""
 
     prefixes: tuple[float, ...]
-    """The first expert, the first two, ..., all (E)"""
+    """The first 1 to E experts (E)"""
 
     routed: float | None
     """None for a model without a router"""
@@ -29,24 +30,24 @@ class Speed:
     rounds: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and None, ready for JSON."""
+        """Returns JSON-ready values."""
         return asdict(self) | {"prefixes": list(self.prefixes)}
 
 
 def images_per_second(
     model: MultiExpert, images: Tensor, batch_size: int, seconds: float = 1.0, *, threshold: float = THRESHOLD
 ) -> Speed:
-    """Measures the first k experts for each k, and the routing of a model that has a router.
+    """Measures the first k experts for each k, and routing if the model has a router.
 
-    In a round every variant in turn answers the same few batches, so that whatever else the machine does slows all of
-    them alike. A first round that is not pluralize compiles, allocates and warms up.
+    In a round all variants run in turn on the same few batches, so that other load of the machine slows all of them
+    alike. A warm-up before the first round compiles and allocates.
 
     Args:
-        model: is left as it was, in training or in evaluation mode.
-        images: normalised (N, 3, H, W), on the model's device; a routing's speed depends on what they show.
-        batch_size: images at a time; a last batch may be smaller.
-        seconds: about how long each variant is measured, after the first round; one batch at least.
-        threshold: of the routing.
+        model: keeps its mode, training or evaluation.
+        images: normalised (N, 3, H, W), on the model's device; the speed of routing depends on their content.
+        batch_size: images in a batch; the last batch may be smaller.
+        seconds: measured time of each variant, approximately; at least one batch.
+        threshold: of the router.
     """
     batches = torch.split(images, batch_size)
     variants: list[Callable[[Tensor], Any]] = [
@@ -56,42 +57,37 @@ def images_per_second(
     if model.router is not None:
         variants.append(lambda batch: model.route(batch, threshold))
 
-    def timed(variant: Callable[[Tensor], Any], chosen: list[Tensor]) -> float:
-        _wait(images.device)
+    def measure(variant: Callable[[Tensor], Any], some_batches: list[Tensor]) -> float:
+        _synchronize(images.device)
         start = time.perf_counter()
-        for batch in chosen:
+        for batch in some_batches:
             variant(batch)
-        _wait(images.device)
+        _synchronize(images.device)
         return time.perf_counter() - start
 
     was_training = model.training
     model.eval()
+    rates: list[list[float]] = []
     with torch.inference_mode():
-        for shape in {len(batch): batch for batch in (batches[0], batches[-1])}.values():
+        for batch in {len(batch): batch for batch in (batches[0], batches[-1])}.values():  # one of each size
             for variant in variants:
-                timed(variant, [shape])
-        rates: list[list[float]] = []
+                measure(variant, [batch])
         position, length = 0, 1
         end = time.perf_counter() + seconds * len(variants)
         while not rates or time.perf_counter() < end:
-            turn = [batches[(position + i) % len(batches)] for i in range(length)]
-            times = [timed(variant, turn) for variant in variants]
-            rates.append([sum(map(len, turn)) / own for own in times])
+            some_batches = [batches[(position + i) % len(batches)] for i in range(length)]
+            times = [measure(variant, some_batches) for variant in variants]
+            rates.append([sum(map(len, some_batches)) / elapsed for elapsed in times])
             position += length
-            # Several batches a turn, where they are short: waiting for a device after each would be measured too.
-            length = min(len(batches), max(1, int(length * seconds / TURNS / max(times))))
+            # Short batches are measured several at a time: the synchronisation would add to the time of each.
+            length = min(len(batches), max(1, int(length * seconds / ROUNDS / max(times))))
     model.train(was_training)
 
-    medians = [statistics.median(own) for own in zip(*rates, strict=True)]
-    return Speed(
-        prefixes=tuple(medians[: model.num_experts]),
-        routed=medians[-1] if model.router is not None else None,
-        batch_size=batch_size,
-        rounds=len(rates),
-    )
+    medians = [statistics.median(variant_rates) for variant_rates in zip(*rates, strict=True)]
+    routed = None if model.router is None else medians.pop()
+    return Speed(tuple(medians), routed, batch_size, len(rates))
 
 
-def _wait(device: torch.device) -> None:
-    """Until the device has done all that it was asked to."""
+def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

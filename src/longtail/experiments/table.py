@@ -10,11 +10,10 @@ from typing import Any
 
 from longtail.config.recipes import Settings, flat
 from longtail.evaluation.flops import cost
-from longtail.evaluation.routing import macs
 from longtail.experiments.spec import Job, Published
 from longtail.runs.run import Run
 from longtail.utils.files import write_atomically
-from longtail.utils.format import duration, markdown_table, percent, pluralize
+from longtail.utils.format import duration, macs, markdown_table, percent, pluralize
 
 ACCURACIES = ("overall", "balanced", "many", "medium", "few")
 COLUMNS = ("row", *ACCURACIES, "ECE", "MACs", "routed", "MACs", "time", "published")

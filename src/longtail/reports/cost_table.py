@@ -1,4 +1,4 @@
-"""The table of `longtail flops`: what a model costs by module, by number of experts, and compared with a plain network."""
+"""The table of `longtail flops`: the cost of a model by module and by number of experts, and of a plain network."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

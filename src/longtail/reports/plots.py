@@ -1,4 +1,4 @@
-"""Pictures of a run for its report: each function draws one, as a PNG. Matplotlib without pyplot or global state."""
+"""Plots of a run for its report: each function writes a PNG file. Matplotlib without pyplot and global state."""
 
 import math
 import warnings
@@ -10,30 +10,35 @@ import numpy as np
 
 from longtail.data.imbalance import SHOTS
 from longtail.evaluation.metrics import Evaluation
-from longtail.evaluation.routing import CurvePoint, OperatingPoint, RoutingResult, macs_unit
+from longtail.evaluation.routing import RoutingReport
+from longtail.utils.format import percent, pluralize, unit_of
 
-# Okabe and Ito's colours, told apart with every kind of colour vision.
+# The colours of Okabe and Ito, which differ for every kind of colour vision.
 BLUE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 SHOT_COLORS = {"many": BLUE, "medium": GREEN, "few": VERMILLION}
 INK, GREY, PALE, PALE_RED = "#333333", "#8c8c8c", "#d9d9d9", "#F2B896"
+LEGEND: dict[str, Any] = {"fontsize": 8, "frameon": False, "labelcolor": INK, "handlelength": 1.2, "columnspacing": 1.4}
 
-MOST_NAMES = 20  # classes that can be named along an axis
-MOST_CELLS = 200  # rows of a confusion matrix that can be told apart
+MAX_NAMES = 20
+"""Class names that fit along an axis"""
+
+MAX_CELLS = 200
+"""Rows of a confusion matrix that are distinguishable"""
 
 
 def plot_classes(path: Path, evaluation: Evaluation, class_names: Sequence[str], class_counts: Sequence[int]) -> None:
-    """Accuracy of each class above its number of training images, most common class on the left."""
+    """Accuracy of each class above its number of training images, from the most common class to the rarest."""
     order = np.argsort(-np.asarray(class_counts), kind="stable")
     ranks = np.arange(1, len(order) + 1)
     counts = np.asarray(class_counts)[order]
     accuracy = np.array([np.nan if a is None else 100 * a for a in evaluation.per_class])[order]
     shots = np.asarray(evaluation.shots)[order]
     is_crowded = len(order) > 40
-    floor = 0.7 * max(1, counts.min())  # where the logarithmic axis begins
+    floor = 0.7 * max(1, counts.min())  # start of the logarithmic axis
 
     figure, (top, bottom) = _figure(7.2, 4.8, rows=2, sharex=True, height_ratios=(2.2, 1))
-    for shot, mean in zip(SHOTS, (evaluation.many, evaluation.medium, evaluation.few), strict=True):
-        members, color = ranks[shots == shot], SHOT_COLORS[shot]
+    for shot in SHOTS:
+        members, color, mean = ranks[shots == shot], SHOT_COLORS[shot], getattr(evaluation, shot)
         if len(members) == 0:
             continue
         if is_crowded:  # one outline instead of thousands of bars
@@ -43,23 +48,17 @@ def plot_classes(path: Path, evaluation: Evaluation, class_names: Sequence[str],
             bottom.bar(members, counts[members - 1] - floor, 0.7, floor, color=color)
         dots = {"s": np.clip(1500 / len(order), 5, 40), "alpha": 0.45 if is_crowded else 1, "linewidths": 0}
         top.scatter(members, accuracy[members - 1], color=color, zorder=3, clip_on=False, **dots)
-        percent = "n/a" if mean is None else f"{100 * mean:.1f} %"
-        label = f"{shot}, {len(members):,} {'class' if len(members) == 1 else 'classes'}: {percent}"
+        shown = "n/a" if mean is None else f"{percent(mean)} %"
+        label = f"{shot}, {pluralize(len(members), 'class', 'classes')}: {shown}"
         top.plot([], [], color=color, linewidth=2, label=label)
         if mean is not None:
-            # Above a cloud of points, a white edge keeps the mean readable; a few points stand before it.
-            line = {
-                "y": 100 * mean,
-                "xmin": members[0] - 0.5,
-                "xmax": members[-1] + 0.5,
-                "zorder": 4 if is_crowded else 2,
-            }
-            top.hlines(**line, color="white", linewidth=4)
-            top.hlines(**line, color=color, linewidth=2)
+            # The white edge keeps the mean readable in front of many points. A few points are in front of the mean.
+            line = {"y": 100 * mean, "xmin": members[0] - 0.5, "xmax": members[-1] + 0.5}
+            for line_color, width in (("white", 4), (color, 2)):
+                top.hlines(**line, color=line_color, linewidth=width, zorder=4 if is_crowded else 2)
     if is_crowded:
-        top.plot(
-            ranks, _running_mean(accuracy, len(order) // 8), color=INK, linewidth=1, zorder=5, label="running mean"
-        )
+        mean_line = _running_mean(accuracy, len(order) // 8)
+        top.plot(ranks, mean_line, color=INK, linewidth=1, zorder=5, label="running mean")
     else:
         top.vlines(ranks, 0, accuracy, color=PALE, linewidth=1.2, zorder=1)
     top.set_ylim(0, 100)
@@ -70,46 +69,43 @@ def plot_classes(path: Path, evaluation: Evaluation, class_names: Sequence[str],
     bottom.set_ylim(floor, 1.4 * max(1, counts.max()))
     bottom.yaxis.set_major_formatter("{x:,.0f}")
     _label(bottom, "", "class, most common first", "training images")
-    if len(order) <= MOST_NAMES:
-        _name_ticks(bottom.xaxis, ranks.tolist(), [class_names[k] for k in order], rotation=35)
+    if len(order) <= MAX_NAMES:
+        _name_ticks(bottom.xaxis, [class_names[k] for k in order], rotation=35)
     _save(figure, path)
 
 
 def plot_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
     """Loss, accuracy and learning rate over the epochs."""
     figure, (loss, accuracy, rate) = _figure(9.6, 2.9, columns=3)
-    style = {"marker": "o" if len(history) <= 20 else "", "markersize": 3, "linewidth": 1.5}
-
-    def draw(axes: Any, key: str, color: str, label: str, factor: float = 1) -> None:
+    for axes, key, color, label, factor in (
+        (loss, "loss", BLUE, "training", 1),
+        (accuracy, "accuracy", BLUE, "training", 100),
+        (accuracy, "val_accuracy", VERMILLION, "validation", 100),
+        (accuracy, "val_balanced", PURPLE, "validation, balanced", 100),
+        (rate, "learning_rate", INK, "learning rate", 1),
+    ):
         points = [(entry["epoch"], factor * entry[key]) for entry in history if entry.get(key) is not None]
         if points:
-            # Validation may be rare: its few points are marked even where the line is long.
-            marked = {**style, "marker": "o"} if len(points) <= 20 else style
-            axes.plot(*zip(*points, strict=True), color=color, label=label, **marked)
-
-    draw(loss, "loss", BLUE, "training")
+            marker = "o" if len(points) <= 20 else ""
+            axes.plot(*zip(*points, strict=True), color=color, label=label, marker=marker, markersize=3, linewidth=1.5)
     _label(loss, "Loss", "epoch", "mean loss")
-    draw(accuracy, "accuracy", BLUE, "training", 100)
-    draw(accuracy, "val_accuracy", VERMILLION, "validation", 100)
-    draw(accuracy, "val_balanced", PURPLE, "validation, balanced", 100)
-    accuracy.set_ylim(0, 100)
     _label(accuracy, "Accuracy", "epoch", "accuracy (%)")
+    _label(rate, "Learning rate", "epoch", "learning rate")
+    accuracy.set_ylim(0, 100)
     if len(accuracy.lines) > 1:
         accuracy.legend(**LEGEND)
-    draw(rate, "learning_rate", INK, "learning rate")
     rates = [entry["learning_rate"] for entry in history if entry.get("learning_rate")]
     if rates and max(rates) > 20 * min(rates):
         rate.set_yscale("log")
     else:
         rate.set_ylim(bottom=0)
-    _label(rate, "Learning rate", "epoch", "learning rate")
     for axes in (loss, accuracy, rate):
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     _save(figure, path)
 
 
 def plot_calibration(path: Path, evaluation: Evaluation) -> None:
-    """Reliability diagram above the histogram of confidence. Needs ``evaluation.calibration``."""
+    """Reliability diagram above a histogram of the confidence. ``evaluation.calibration`` must not be None."""
     binned = evaluation.calibration
     assert binned is not None
     counts, confidence, accuracy = (values.numpy() for values in binned)
@@ -119,24 +115,22 @@ def plot_calibration(path: Path, evaluation: Evaluation) -> None:
 
     figure, (top, bottom) = _figure(4.6, 5.6, rows=2, sharex=True, height_ratios=(3.2, 1))
 
-    def bars(axes: Any, chosen: Any, low: Any, high: Any, color: str, label: str) -> None:
-        if chosen.any():
-            heights = 100 * (high - low)[chosen]
-            axes.bar(100 * centers[chosen], heights, 92 * width, 100 * low[chosen], color=color, label=label)
+    def bars(axes: Any, bins: Any, low: Any, high: Any, color: str, label: str) -> None:
+        if bins.any():
+            heights = 100 * (high - low)[bins]
+            axes.bar(100 * centers[bins], heights, 92 * width, 100 * low[bins], color=color, label=label)
 
     zero = np.zeros_like(accuracy)
     bars(top, filled, zero, accuracy, BLUE, "accuracy")
-    # The gaps to the mean confidence are what the calibration error averages.
-    bars(top, filled & (confidence > accuracy), accuracy, confidence, PALE_RED, "more sure than right")
-    bars(top, filled & (confidence < accuracy), confidence, accuracy, SKY, "more right than sure")
+    # The calibration error is the mean of these gaps.
+    bars(top, filled & (confidence > accuracy), accuracy, confidence, PALE_RED, "overconfident")
+    bars(top, filled & (confidence < accuracy), confidence, accuracy, SKY, "underconfident")
     top.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle="--", label="perfectly calibrated")
     top.set_xlim(0, 100)
     top.set_ylim(0, 100)
-    sure = 100 * float((counts * confidence).sum() / counts.sum())
-    right = 100 * evaluation.accuracy
-    _label(
-        top, f"{sure:.1f} % sure, {right:.1f} % right; calibration error {100 * binned.error:.1f} %", "", "accuracy (%)"
-    )
+    mean = float((counts * confidence).sum() / counts.sum())
+    means = f"mean confidence {percent(mean)} %, accuracy {percent(evaluation.accuracy)} %"
+    _label(top, f"Calibration error {percent(binned.error)} %\n{means}", "", "accuracy (%)")
     bars(bottom, filled, zero, counts / counts.sum(), GREY, "")
     _label(bottom, "", "confidence: probability of the predicted class (%)", "images (%)")
     figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=2, **LEGEND)
@@ -144,11 +138,11 @@ def plot_calibration(path: Path, evaluation: Evaluation) -> None:
 
 
 def plot_confusion(path: Path, evaluation: Evaluation, class_names: Sequence[str], class_counts: Sequence[int]) -> None:
-    """Confusion matrix with classes from the most common to the rarest; rows sum to 100 %."""
+    """Confusion matrix with classes from the most common to the rarest. Rows sum to 100 %."""
     from matplotlib.colors import PowerNorm
 
     num_classes = len(class_counts)
-    cells = min(num_classes, MOST_CELLS)
+    cells = min(num_classes, MAX_CELLS)
     order = np.argsort(-np.asarray(class_counts), kind="stable")
     cell_of = np.empty(num_classes, dtype=np.int64)
     cell_of[order] = np.arange(num_classes) * cells // num_classes
@@ -159,16 +153,16 @@ def plot_confusion(path: Path, evaluation: Evaluation, class_names: Sequence[str
     share = np.where(totals > 0, 100 * images / np.maximum(totals, 1), np.nan)
 
     figure, (axes,) = _figure(6.2, 5.4)
-    # The square root makes rare confusions visible beside the diagonal.
     ends = (0.5, num_classes + 0.5)
+    # The square root makes rare confusions visible beside the diagonal.
     norm = PowerNorm(0.5, 0, 100)
     image = axes.imshow(share, cmap="Blues", norm=norm, interpolation="nearest", extent=(*ends, *reversed(ends)))
     axes.set_facecolor(PALE)  # rows without test images
     bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.06, ticks=[0, 1, 5, 10, 25, 50, 100])
-    bar.set_label("share of the true class's images (%)", fontsize=8, color=INK)
+    bar.set_label("fraction of the true class (%)", fontsize=8, color=INK)
     bar.ax.tick_params(labelsize=7, color=GREY, labelcolor=INK)
     bar.outline.set_visible(False)
-    title = "Which classes are taken for which"
+    title = "Confusion matrix"
     if cells < num_classes:
         title += f" (a cell holds about {num_classes / cells:.0f} of {num_classes:,} classes)"
     _label(axes, title, "predicted class, most common first", "true class, most common first")
@@ -176,113 +170,94 @@ def plot_confusion(path: Path, evaluation: Evaluation, class_names: Sequence[str
     shots = np.asarray(evaluation.shots)[order]
     for shot in SHOTS:
         members = np.flatnonzero(shots == shot) + 1
-        if len(members) >= 0.06 * num_classes:  # there is room for its name
-            place = {"y": members.mean(), "va": "center", "rotation": 270, "fontsize": 8, "color": SHOT_COLORS[shot]}
-            axes.text(1.01, s=shot, transform=axes.get_yaxis_transform(), **place)
-        if len(members) > 0 and members[-1] < num_classes:  # a line to the next group
+        if len(members) >= 0.06 * num_classes:  # its name fits
+            style = {"va": "center", "rotation": 270, "fontsize": 8, "color": SHOT_COLORS[shot]}
+            axes.text(1.01, members.mean(), shot, transform=axes.get_yaxis_transform(), **style)
+        if len(members) > 0 and members[-1] < num_classes:  # line between two groups
             axes.axhline(members[-1] + 0.5, color=INK, linewidth=0.6, linestyle=":")
             axes.axvline(members[-1] + 0.5, color=INK, linewidth=0.6, linestyle=":")
-    if num_classes <= MOST_NAMES:
+    if num_classes <= MAX_NAMES:
         names = [class_names[k] for k in order]
-        _name_ticks(axes.xaxis, range(1, num_classes + 1), names, rotation=35)
-        _name_ticks(axes.yaxis, range(1, num_classes + 1), names)
+        _name_ticks(axes.xaxis, names, rotation=35)
+        _name_ticks(axes.yaxis, names)
         for row, column in np.argwhere(share >= 1):
-            color = "white" if share[row, column] > 35 else INK
-            number = f"{share[row, column]:.0f}"
-            axes.text(column + 1, row + 1, number, ha="center", va="center", fontsize=6, color=color)
+            style = {
+                "ha": "center",
+                "va": "center",
+                "fontsize": 6,
+                "color": "white" if share[row, column] > 35 else INK,
+            }
+            axes.text(column + 1, row + 1, f"{share[row, column]:.0f}", **style)
     _save(figure, path)
 
 
 def plot_experts(path: Path, evaluation: Evaluation) -> None:
-    """Each expert beside the ensemble: overall, many, medium and few."""
+    """Accuracy of each expert beside the ensemble: overall, many, medium and few."""
     rows = {f"expert {e}": scores for e, scores in enumerate(evaluation.experts, start=1)}
     groups = {"overall": "accuracy", "many-shot": "many", "medium-shot": "medium", "few-shot": "few"}
     figure, (axes,) = _figure(7.2, 3.2)
     width = 0.8 / (len(rows) + 1)
     for position, (label, scores) in enumerate([*rows.items(), ("ensemble", evaluation)]):
+        is_ensemble = label == "ensemble"
         values = [getattr(scores, key) for key in groups.values()]
-        places = np.arange(len(groups)) + (position - len(rows) / 2) * width
-        shade = BLUE if label == "ensemble" else str(0.85 - 0.4 * position / max(len(rows) - 1, 1))
-        axes.bar(places, [100 * (value or 0) for value in values], width=0.92 * width, color=shade, label=label)
-        for place, value in zip(places, values, strict=True):
-            number = "n/a" if value is None else f"{100 * value:.1f}"
-            bold = {"fontweight": "bold"} if label == "ensemble" else {}
-            if len(rows) <= 4 or bold:
-                axes.text(place, 100 * (value or 0) + 1, number, ha="center", fontsize=6.5, color=INK, **bold)
+        x = np.arange(len(groups)) + (position - len(rows) / 2) * width
+        color = BLUE if is_ensemble else str(0.85 - 0.4 * position / max(len(rows) - 1, 1))
+        bars = axes.bar(x, [100 * (value or 0) for value in values], width=0.92 * width, color=color, label=label)
+        if is_ensemble or len(rows) <= 4:  # the numbers fit
+            weight = "bold" if is_ensemble else "normal"
+            axes.bar_label(bars, list(map(percent, values)), padding=2, fontsize=6.5, color=INK, fontweight=weight)
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_ylim(0, 107)
     axes.set_yticks(range(0, 101, 20))
-    _label(axes, "What each expert knows, and what they know together", "", "accuracy (%)")
+    _label(axes, "Accuracy of the experts and of the ensemble", "", "accuracy (%)")
     axes.tick_params(axis="x", length=0)
     figure.legend(loc="outside lower center", ncols=min(len(rows) + 1, 8), **LEGEND)
     _save(figure, path)
 
 
-def plot_tradeoff(
-    path: Path,
-    result: RoutingResult,
-    curve: Sequence[OperatingPoint],
-    chance: Sequence[CurvePoint],
-    oracle: Sequence[CurvePoint],
-) -> None:
-    """Balanced accuracy by cost: of the router at every threshold, of random routing and of one that knows the labels.
-
-    Args:
-        path: of the PNG.
-        result: the threshold that is marked, and the ensembles without a router.
-        curve: of the router.
-        chance: of random routing.
-        oracle: of the best router there can be.
-    """
-    unit, size = macs_unit(curve[0].cost)
-    one_expert = curve[0].cost / size
+def plot_tradeoff(path: Path, report: RoutingReport) -> None:
+    """Balanced accuracy by cost: of the router at every threshold, of random routing and of the oracle."""
+    one_expert = report.curve[0].cost
+    unit, size = unit_of(one_expert)
     figure, (axes,) = _figure(7.2, 4.4)
 
     def draw(points: Sequence[tuple[float, float]], **style: Any) -> None:
         axes.plot(*zip(*((cost / size, 100 * accuracy) for cost, accuracy in points), strict=True), **style)
 
-    draw(oracle, color=GREY, linewidth=1, linestyle="--", label="best possible (knows the labels)")
-    draw([(point.cost, point.balanced) for point in curve], color=BLUE, linewidth=1.8, label="router")
-    draw(chance, color=GREY, linewidth=1, linestyle=":", label="random routing")
-    prefixes = [(prefix.cost, prefix.balanced) for prefix in result.prefixes]
+    draw(report.oracle_curve, color=GREY, linewidth=1, linestyle="--", label="oracle (knows the labels)")
+    draw([(point.cost, point.balanced) for point in report.curve], color=BLUE, linewidth=1.8, label="router")
+    draw(report.random_curve, color=GREY, linewidth=1, linestyle=":", label="random routing")
+    prefixes = [(prefix.cost, prefix.balanced) for prefix in report.prefixes]
     draw(prefixes, color=INK, marker="o", markersize=5, linestyle="", label="no router", zorder=3)
     for number, (cost, accuracy) in enumerate(prefixes, start=1):
         name = "1 expert" if number == 1 else str(number)
-        place = {"xytext": (0, -7), "textcoords": "offset points", "ha": "center", "va": "top"}
-        axes.annotate(name, (cost / size, 100 * accuracy), **place, fontsize=7.5, color=INK)
-    chosen = {"marker": "D", "markersize": 7, "markeredgecolor": "white", "linestyle": "", "zorder": 4}
-    draw([(result.cost, result.balanced)], color=VERMILLION, label=f"threshold {result.threshold:.3g}", **chosen)
+        style = {"xytext": (0, -7), "textcoords": "offset points", "ha": "center", "va": "top"}
+        axes.annotate(name, (cost / size, 100 * accuracy), **style, fontsize=7.5, color=INK)
+    marker = {"marker": "D", "markersize": 7, "markeredgecolor": "white", "linestyle": "", "zorder": 4}
+    label = f"threshold {report.threshold:.3g}"
+    draw([(report.cost, report.balanced)], color=VERMILLION, label=label, **marker)
 
     axes.margins(x=0.06, y=0.09)
-    _label(
-        axes,
-        "What more experts cost, and what they gain",
-        f"multiply-accumulates an image ({unit})",
-        "balanced accuracy (%)",
-    )
-    top = axes.secondary_xaxis("top", functions=(lambda x: x / one_expert, lambda x: x * one_expert))
-    top.set_xlabel("times the first expert", fontsize=8, color=INK)
+    _label(axes, "Accuracy and cost of routing", f"multiply-accumulates per image ({unit})", "balanced accuracy (%)")
+    relative = size / one_expert
+    top = axes.secondary_xaxis("top", functions=(lambda x: x * relative, lambda x: x / relative))
+    top.set_xlabel("relative to the first expert", fontsize=8, color=INK)
     top.tick_params(labelsize=8, color=GREY, labelcolor=INK)
     top.spines["top"].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, **LEGEND)
     _save(figure, path)
 
 
-LEGEND: dict[str, Any] = {"fontsize": 8, "frameon": False, "labelcolor": INK, "handlelength": 1.2, "columnspacing": 1.4}
-
-
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
-    """A figure of this size in inches and its axes as a flat array."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Returns a figure of this size in inches, and its axes as a flat array."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False, **options).ravel()
 
 
 def _label(axes: Any, title: str, x: str, y: str) -> None:
-    """Title, axes' labels and the common look."""
+    """Sets title, labels and the common style of axes."""
     axes.set_title(title, fontsize=10, loc="left", color=INK)
     axes.set_xlabel(x, fontsize=8, color=INK)
     axes.set_ylabel(y, fontsize=8, color=INK)
@@ -294,25 +269,25 @@ def _label(axes: Any, title: str, x: str, y: str) -> None:
         spine.set_color(GREY)
 
 
-def _name_ticks(axis: Any, places: Sequence[int], names: Sequence[str], rotation: float = 0) -> None:
-    # Names of folders may hold bytes that are no text.
+def _name_ticks(axis: Any, names: Sequence[str], rotation: float = 0) -> None:
+    """Names the positions 1, 2, ... of an axis."""
+    # Names of folders may hold bytes that are not text.
     texts = [" ".join(name.encode(errors="replace").decode().split()) for name in names]
     short = [text if len(text) <= 18 else text[:17] + "…" for text in texts]
-    turned = {"rotation": rotation, "ha": "right", "rotation_mode": "anchor"} if rotation else {}
-    axis.set_ticks(places, short, parse_math=False, fontsize=7, **turned)  # a $ in a name is no formula
+    rotated = {"rotation": rotation, "ha": "right", "rotation_mode": "anchor"} if rotation else {}
+    axis.set_ticks(range(1, len(names) + 1), short, parse_math=False, fontsize=7, **rotated)  # "$" is not a formula
 
 
 def _running_mean(values: Any, window: int) -> Any:
-    """Mean over ``window`` neighbours, fewer at the ends; leaves out nan."""
+    """Mean over ``window`` neighbours, fewer at the ends, without nan."""
     kernel = np.ones(window)
-    known = np.isfinite(values)
-    number = np.convolve(known, kernel, mode="same")
-    total = np.convolve(np.where(known, values, 0), kernel, mode="same")
+    number = np.convolve(np.isfinite(values), kernel, mode="same")
+    total = np.convolve(np.nan_to_num(values), kernel, mode="same")
     return np.where(number > 0, total / np.maximum(number, 1), math.nan)
 
 
 def _save(figure: Any, path: Path) -> None:
     with warnings.catch_warnings():
-        # Class names may be in a script that Matplotlib's font lacks; they show as boxes and need no warning each.
+        # Matplotlib's font lacks some scripts. Their letters show as boxes; one warning for each would be too many.
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(path, dpi=150)

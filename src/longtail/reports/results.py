@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,14 +10,17 @@ from torch import Tensor
 
 from longtail.data.imbalance import ShotThresholds
 from longtail.evaluation.evaluator import EvaluationResults, SplitName
-from longtail.evaluation.metrics import BLOCK
+from longtail.evaluation.label_shift.evaluators import LabelShiftReport, LabelShiftTest, PriorTest
+from longtail.evaluation.label_shift.priors import UNIFORM
+from longtail.evaluation.metrics import BLOCK, Evaluation
 from longtail.evaluation.outputs import ModelOutputs
-from longtail.reports.page import routing_summary, summary, write_report
+from longtail.reports.page import RunReport, write_label_shift, write_report
+from longtail.reports.tables import accuracy_table, label_shift_table, routing_table
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
 from longtail.runs.run import PREDICTIONS_FILE
 from longtail.utils.console import show
-from longtail.utils.ensembles import ensemble
+from longtail.utils.ensembles import Average, ensemble
 
 logger = logging.getLogger(__name__)
 
@@ -34,18 +36,17 @@ def write_results(context: RunContext, results: EvaluationResults, metadata: Mod
     if test.paths is not None:
         rows = _predictions(test.paths, results.outputs["test"], metadata.class_names, config.data.root)
         run.write_csv(PREDICTIONS_FILE, rows)
-    write_report(
-        run.folder,
-        config=asdict(config),
-        evaluations={str(split): evaluation for split, evaluation in results.evaluations.items()},
-        class_names=metadata.class_names,
-        class_counts=metadata.class_counts,
-        history=run.history(),
-        environment=run.environment(),
-        thresholds=ShotThresholds(config.evaluation.many_above, config.evaluation.few_below),
-        routing=results.routings.get("test"),
-        predictions=None if test.paths is None else PREDICTIONS_FILE,
+    page = RunReport(
+        config,
+        {str(split): evaluation for split, evaluation in results.evaluations.items()},
+        metadata.class_names,
+        metadata.class_counts,
+        run.history(),
+        run.environment(),
+        results.routings.get("test"),
+        None if test.paths is None else PREDICTIONS_FILE,
     )
+    write_report(run.folder, page)
     classes = {"class_names": list(metadata.class_names), "class_counts": list(metadata.class_counts)}
     # Last: this file marks the evaluation as complete.
     run.write_json("results.json", {"epoch": metadata.epoch, **content, **classes})
@@ -53,19 +54,47 @@ def write_results(context: RunContext, results: EvaluationResults, metadata: Mod
 
 def log_results(context: RunContext, results: EvaluationResults, split: SplitName) -> None:
     """Shows the results of a split as tables."""
-    config, evaluation = context.config, results.evaluations[split]
-    thresholds = ShotThresholds(config.evaluation.many_above, config.evaluation.few_below)
-    title = f"{config.name}: {evaluation.num_images:,} {split} images"
-    show(summary(evaluation, title, thresholds=thresholds, average=results.outputs[split].average))
+    name, evaluation = context.config.name, results.evaluations[split]
+    _show_accuracy(
+        context, evaluation, f"{name}: {evaluation.num_images:,} {split} images", results.outputs[split].average
+    )
     if report := results.routings.get(split):
-        show(routing_summary(report, f"{config.name}: routing of {evaluation.num_images:,} {split} images"))
+        show(routing_table(report, f"{name}: routing of {evaluation.num_images:,} {split} images"))
     logger.info("Results, plots and settings: %s", context.run.folder / "report.md")
+
+
+def report_prior_test(test: PriorTest, outputs: ModelOutputs) -> None:
+    """Evaluates with known class shares, shows the accuracies, and writes prior.json."""
+    evaluation, context, learned = test.evaluate(outputs), test.context, test.learned
+    name = "equally common classes" if test.prior == UNIFORM else f"the prior of {test.prior}"
+    title = f"{context.config.name}: {test.split} images, adjusted to {name}"
+    _show_accuracy(context, evaluation, title, outputs.average)
+    if learned.approximation:
+        logger.info("The adjustment is approximate: %s", learned.approximation)
+    content = {"part": test.split, "prior": test.shares.tolist(), "approximation": learned.approximation}
+    context.run.write_json("prior.json", content | evaluation.as_dict())
+
+
+def report_label_shift(test: LabelShiftTest, report: LabelShiftReport) -> None:
+    """Shows accuracies under label shift, and writes label_shift.json and label_shift.md."""
+    run, title = test.context.run, f"{test.context.config.name}: label shift of the {test.split} images"
+    show(label_shift_table(report, title))
+    run.write_json("label_shift.json", {"part": test.split, **report.as_dict()})
+    write_label_shift(run.folder, label_shift_table(report, title, with_weights=True))
+    addition = "" if report.rows[0].weights is None else ", with the experts' weights"
+    logger.info("Also written to %s%s", run.folder / "label_shift.md", addition)
+
+
+def _show_accuracy(context: RunContext, evaluation: Evaluation, title: str, average: Average) -> None:
+    settings = context.config.evaluation
+    thresholds = ShotThresholds(settings.many_above, settings.few_below)
+    show(accuracy_table(evaluation, title, thresholds=thresholds, average=average))
 
 
 def _predictions(
     paths: Iterable[Path], outputs: ModelOutputs, class_names: Sequence[str], root: str
 ) -> Iterator[tuple[object, ...]]:
-    """The prediction of all experts together for each image."""
+    """The prediction of the ensemble for each image."""
     yield "picture", "class", "predicted", "probability"
     blocks = torch.split(outputs.logits, BLOCK)
     best = (ensemble(block, outputs.average).softmax(dim=1).max(dim=1) for block in blocks)

@@ -7,7 +7,15 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from longtail.utils.format import escape
+from longtail.data.imbalance import DEFAULT_THRESHOLDS, SHOTS, ShotThresholds
+from longtail.evaluation.label_shift.evaluators import LabelShiftReport
+from longtail.evaluation.metrics import Evaluation, Scores
+from longtail.evaluation.routing import RoutingReport
+from longtail.utils.ensembles import Average
+from longtail.utils.format import escape, macs, percent, pluralize
+
+ACCURACIES = ("overall", "balanced", *SHOTS)
+"""Columns of `accuracies`"""
 
 
 @dataclass(frozen=True)
@@ -64,3 +72,119 @@ class ReportTable:
             *([*map(escape, row[:texts]), *row[texts:]] for row in self.rows),
         ]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def accuracies(scores: Scores) -> list[str]:
+    """Returns the accuracies in percent: overall, balanced, many, medium, few."""
+    return [percent(value) for value in (scores.accuracy, scores.balanced, scores.many, scores.medium, scores.few)]
+
+
+def class_size(shot: str, thresholds: ShotThresholds) -> str:
+    """Returns the limits of a shot group in words, such as "20 to 100"."""
+    many_above, few_below = thresholds
+    medium = f"{few_below} to {many_above}" if few_below <= many_above else "none"
+    return {"many": f"over {many_above}", "medium": medium, "few": f"under {few_below}"}[shot]
+
+
+def accuracy_table(
+    evaluation: Evaluation,
+    title: str = "",
+    *,
+    thresholds: ShotThresholds = DEFAULT_THRESHOLDS,
+    average: Average = "logits",
+) -> ReportTable:
+    """Accuracies of the ensemble and of each expert.
+
+    Args:
+        evaluation: of the model.
+        title: above the table in the terminal.
+        thresholds: those of the evaluation.
+        average: that of the evaluation.
+    """
+    has_ensemble = len(evaluation.experts) > 1
+    rows = [["ensemble" if has_ensemble else "model", *accuracies(evaluation)]]
+    notes = ["Balanced: mean over classes."]
+    if has_ensemble:
+        rows += [[f"expert {e}", *accuracies(scores)] for e, scores in enumerate(evaluation.experts, start=1)]
+        if average == "probabilities":
+            notes.append("Ensemble: mean of the experts' probabilities, not of their logits.")
+    for shot in SHOTS:
+        classes = pluralize(evaluation.shots.count(shot), "class", "classes")
+        notes.append(f"{shot}: {classes} with {class_size(shot, thresholds)} training images")
+    if evaluation.top5 is not None:
+        notes.append(f"Top-5 accuracy: {percent(evaluation.top5)} %")
+    if evaluation.ece is not None:
+        notes.append(f"Calibration error (ECE): {percent(evaluation.ece)} %")
+    if evaluation.disagreement is not None:
+        notes.append(f"Disagreement of two experts: {percent(evaluation.disagreement)} % of the images")
+    return ReportTable(("accuracy (%)", *ACCURACIES), rows, title, notes, bold_row=0)
+
+
+def routing_table(report: RoutingReport, title: str = "") -> ReportTable:
+    """Accuracies and costs of the first 1 to E experts and, in the last row, of routing."""
+    names = [pluralize(number, "expert") for number in range(1, len(report.prefixes) + 1)]
+    # The mean number of experts is part of the name: another column would not fit into a terminal.
+    names.append(f"routed: {report.mean_experts:.2f}")
+    header = ["experts", *ACCURACIES, "MACs", "cost"]
+    rows = [
+        [name, *accuracies(scores), macs(scores.cost), f"{scores.relative_cost:.2f}×"]
+        for name, scores in zip(names, [*report.prefixes, report], strict=True)
+    ]
+    if speed := report.images_per_second:
+        header.append("images/s")
+        for row, rate in zip(rows, (*speed.prefixes, speed.routed), strict=True):
+            row.append("n/a" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}")
+    notes = [
+        "Accuracy in %. MACs: multiply-accumulates per image. Cost: relative to one expert.",
+        *routing_notes(report),
+    ]
+    return ReportTable(header, rows, title, notes, bold_row=len(rows) - 1)
+
+
+def routing_notes(report: RoutingReport) -> list[str]:
+    """Returns two sentences about the number of experts that images use."""
+    shares = [f"{pluralize(used, 'expert')} {percent(share)} %" for used, share in enumerate(report.shares, start=1)]
+    by_shot = report.mean_experts_by_shot.items()
+    means = [f"{shot} {'n/a' if mean is None else f'{mean:.2f}'}" for shot, mean in by_shot]
+    return [f"Images by experts used: {', '.join(shares)}.", f"Mean experts used by shot group: {', '.join(means)}."]
+
+
+def label_shift_table(report: LabelShiftReport, title: str = "", *, with_weights: bool = False) -> ReportTable:
+    """Accuracies on subsets with other class shares.
+
+    Args:
+        report: of the model.
+        title: above the table in the terminal.
+        with_weights: adds a column with the weights of the experts, which does not fit into a terminal.
+    """
+    has_ensemble = report.rows[0].weights is not None
+    header = ["distribution", "images", "ensemble" if has_ensemble else "model", "adjusted"]
+    notes = [
+        "Accuracy in % on subsets of these images, over all images of a subset.",
+        "Forward-50: the most common class of the training has 50 times as many images as the rarest; backward-50: the "
+        "reverse; uniform: all classes have the same number.",
+        "Adjusted: with logits adjusted to the class shares of the subset.",
+    ]
+    if has_ensemble:
+        header += ["aggregated", *(f"expert {e}" for e, _ in enumerate(report.rows[0].experts, start=1))]
+        notes.insert(2, f"Ensemble: mean of all experts' {report.average}.")
+        notes.append("Aggregated: experts weighted by the stability of their predictions, without labels (SADE).")
+        if report.alike:
+            notes.append(
+                "Aggregation is for experts that were trained for different class shares; these were trained for the "
+                "same."
+            )
+    if report.approximation:
+        notes.append(f"The adjustment is approximate: {report.approximation}.")
+    if report.left_out:
+        notes.append(f"Ratios {', '.join(map(str, report.left_out))} are left out: a class has too few images.")
+    rows = []
+    for row in report.rows:
+        numbers = [row.mean, row.known_prior, *([row.aggregated, *row.experts] if has_ensemble else [])]
+        rows.append([row.distribution, f"{row.num_images:,}", *map(percent, numbers)])
+    if with_weights and has_ensemble:
+        header.append("weights")
+        for cells, row in zip(rows, report.rows, strict=True):
+            cells.append(" ".join(f"{weight:.2f}" for weight in row.weights or ()))
+        notes.append("Weights: of expert 1, 2, ... in the aggregation.")
+    return ReportTable(header, rows, title, notes)

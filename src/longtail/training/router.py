@@ -75,8 +75,7 @@ def set_threshold(
     """
     assert model.router is not None
     assert outputs.router_logits is not None
-    model_cost = cost(model, metadata.image_size)
-    costs = [model_cost.routed(used) for used in range(1, model.num_experts + 1)]
+    costs = cost(model, metadata.image_size).routed_costs
     correct = prefix_predictions(outputs.logits, outputs.average) == outputs.labels[:, None]
     points = curve(correct, outputs.router_logits, outputs.labels, costs)
     budget = None if compute_budget is None else parse_budget(str(compute_budget))

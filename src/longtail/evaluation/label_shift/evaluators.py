@@ -1,60 +1,54 @@
-"""Tests of a model where classes are not as common as it takes them to be: a known prior, and label shift."""
+"""Evaluation with class shares that differ from those of training: known ones, and label shift."""
 
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from longtail.data import build as data_build
-from longtail.evaluation.evaluator import Part
-from longtail.evaluation.label_shift.adjustment import adjust_to_prior
-from longtail.evaluation.label_shift.priors import UNIFORM, read_prior
-from longtail.evaluation.label_shift.report import LabelShiftReport, valid_ratios
+from longtail.evaluation.evaluator import SplitName
+from longtail.evaluation.label_shift.adjustment import adjust_to_prior, aggregation_weights
+from longtail.evaluation.label_shift.learned_prior import LearnedPrior, learned_prior
+from longtail.evaluation.label_shift.priors import read_prior
+from longtail.evaluation.label_shift.subsets import RATIOS, label_shifts, valid_ratios
+from longtail.evaluation.metrics import Evaluation
 from longtail.evaluation.outputs import ModelOutputs, collect_outputs, evaluate_outputs
-from longtail.models import build as model_build
 from longtail.models.multi_expert import MultiExpert
-from longtail.reports.page import label_shift_summary, summary, write_label_shift
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
+from longtail.utils.ensembles import Average, ensemble, weighted_ensemble
 
 
 class PriorTest:
-    """How accurate experts are that are told how common each class is among the images. Making it reads the prior.
+    """Evaluation with logits that are adjusted to known class shares. The constructor finds errors.
 
     Args:
         context: of the run.
         metadata: of its model.
         split: the images.
-        prior: see `longtail.evaluation.label_shift.priors.read_prior`.
+        prior: "uniform" or a file, see `longtail.evaluation.label_shift.priors.read_prior`.
 
     Raises:
-        InputError: it is no prior of these classes, or how common the experts take them to be is not known.
+        InputError: the file does not fit the classes, or a class has no training images.
     """
 
-    def __init__(self, context: RunContext, metadata: ModelMetadata, split: Part, prior: str | Path):
-        self.context, self.metadata, self.split = context, metadata, split
+    def __init__(self, context: RunContext, metadata: ModelMetadata, split: SplitName, prior: str | Path):
+        self.context, self.metadata, self.split, self.prior = context, metadata, split, str(prior)
         self.shares = read_prior(prior, metadata.class_names)
-        self.learned = model_build.learned_prior(
-            context.config, metadata.class_counts, metadata.classifier, metadata.epoch
-        )
-        self.name = "equally common classes" if str(prior) == UNIFORM else f"the prior of {prior}"
+        self.learned = _learned_prior(context, metadata)
 
-    def tell(self, given: ModelOutputs) -> None:
-        """Prints it, and writes prior.json."""
-        config, metadata, learned = self.context.config, self.metadata, self.learned
-        logits = adjust_to_prior(given.logits, learned.log_prior, torch.from_numpy(self.shares).log().float())
-        evaluation = evaluate_outputs(given._replace(logits=logits), metadata.class_counts, config)
-        shots: dict[str, Any] = {name: getattr(config.evaluation, name) for name in ("many_above", "few_below")}
-        title = f"{config.name}: {self.split} images, adjusted to {self.name}"
-        self.context.console.print(summary(evaluation, title, **shots, average=given.average))
-        if learned.approximation:
-            self.context.say(f"The adjustment is approximate: {learned.approximation}")
-        told = {"part": self.split, "prior": self.shares.tolist(), "approximation": learned.approximation}
-        self.context.run.write_json("prior.json", told | evaluation.as_dict())
+    def evaluate(self, outputs: ModelOutputs) -> Evaluation:
+        """Returns the metrics of the adjusted logits; ``outputs`` are those of the split."""
+        test_log_prior = torch.from_numpy(self.shares).log().float()
+        logits = adjust_to_prior(outputs.logits, self.learned.log_prior, test_log_prior)
+        settings = self.context.config.evaluation
+        return evaluate_outputs(outputs._replace(logits=logits), self.metadata.class_counts, settings)
 
 
 class LabelShiftTest:
-    """How accurate a model is on long-tailed parts of the images. Making it finds out whether there are any.
+    """Evaluation on long-tailed subsets of the images. The constructor finds errors.
 
     Args:
         context: of the run.
@@ -62,33 +56,131 @@ class LabelShiftTest:
         split: the images.
 
     Raises:
-        InputError: a class has too few images, or how common the experts take classes to be is not known.
+        InputError: a class has fewer than two images in the split, or none for training.
     """
 
-    def __init__(self, context: RunContext, metadata: ModelMetadata, split: Part):
+    def __init__(self, context: RunContext, metadata: ModelMetadata, split: SplitName):
         self.context, self.metadata, self.split = context, metadata, split
         images = context.dataset.val if split == "val" else context.dataset.test
         assert images is not None
         self.images = images
-        self.learned = model_build.learned_prior(
-            context.config, metadata.class_counts, metadata.classifier, metadata.epoch
-        )
-        valid_ratios(torch.from_numpy(images.labels), len(metadata.class_names))
+        self.learned = _learned_prior(context, metadata)
+        valid_ratios(images.labels, len(metadata.class_names))
 
-    def tell(self, model: MultiExpert, given: ModelOutputs) -> None:
-        """Prints it, and writes label_shift.json and label_shift.md. All processes take part."""
+    def evaluate(self, model: MultiExpert, outputs: ModelOutputs) -> "LabelShiftReport | None":
+        """Returns the scores, or None in processes that do not write. All processes must call it.
+
+        Args:
+            model: on the device.
+            outputs: of the model on the split.
+        """
         context, views = self.context, None
         if model.num_experts > 1:
-            loader = data_build.views_loader(context.config, context.dataset, self.images, context.runtime)
-            one, other = (collect_outputs(model, loader, context.runtime.group, epoch).logits for epoch in (1, 2))
-            views = one, other
-        if not context.run.writes:  # one process counts and reports
-            return
-        said = given.logits, given.labels
-        report = LabelShiftReport.of(*said, self.metadata.class_counts, self.learned, views, average=given.average)
-        title = f"{context.config.name}: label shift of the {self.split} images"
-        context.console.print(label_shift_summary(report, title))
-        context.run.write_json("label_shift.json", {"part": self.split, **report.as_dict()})
-        write_label_shift(context.run.folder, report, title)
-        also = "" if views is None else ", with the experts' weights"
-        context.say(f"Also written to {context.run.folder / 'label_shift.md'}{also}")
+            loader = context.views_loader(self.images)
+            first, second = (collect_outputs(model, loader, context.runtime.group, epoch).logits for epoch in (1, 2))
+            views = first, second
+        if not context.run.writes:
+            return None
+        return evaluate_label_shift(outputs, self.metadata.class_counts, self.learned, views)
+
+
+def _learned_prior(context: RunContext, metadata: ModelMetadata) -> LearnedPrior:
+    return learned_prior(context.config, metadata.class_counts, metadata.classifier, metadata.epoch)
+
+
+@dataclass(frozen=True)
+class ShiftedScores:
+    """Accuracies, from 0 to 1, on one subset. They are not balanced."""
+
+    distribution: str
+    """Such as forward-50, uniform, backward-2; see `longtail.evaluation.label_shift.subsets.label_shifts`"""
+
+    num_images: int
+
+    mean: float
+    """Ensemble of all experts"""
+
+    known_prior: float
+    """Ensemble after adjustment to the class shares of the subset"""
+
+    aggregated: float | None
+    """Experts weighted by test-time aggregation (SADE); None for one expert"""
+
+    weights: tuple[float, ...] | None
+    """These weights (E)"""
+
+    experts: tuple[float, ...]
+    """Each expert (E)"""
+
+
+@dataclass(frozen=True)
+class LabelShiftReport:
+    """Scores on subsets from the class shares of training to the opposite ones."""
+
+    rows: tuple[ShiftedScores, ...]
+
+    left_out: tuple[int, ...]
+    """Ratios for which a class has too few images"""
+
+    approximation: str
+    """See `LearnedPrior`"""
+
+    alike: bool
+    """Whether all experts assume the same class shares, so that aggregation has no different skills to choose from"""
+
+    average: Average
+    """How the ensemble averages the experts"""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns JSON-ready values."""
+        return asdict(self)
+
+
+def evaluate_label_shift(
+    outputs: ModelOutputs,
+    class_counts: Sequence[int],
+    learned: LearnedPrior,
+    views: tuple[Tensor, Tensor] | None,
+    ratios: Sequence[int] = RATIOS,
+) -> LabelShiftReport:
+    """Evaluates outputs on subsets with other class shares.
+
+    Args:
+        outputs: of the model, for N images.
+        class_counts: training images of each class, C numbers.
+        learned: class shares that the experts assume.
+        views: expert logits of two augmented views of the images, (N, E, C) each; None for one expert.
+        ratios: of the most common class to the rarest.
+
+    Raises:
+        InputError: a class has too few images for all ratios.
+    """
+    all_labels, average = outputs.labels, outputs.average
+    valid = valid_ratios(all_labels.numpy(), len(class_counts), ratios)
+    rows = []
+    for name, subset in label_shifts(all_labels.numpy(), class_counts, valid).items():
+        positions = torch.from_numpy(subset.positions)
+        logits, labels = outputs.logits[positions], all_labels[positions]
+        adjusted = adjust_to_prior(logits, learned.log_prior, torch.from_numpy(subset.prior).log().float())
+        weights = aggregated = None
+        if views is not None:
+            weights = aggregation_weights(views[0][positions], views[1][positions], average)
+            aggregated = _accuracy(weighted_ensemble(logits, weights, average), labels)
+        rows.append(
+            ShiftedScores(
+                distribution=name,
+                num_images=len(positions),
+                mean=_accuracy(ensemble(logits, average), labels),
+                known_prior=_accuracy(ensemble(adjusted, average), labels),
+                aggregated=aggregated,
+                weights=None if weights is None else tuple(weights.tolist()),
+                experts=tuple(_accuracy(expert, labels) for expert in logits.unbind(dim=1)),
+            )
+        )
+    left_out = tuple(ratio for ratio in ratios if ratio not in valid)
+    alike = bool((learned.log_prior == learned.log_prior[0]).all())
+    return LabelShiftReport(tuple(rows), left_out, learned.approximation, alike, average)
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return float((logits.argmax(dim=1) == labels).double().mean())

@@ -1,4 +1,4 @@
-"""Test sets in which classes are not equally common: how a model does where the world is not balanced. NumPy only."""
+"""Test subsets with other class shares, from those of training to the opposite ones. NumPy only."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -10,23 +10,23 @@ from longtail.data.imbalance import Indices, choose_subset, imbalanced_counts
 from longtail.utils.errors import InputError
 
 RATIOS = (50, 25, 10, 5, 2)
-"""Of the most common class to the rarest, as published."""
+"""Of the most common class to the rarest, as published"""
 
 Direction = Literal["forward", "backward"]
 
 
 class LabelShift(NamedTuple):
-    """A part of a test set, and how common each class is in it."""
+    """A subset of test images, and its class counts."""
 
     positions: Indices
     """(M,), class by class"""
 
     counts: tuple[int, ...]
-    """images of each class (C)"""
+    """Images of each class (C)"""
 
     @property
     def prior(self) -> NDArray[np.float64]:
-        """Shard of each class: (C,)."""
+        """Share of each class: (C,)."""
         counts = np.asarray(self.counts, dtype=np.float64)
         shares: NDArray[np.float64] = counts / counts.sum()
         return shares
@@ -35,12 +35,12 @@ class LabelShift(NamedTuple):
 def label_shift(
     labels: Indices, class_counts: Sequence[int], ratio: float, direction: Direction = "forward", seed: int = 0
 ) -> LabelShift:
-    """A long-tailed part of a test set: ``int(n * ratio^(-j / (C - 1)))`` images of the class of rank j.
+    """Returns a long-tailed subset of test images: ``int(n * ratio^(-j / (C - 1)))`` images of the class of rank j.
 
-    n is what the rarest class of the test set has. Forward: ranks are those of the training images, what was common
-    stays common; classes that are as common rank in their own order. Backward: the other way round. LADE (Hong et al.,
-    2021) and SADE (Zhang et al., 2022), experiments. Images are chosen as for CIFAR-LT, see `choose_subset`; seed 0
-    yields SADE's parts of the CIFAR test sets.
+    n is the size of the rarest class of the test set. Forward: the ranks are those of the training images; equally
+    common classes keep their order. Backward: the reverse ranks. LADE (Hong et al., 2021) and SADE (Zhang et al.,
+    2022), experiments. Images are chosen as for CIFAR-LT, see `choose_subset`; seed 0 gives SADE's subsets of the CIFAR
+    test sets.
 
     Args:
         labels: of the test images, (N,).
@@ -50,18 +50,16 @@ def label_shift(
         seed: of the choice.
 
     Raises:
-        InputError: a class would be left without images, or the direction is unknown.
+        InputError: a class would have no images, or the direction is unknown.
     """
     if direction not in ("forward", "backward"):
-        raise InputError(f"direction '{direction}': 'forward' or 'backward'")
+        raise InputError(f"direction is '{direction}'; it must be 'forward' or 'backward'")
     num_classes = len(class_counts)
-    least = int(np.bincount(labels, minlength=num_classes).min())
-    if not 1 <= ratio <= least:
-        raise InputError(
-            f"ratio {ratio:g}: from 1 to {least}, the fewest test images that a class has, so that each keeps an image"
-        )
-    # 1 where int(n * (1 / n)) is rounded to 0.
-    by_rank = [max(1, count) for count in imbalanced_counts("exponential", least, num_classes, 1 / ratio)]
+    rarest = int(np.bincount(labels, minlength=num_classes).min())
+    if not 1 <= ratio <= rarest:
+        raise InputError(f"ratio is {ratio:g}; it must be from 1 to {rarest}, the number of images of the rarest class")
+    # Rounding makes 0 of int(n * (1 / n)).
+    by_rank = [max(1, count) for count in imbalanced_counts("exponential", rarest, num_classes, 1 / ratio)]
     ranking = np.argsort(-np.asarray(class_counts), kind="stable")
     counts = np.empty(num_classes, dtype=np.int64)
     counts[ranking] = by_rank if direction == "forward" else by_rank[::-1]
@@ -72,9 +70,7 @@ def label_shift(
 def label_shifts(
     labels: Indices, class_counts: Sequence[int], ratios: Sequence[float] = RATIOS, seed: int = 0
 ) -> dict[str, LabelShift]:
-    """Forward, uniform and backward parts of a test set, from as in training to the other way round, by name.
-
-    "forward-50", ..., "forward-2", "uniform", "backward-2", ..., "backward-50".
+    """Returns subsets by name: "forward-50", ..., "forward-2", "uniform", "backward-2", ..., "backward-50".
 
     Args:
         labels: of the test images, (N,).
@@ -83,7 +79,7 @@ def label_shifts(
         seed: see `label_shift`.
 
     Raises:
-        InputError: a class would be left without images.
+        InputError: a class would have no images.
     """
     falling = sorted(ratios, reverse=True)
     kinds: list[tuple[Direction, float]] = [("forward", ratio) for ratio in falling]
@@ -92,3 +88,16 @@ def label_shifts(
         "uniform" if ratio == 1 else f"{direction}-{ratio:g}": label_shift(labels, class_counts, ratio, direction, seed)
         for direction, ratio in kinds
     }
+
+
+def valid_ratios(labels: Indices, num_classes: int, ratios: Sequence[int] = RATIOS) -> list[int]:
+    """Returns the ratios for which every class has enough images, of labels (N,).
+
+    Raises:
+        InputError: there is none.
+    """
+    rarest = int(np.bincount(labels, minlength=num_classes).min())
+    valid = [ratio for ratio in ratios if ratio <= rarest]
+    if not valid:
+        raise InputError(f"a class has {rarest} of the images; label shift needs at least {min(ratios)} of each class")
+    return valid
