@@ -216,15 +216,15 @@ LIST_FILES = {
     "absent image": in_list("class 1/none.jpg 1", "train.txt:3: .*'class 1/none.jpg'"),
     "folder instead of an image": in_list("class 1 1", "train.txt:3: .*'class 1'"),
     "negative label": in_list("class 1/1.jpg -1", "train.txt:3: '-1'"),
-    "label with a gap before it": in_list("class 1/1.jpg 900000000", "train.txt: .*2 to 899999999"),
+    "label with a gap before it": in_list("class 1/1.jpg 900000000", "train.txt: .*label 2 .*899,999,998"),
     "null character": in_list(b"a\0b/c.jpg 1", r"train.txt:3: .*'a\\x00b/c.jpg'"),
     "very long name": in_list("x" * 5000 + " 1", "train.txt:3: .*'x{200}\\.\\.\\.'"),
     "control characters": in_list("a\x1b[2J.jpg 1", r"train.txt:3: .*'a\\x1b\[2J.jpg'"),
     "another encoding": in_list(b"caf\xe9.jpg 1", "train.txt:3: .*UTF-8"),
     "hundred wrong lines": in_list("none.jpg 1\n" * 100, "train.txt:3: .*81 more", 20),
     "empty list": Case(LISTS, "train.txt: .*empty", write("photos/train.txt", "\n")),
-    "pipe": Case(LISTS, "train.txt: .*pipe", replace_by_pipe("photos/train.txt")),
-    "absent list": Case(LISTS, "test.txt: No such file", lambda here: (here / "photos/test.txt").unlink()),
+    "pipe": Case(LISTS, "train.txt: .*not a file", replace_by_pipe("photos/train.txt")),
+    "absent list": Case(LISTS, "test.txt: .*missing", lambda here: (here / "photos/test.txt").unlink()),
     "class without training images": Case(
         LISTS, "test.txt:2: .*label 7", write("photos/test.txt", "class 0/1.jpg 0\nclass 1/1.jpg 7\n")
     ),
