@@ -1,7 +1,7 @@
 """The expert-assignment head: after each expert, whether an image needs one more."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +64,12 @@ class Router(nn.Module):
         if kaiming:
             for layer in (*self.hidden, *self.output):
                 nn.init.kaiming_normal_(layer.weight)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of `create_router` for such a router, with the present threshold."""
+        hidden, shared = self.hidden[0].out_features, len(self.output) == 1
+        return {"top_choices": self.top_choices, "hidden": hidden, "shared": shared, "threshold": self.threshold}
 
     def step(self, step: int, features: Tensor, mean_logits: Tensor) -> Tensor:
         """Whether to go on after expert ``step`` (from 0), as a logit: (B,).
