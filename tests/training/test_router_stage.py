@@ -12,8 +12,9 @@ import longtail
 from longtail import api
 from longtail.config.recipes import load_recipe
 from longtail.data import build as data_build
-from longtail.evaluation.evaluator import eval_loaders
+from longtail.evaluation.evaluator import eval_loaders, evaluate_splits
 from longtail.evaluation.flops import cost
+from longtail.evaluation.outputs import collect_outputs
 from longtail.runs.context import RunContext
 from longtail.runs.run import Run
 from longtail.runtime.device import Runtime
@@ -26,7 +27,7 @@ def router_config(run, **changes):
     return replace(run.config, router=replace(run.config.router, **changes))
 
 
-def results(run: Run, split: str) -> dict:
+def results_of(run: Run, split: str) -> dict:
     return json.loads((run.folder / "results.json").read_text())[split]
 
 
@@ -38,12 +39,12 @@ def test_only_the_router_changes(experts_run, experts_run_copy):
     assert all(torch.equal(value, after.pop(name)) for name, value in before.items())
     assert after
     assert all(name.startswith("router.") for name in after)
-    assert model.router.options == {"top_choices": 30, "hidden": 16, "shared": True, "threshold": 0.5}
+    assert model.router.threshold == 0.5
     assert metadata == experts_run.load_model()[1]
     assert run.config.router.train
     assert run.progress().is_routed
     for name in ("accuracy", "balanced", "per_class", "experts"):
-        assert results(run, "test")[name] == results(experts_run, "test")[name]
+        assert results_of(run, "test")[name] == results_of(experts_run, "test")[name]
     assert len(json.loads((run.folder / "router.json").read_text())["epochs"]) == 2
 
 
@@ -87,10 +88,10 @@ def test_a_single_expert_gets_no_router(single_expert_run):
 
 def test_the_threshold_is_chosen_on_validation_images(digits_run):
     """The cheapest of all thresholds that loses at most 0.2 points there, found by brute force."""
-    routing, threshold = results(digits_run, "val")["routing"], digits_run.load_model()[0].router.threshold
+    routing, threshold = results_of(digits_run, "val")["routing"], digits_run.load_model()[0].router.threshold
     assert routing["threshold"] == threshold
     assert routing["chosen_on"] == "val"
-    assert results(digits_run, "test")["routing"]["threshold"] == threshold
+    assert results_of(digits_run, "test")["routing"]["threshold"] == threshold
     lowest = max(routing["curve"], key=lambda point: point["cost"])["balanced"] - 0.002
     cheapest = min(point["cost"] for point in routing["curve"] if point["balanced"] >= lowest - 1e-12)
     assert routing["cost"] == pytest.approx(cheapest)
@@ -101,13 +102,15 @@ def test_results_of_routing_are_those_of_the_model(digits_run):
     config = digits_run.config
     context = RunContext(digits_run, config, data_build.load_data(config.data), Runtime())
     model, metadata = digits_run.load_model()
-    model.router.threshold = 0.45
-    outputs = longtail.evaluation.evaluator.evaluate_splits(context, model, metadata, eval_loaders(context))
+    outputs = collect_outputs(model, eval_loaders(context)["test"])
+    model.router.threshold = outputs.router_logits.sigmoid().median().item()  # so that images use 1, 2 and 3 experts
+    results = evaluate_splits(context, model, metadata, eval_loaders(context))
     with torch.inference_mode():
         routed = [(model.route(batch.inputs), batch.labels) for batch in eval_loaders(context)["test"].epoch(0)]
     used = torch.cat([output.experts_used for output, _ in routed])
     correct = torch.cat([output.logits.argmax(dim=1) == labels for output, labels in routed])
-    report = outputs.routings["test"].as_dict()
+    assert used.unique().tolist() == [1, 2, 3]
+    report = results.routings["test"].as_dict()
     assert report["accuracy"] == pytest.approx(correct.double().mean().item())
     assert report["shares"] == pytest.approx((torch.bincount(used - 1, minlength=3) / len(used)).tolist())
     assert report["mean_experts"] == pytest.approx(used.double().mean().item())
@@ -119,7 +122,7 @@ def test_another_threshold_can_be_chosen_after_training(digits_run, digits_run_c
     """It is kept with the model, and nothing else changes."""
     run = digits_run_copy
     api.evaluate(run, **goal)
-    routing, (model, metadata) = results(run, "val")["routing"], run.load_model()
+    routing, (model, metadata) = results_of(run, "val")["routing"], run.load_model()
     assert model.router.threshold == routing["threshold"]
     if limit := goal.get("compute_budget"):
         assert routing["cost"] <= (1.3 * routing["curve"][0]["cost"] if limit == "1.3" else 1.9e6)
@@ -132,7 +135,7 @@ def test_another_threshold_can_be_chosen_after_training(digits_run, digits_run_c
 
 
 def test_a_budget_below_the_cost_of_one_expert(digits_run, tmp_path):
-    with pytest.raises(InputError, match=r"0\.5"):
+    with pytest.raises(InputError, match=r"920 k MACs .*1\.84 M"):
         api.evaluate(digits_run, compute_budget="0.5")
     for budget in (0.5, "1M"):
         config = digits({"router.max_accuracy_drop": None, "router.compute_budget": budget})

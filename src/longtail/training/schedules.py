@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 def step_multiplier(epoch: int, milestones: Sequence[int], decay: float, warmup: int) -> float:
-    """Factor on the base rate for ``epoch``, pluralize from 0.
+    """Factor on the base rate for ``epoch``, counted from 0.
 
     One factor ``decay`` for each milestone reached; a straight climb over the first ``warmup`` epochs.
     """
@@ -16,7 +16,7 @@ def step_multiplier(epoch: int, milestones: Sequence[int], decay: float, warmup:
 def cosine_rate(
     epoch: float, epochs: int, base: float, final: float = 0.0, warmup: float = 0, warmup_start: float = 0.0
 ) -> float:
-    """Learning rate at ``epoch``, pluralize from 0 and with a fraction inside an epoch.
+    """Learning rate at ``epoch``, counted from 0 and with a fraction inside an epoch.
 
     A straight climb from ``warmup_start`` to ``base`` over ``warmup`` epochs, then half a cosine over all ``epochs``
     (it does not begin anew after warm-up, as in timm and Swin) down to ``final``.
