@@ -216,7 +216,7 @@ LIST_FILES = {
     "absent image": in_list("class 1/none.jpg 1", "train.txt:3: .*'class 1/none.jpg'"),
     "folder instead of an image": in_list("class 1 1", "train.txt:3: .*'class 1'"),
     "negative label": in_list("class 1/1.jpg -1", "train.txt:3: '-1'"),
-    "label with a gap before it": in_list("class 1/1.jpg 900000000", "train.txt: .*label 2 .*899,999,998"),
+    "label with a gap before it": in_list("class 1/1.jpg 900000000", "train.txt: .*label 2;.*900000000"),
     "null character": in_list(b"a\0b/c.jpg 1", r"train.txt:3: .*'a\\x00b/c.jpg'"),
     "very long name": in_list("x" * 5000 + " 1", "train.txt:3: .*'x{200}\\.\\.\\.'"),
     "control characters": in_list("a\x1b[2J.jpg 1", r"train.txt:3: .*'a\\x1b\[2J.jpg'"),

@@ -1,47 +1,103 @@
-"""What a user sees who types a command."""
+"""The command line, from what is typed to what is printed."""
 
 import csv
 import errno
 import io
-import shutil
 
 import pytest
 import yaml
+from helpers.runs import digits
 from PIL import Image
 
 import longtail
 from longtail.cli import main
+from longtail.config.recipes import about, list_recipes
 
 QUICK = ["--training.epochs", "1", "--model.backbone", "resnet20", "--model.num_experts", "2"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    where = tmp_path_factory.mktemp("cli") / "run"
-    assert main(["train", "--output", str(where), *QUICK]) == 0
-    return where
+def fails(arguments, capsys):
+    """Runs a command that fails, and returns its message."""
+    assert main([str(argument) for argument in arguments]) == 2
+    return capsys.readouterr().err
 
 
-def test_train_prints_a_table(folder, tmp_path, capsys):
-    assert main(["train", "--output", str(tmp_path / "run"), *QUICK]) == 0
+@pytest.mark.usefixtures("no_plots")
+def test_train_shows_its_progress_and_results(tmp_path, capsys):
+    folder = tmp_path / "a long folder name with [red]brackets[/b], wider than the eighty columns of a terminal"
+    assert main(["train", "--output", str(folder), "--name", "a[/x]", "--device", "cpu", *QUICK]) == 0
     out = capsys.readouterr().out
-    for word in ("digits-lt-ride", "epoch 1/1", "images/s", "left", "ensemble", "expert 2", "balanced", "report.md"):
-        assert word in out
+    for words in ("a[/x]: 600 test images", "epoch 1/1", "images/s", "ensemble", "expert 2", "balanced"):
+        assert words in out
+    assert f"{folder / 'report.md'}\n" in out  # neither taken for markup nor broken into lines
 
 
-def test_evaluate_and_predict(folder, tmp_path, capsys):
-    assert main(["evaluate", str(folder)]) == 0
+@pytest.mark.usefixtures("no_plots")
+def test_a_finished_run_is_not_trained_again(digits_run_copy, capsys):
+    before = digits_run_copy.model_path.read_bytes()
+    (digits_run_copy.folder.parent / "mine.yaml").write_bytes(digits_run_copy.config_path.read_bytes())
+    config = str(digits_run_copy.folder.parent / "mine.yaml")
+    assert main(["train", "--config", config, "--output", str(digits_run_copy.folder)]) == 0
+    assert "finished" in capsys.readouterr().out
+    assert digits_run_copy.model_path.read_bytes() == before
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_evaluate_takes_settings_of_the_evaluation(digits_run_copy, capsys):
+    folder = str(digits_run_copy.folder)
+    assert main(["evaluate", folder, "--evaluation.many_above", "60", "--device", "cpu"]) == 0
+    assert "60 training images" in capsys.readouterr().out
+    for setting in ("model.num_experts", "router.threshold", "training.epochs", "seed"):
+        assert f"'{setting}'" in fails(["evaluate", folder, f"--{setting}", "1"], capsys)
+    assert "'training.epochs'" in fails(["router", folder, "--training.epochs=9"], capsys)
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_router_and_threshold(digits_run_copy, capsys):
+    folder = digits_run_copy.folder
+    assert main(["evaluate", str(folder), "--split", "val", "--compute_budget", "1.1"]) == 0
+    assert "val images" in capsys.readouterr().out
+    assert main(["router", str(folder), "--compute_budget", "1.3", "--router.epochs", "1", "--device", "cpu"]) == 0
+    config = longtail.Run(folder).config
+    assert (config.router.compute_budget, config.router.max_accuracy_drop, config.router.epochs) == (1.3, None, 1)
+    assert "compute_budget" in fails(["router", folder, "--compute_budget", "2", "--max_accuracy_drop", "1"], capsys)
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_classifiers(experts_run_copy, capsys):
+    command = ["classifier", str(experts_run_copy.folder), "--device", "cpu", "--classifier.method"]
+    assert main([*command, "nearest-mean"]) == 0
     assert "ensemble" in capsys.readouterr().out
+    assert longtail.Run(experts_run_copy.folder).config.classifier.method == "nearest-mean"
+    assert "model.head is 'cosine'" in fails([*command, "tau"], capsys)
+    assert "did you mean 'tau'" in fails([*command, "tua"], capsys)
+    assert "'training.epochs'" in fails([*command, "retrain", "--training.epochs", "9"], capsys)
+    assert main([*command, "none"]) == 0
+    capsys.readouterr()
+    assert "classifier.method" in fails(["classifier", experts_run_copy.folder], capsys)
+
+
+def test_predict_prints_csv(digits_run, tmp_path, capsys):
     Image.new("RGB", (9, 9)).save(tmp_path / "a,b.png")
-    assert main(["predict", str(folder), str(tmp_path), "--precision", "bf16"]) == 0
+    (tmp_path / "._a.png").write_bytes(b"a hidden file, as macOS writes them")
+    assert main(["predict", str(digits_run.folder), str(tmp_path), "--precision", "bf16", "--top", "2"]) == 0
     header, row = csv.reader(io.StringIO(capsys.readouterr().out))
-    assert header == ["picture", "class", "probability"]
-    assert row[0].endswith("a,b.png")
-    assert row[1] in longtail.data.build.digits().class_names
-    assert 0 < float(row[2]) <= 1
+    assert header == ["image", "class", "probability", "class_2", "probability_2"]
+    assert row[0] == str(tmp_path / "a,b.png")
+    assert {row[1], row[3]} <= set(digits_run.load_model()[1].class_names)
+    assert 1 >= float(row[2]) >= float(row[4]) >= 0
 
 
-def test_print_config_is_the_whole_config(capsys):
+def test_notes_are_not_among_the_predictions(digits_run, tmp_path, capsys):
+    Image.new("RGB", (9, 9)).save(tmp_path / "image.png")
+    (tmp_path / "notes.txt").touch()
+    assert main(["predict", str(digits_run.folder), str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 2
+    assert str(tmp_path) in captured.err
+
+
+def test_print_config_prints_all_settings(capsys):
     assert main(["train", "--config", "cifar100-lt-ce", "--print_config", "--training.epochs", "9"]) == 0
     settings = yaml.safe_load(capsys.readouterr().out)
     assert settings["training"]["epochs"] == 9
@@ -49,21 +105,35 @@ def test_print_config_is_the_whole_config(capsys):
     assert settings["data"]["subset_seed"] == 0
 
 
-def test_help_documents_every_setting(capsys):
+def test_help_of_train_documents_every_setting(capsys):
     assert main(["train", "--help"]) == 0
     out = capsys.readouterr().out
-    for word in ("--config", "--print_config", "--training.learning_rate", "Learning rate after warm-up"):
-        assert word in out
+    for words in ("--config", "--print_config", "--training.learning_rate", "Learning rate after warm-up"):
+        assert words in out
     assert "--data CONFIG" not in out  # a file for one section
 
 
-def test_recipes_are_listed_with_all_they_say(capsys):
+def test_every_command_has_help(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    commands = ("classifier", "convert", "evaluate", "experiment", "flops", "predict", "recipes", "router", "train")
+    out = capsys.readouterr().out
+    assert all(f"\n    {command}" in out for command in commands)
+    for command in commands[:-1]:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        out = capsys.readouterr().out
+        assert f"usage: longtail {command}" in out
+        assert ("--section.field" in out) == (command not in ("convert", "predict", "recipes"))
+
+
+def test_recipes_are_listed_with_their_descriptions(capsys):
     assert main(["recipes"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    for name in longtail.config.recipes.list_recipes():
-        described = longtail.config.recipes.about(name)
-        for words in (name, described.description, described.expected, described.time):
-            assert " ".join(words.split()) in out
+    for name in list_recipes():
+        recipe = about(name)
+        for text in (name, recipe.description, recipe.expected, recipe.time):
+            assert " ".join(text.split()) in out
 
 
 def test_version(capsys):
@@ -73,56 +143,38 @@ def test_version(capsys):
     assert capsys.readouterr().out.startswith("longtail 0.")
 
 
-def test_names_are_not_markup_and_lines_are_not_broken(tmp_path, capsys):
-    where = tmp_path / "a long folder name with [red]brackets[/b] that is wider than eighty columns of a terminal"
-    assert main(["train", "--output", str(where), "--name", "a[/x]", *QUICK]) == 0
-    out = capsys.readouterr().out
-    assert f"Results, plots and settings: {where / 'report.md'}\n" in out
-    assert "a[/x]: 600 test images" in out
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "report.md"), 2, "report.md: No space left on device"),
+        (MemoryError(), 2, "memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 2, "training.batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "training.batch_size"),
+        (longtail.InputError("a\x1b[2Jb"), 2, r"a\x1b[2Jb"),
+        (longtail.InputError(""), 2, None),  # in all processes of a job but one
+        (longtail.Stopped(), 75, "stopped"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_errors_are_one_line_with_an_exit_code(error, code, message, monkeypatch, capsys):
+    def raise_it(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("longtail.api.train", raise_it)
+    assert main(["train"]) == code
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == (message is not None)
+    assert message is None or (err.startswith("longtail: ") and message in err)
 
 
-def test_evaluate_takes_settings(folder, tmp_path, capsys):
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    assert main(["evaluate", str(copy), "--evaluation.many_above", "60"]) == 0
-    assert "over 60 training images" in capsys.readouterr().out
-    for setting in (["--model.num_experts", "3"], ["--router.threshold=0.9"], ["--training.epochs", "9"]):
-        assert main(["evaluate", str(copy), *setting]) == 2
-        assert "says nothing about a test; settings of data, evaluation, device do" in capsys.readouterr().err
-    assert main(["router", str(copy), "--training.epochs", "9"]) == 2
-    assert "says nothing about the router's training" in capsys.readouterr().err
+def test_other_errors_are_not_hidden(monkeypatch):
+    monkeypatch.setattr("longtail.api.train", lambda *arguments: [][0])
+    with pytest.raises(IndexError):
+        main(["train"])
 
 
-def test_classifiers_by_command(folder, tmp_path, capsys):
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    command = ["classifier", str(copy), "--device", "cpu", "--classifier.method"]
-    assert main([*command, "nearest-mean"]) == 0
-    assert "ensemble" in capsys.readouterr().out
-    assert main(["predict", str(copy), str(copy / "plots" / "classes.png"), "--device", "cpu"]) == 0
-    capsys.readouterr()
-    for words, says in {
-        ("tau",): "classifier.method is 'tau'; it must be none, retrain or nearest-mean where model.head is 'cosine'",
-        ("tua",): "classifier.method is 'tua'; it must be one of none, retrain, scale, tau, nearest-mean; did you mean",
-        ("retrain", "--training.epochs", "9"): "says nothing about the classifiers of a run",
-    }.items():
-        assert main([*command, *words]) == 2
-        assert says in capsys.readouterr().err
-    assert main([*command, "none"]) == 0
-    capsys.readouterr()
-    assert main(["classifier", str(copy)]) == 2
-    assert "has the experts' own classifiers" in capsys.readouterr().err
-
-
-def test_full_disk_is_one_line(folder, monkeypatch, capsys):
-    def full(*arguments, **options):
-        raise OSError(errno.ENOSPC, "No space left on device", "report.md")
-
-    monkeypatch.setattr("longtail.evaluation.evaluator.write_report", full)
-    assert main(["evaluate", str(folder)]) == 2
-    assert capsys.readouterr().err == "longtail: report.md: No space left on device\n"
-
-
-def test_hidden_files_are_not_classified(folder, tmp_path, capsys):
-    Image.new("RGB", (9, 9)).save(tmp_path / "seen.png")
-    (tmp_path / "._seen.png").write_bytes(b"what macOS leaves")
-    assert main(["predict", str(folder), str(tmp_path)]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 2
+def test_settings_of_the_command_line_reach_the_training(monkeypatch):
+    trained = []
+    monkeypatch.setattr("longtail.api.train", lambda *arguments: trained.append(arguments))
+    assert main(["train", "--output", "there", "--training.epochs", "2", "--router.epochs=2", "--device=cpu"]) == 0
+    assert trained == [(digits(), "there")]

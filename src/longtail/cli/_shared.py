@@ -55,16 +55,13 @@ def open_run(folder: str, settings: Sequence[str], sections: Sequence[str]) -> "
         sections: that may be changed, besides the device.
 
     Raises:
-        InputError: there is no such run; or a setting is wrong or of another section.
+        InputError: a setting is wrong or of another section; or there is no such run.
     """
     from longtail.config.recipes import resolve
     from longtail.runs.run import Run
 
-    run = Run.open(folder)
-    config = resolve(str(run.config_path), arguments=settings)
     for name in (argument[2:].partition("=")[0] for argument in settings if argument.startswith("--")):
         if name != "device" and name.partition(".")[0] not in sections:
-            raise InputError(
-                f"'{name}' has no effect here; only device and settings of {', '.join(sections)} can change"
-            )
-    return run, config
+            raise InputError(f"'{name}' cannot change here; device and settings of {', '.join(sections)} can")
+    run = Run.open(folder)
+    return run, resolve(str(run.config_path), arguments=settings)
