@@ -95,8 +95,8 @@ def test_problems_of_class_names(root):
     write(names, "cat", "", "cat", "\x1b")
     number, blank, repeated, control = problems(root, class_names="names.txt")
     assert number.startswith(f"{names}: 4 names for 2 classes")
-    assert blank.startswith(f"{names}:2: ")
-    assert repeated.startswith(f"{names}:3: 'cat' is on line 1 too")
+    assert blank.startswith(f"{names}:2: ''")
+    assert repeated.startswith(f"{names}:3: 'cat'")
     assert control.startswith(f"{names}:4: '\\x1b'")
     names.unlink()
     (missing,) = problems(root, class_names="names.txt")
@@ -155,24 +155,22 @@ def test_missing_root_is_named():
     assert problem.startswith("data.root 'no/such/folder' is not a folder")
 
 
-def test_label_without_training_images_is_named_once(root):
-    write(root / "val.txt", "cat/v.jpg 0", "", "cat/v.jpg 7", "cat/v.jpg 7", "cat/v.jpg 7")
+def test_label_without_training_images_is_named(root):
+    write(root / "val.txt", "cat/v.jpg 0", "", "cat/v.jpg 7", "cat/v.jpg 7")
     write(root / "test.txt", "cat/v.jpg 2")
-    first, second = problems(root)
-    assert first.startswith(f"{root}/val.txt:3: no training image has label 7")
-    assert "2 more lines" in first
-    assert second == f"{root}/test.txt:1: no training image has label 2"
+    lines = [(root / "val.txt", 3, 7), (root / "val.txt", 4, 7), (root / "test.txt", 1, 2)]
+    assert problems(root) == [f"{file}:{line}: no training image has label {label}" for file, line, label in lines]
 
 
 def test_gaps_in_training_labels_are_named(root):
     train = root / "train.txt"
     write(train, "cat/1.jpg 0", "cat/2.jpg 999999999", "cat/2.jpg 1", "cat/2.jpg 5")
     (problem,) = problems(root)
-    assert problem.startswith(f"{train}: no training image has label 2 ")
-    assert "999,999,996" in problem
+    assert problem.startswith(f"{train}: no training image has label 2;")
+    assert "999999999" in problem
     write(train, "cat/1.jpg 0", "cat/2.jpg 0")
     (problem,) = problems(root, test_list="val.txt")
-    assert problem.startswith(f"{train}: every label is 0")
+    assert problem.startswith(f"{train}: no training image has label 1;")
 
 
 def test_all_problems_are_in_one_error(root):

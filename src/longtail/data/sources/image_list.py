@@ -1,11 +1,11 @@
 """Data sets of image files with list files, such as the published lists of three data sets. Decodes no image."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from longtail.config.schema import DataConfig
 from longtail.data.sources import register
@@ -60,37 +60,31 @@ def read_lists(settings: DataConfig, train: str, val: str | None, test: str) -> 
         raise InputError(f"data.root '{root}' is not a folder; the paths of list files start there")
     problems: list[str] = []
     paths = _PathChecker(root, settings.allow_outside_root)
-    train_list, val_list, test_list = (
-        None if name is None else _read_list(root / name, paths, problems) for name in (train, val, test)
-    )
+    train_list = _read_list(root / train, paths, problems)
+    val_list = None if val is None else _read_list(root / val, paths, problems)
+    test_list = _read_list(root / test, paths, problems)
     names: tuple[str, ...] | None = None
-    if train_list is not None:
-        num_classes = _check_training_labels(train_list, problems)
-        for other in (val_list, test_list):
-            if other is not None:
-                _check_labels(other, train_list, problems)
+    if train_list.labels:
+        _check_labels(train_list, [test_list] if val_list is None else [val_list, test_list], problems)
+        num_classes = max(train_list.labels) + 1
         if settings.class_names:
             names = _read_class_names(root / settings.class_names, num_classes, problems)
     raise_all(problems)
-    assert train_list is not None
-    assert test_list is not None
-    names = names or _folder_names(root, train_list, num_classes)
+    names = names or _folder_names(train_list, num_classes)
     return DataSplits(train_list.split(), None if val_list is None else val_list.split(), test_list.split(), names)
 
 
 class _List(NamedTuple):
-    """The entries of a list file."""
+    """A list file, line by line."""
 
     file: Path
     paths: list[Path]
-    labels: NDArray[np.int64]
+    labels: list[int]
     lines: list[int]
     """Line numbers, from 1"""
-    folders: set[tuple[int, str]]
-    """Each label with the folders of its images"""
 
     def split(self) -> ImageSplit:
-        return ImageSplit(self.labels, paths=as_paths(self.paths))
+        return ImageSplit(np.array(self.labels, dtype=np.int64), paths=as_paths(self.paths))
 
 
 class _PathChecker:
@@ -130,10 +124,8 @@ def _file_names(folder: Path) -> set[str]:
         return set()
 
 
-def _read_list(file: Path, paths: _PathChecker, problems: list[str]) -> _List | None:
-    """Reads a list file; None if no line has a label."""
-    found = _List(file, [], np.empty(0, np.int64), [], set())
-    labels = []
+def _read_list(file: Path, paths: _PathChecker, problems: list[str]) -> _List:
+    found = _List(file, [], [], [])
     lines = _read_lines(file, problems)
     for number, line in enumerate(lines, start=1):
         words = line.strip().rsplit(None, 1)  # from the right, because paths may hold spaces
@@ -148,12 +140,11 @@ def _read_list(file: Path, paths: _PathChecker, problems: list[str]) -> _List | 
         if problem := paths.problem(path):
             problems.append(f"{file}:{number}: {problem}")
         found.paths.append(paths.root / path)
+        found.labels.append(int(label))
         found.lines.append(number)
-        found.folders.add((int(label), path[: path.rfind("/") + 1]))
-        labels.append(int(label))
     if lines and not any(map(str.strip, lines)):
         problems.append(f"{file}: the list is empty; a line is 'path label'")
-    return found._replace(labels=np.array(labels, dtype=np.int64)) if labels else None
+    return found
 
 
 def _read_lines(file: Path, problems: list[str]) -> list[str]:
@@ -175,50 +166,39 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _check_training_labels(train: _List, problems: list[str]) -> int:
-    """Checks that the labels are 0 to C - 1; returns C."""
-    present = np.unique(train.labels)
-    num_classes = int(present[-1]) + 1
-    if len(present) == 1:
-        problems.append(f"{train.file}: every label is {present[0]}; at least two classes are needed")
-    elif missing := num_classes - len(present):
-        first = int(np.flatnonzero(present != np.arange(len(present)))[0])
+def _check_labels(train: _List, others: Sequence[_List], problems: list[str]) -> None:
+    """Checks that training labels are 0 to C - 1 and that there are no others."""
+    present = set(train.labels)
+    largest = max(present)
+    if len(present) <= max(largest, 1):
+        first = min(set(range(len(present) + 1)) - present)
         problems.append(
-            f"{train.file}: no training image has label {first} (labels missing: {missing:,}); labels must be 0 to the "
-            f"number of classes - 1 without a gap, and the largest one is {num_classes - 1}"
+            f"{train.file}: no training image has label {first}; labels must be 0 to the number of classes - 1 without "
+            f"gaps (the largest is {largest}), and at least two classes are needed"
         )
-    return num_classes
+    for other in others:
+        for label, line in zip(other.labels, other.lines, strict=True):
+            if label not in present:
+                problems.append(f"{other.file}:{line}: no training image has label {label}")
 
 
-def _check_labels(other: _List, train: _List, problems: list[str]) -> None:
-    """Checks that all labels of a validation or test list have training images."""
-    labels, first, counts = np.unique(other.labels, return_index=True, return_counts=True)
-    for i in np.flatnonzero(~np.isin(labels, train.labels)):
-        more = f" (nor do {counts[i] - 1} more lines)" if counts[i] > 1 else ""
-        problems.append(f"{other.file}:{other.lines[first[i]]}: no training image has label {labels[i]}{more}")
-
-
-def _folder_names(root: Path, train: _List, num_classes: int) -> tuple[str, ...]:
+def _folder_names(train: _List, num_classes: int) -> tuple[str, ...]:
     """Returns the folder names of the classes if each has one folder, with a name of its own; otherwise numbers."""
-    pairs = {(label, (root / folder).name) for label, folder in train.folders}
-    names = [name for _, name in sorted(pairs)]
+    pairs = {(label, path.parent.name) for label, path in zip(train.labels, train.paths, strict=True)}
+    names = tuple(name for _, name in sorted(pairs))
     if len(pairs) == num_classes == len(set(names)) and all(map(is_printable, names)):
-        return tuple(names)
-    return tuple(str(label) for label in range(num_classes))
+        return names
+    return tuple(map(str, range(num_classes)))
 
 
 def _read_class_names(file: Path, num_classes: int, problems: list[str]) -> tuple[str, ...]:
     lines = _read_lines(file, problems)
-    names = [line.strip() for line in "\n".join(lines).rstrip().split("\n")] if lines else []
+    names = [line.strip() for line in "\n".join(lines).rstrip().split("\n")]
     if lines and len(names) != num_classes:
         problems.append(f"{file}: {len(names)} names for {num_classes} classes; write one name a line")
-    first_lines: dict[str, int] = {}
-    for number, name in enumerate(names, start=1):
-        if not name:
-            problems.append(f"{file}:{number}: the line is blank; it must name class {number - 1}")
-        elif name in first_lines:
-            problems.append(f"{file}:{number}: '{name}' is on line {first_lines[name]} too; names must differ")
-        elif not is_printable(name):
-            problems.append(f"{file}:{number}: {name!a} holds control characters")
-        first_lines.setdefault(name, number)
+    seen: set[str] = set()
+    for number, name in enumerate(names if lines else (), start=1):
+        if not name or name in seen or not is_printable(name):
+            problems.append(f"{file}:{number}: {name!a} is blank, not printable, or the name of another class")
+        seen.add(name)
     return tuple(names)
