@@ -285,8 +285,8 @@ class _Plan:
         self.experts = None if has_experts else ExpertStage(context)
         if config.training.validate_every > 0 and context.dataset.val is None:
             raise InputError(
-                f"training.validate_every is {config.training.validate_every}, but {config.data.name} has no validation "
-                "split; set data.val_fraction to hold one out of the training images"
+                f"training.validate_every is {config.training.validate_every}, but {config.data.name} has no "
+                "validation split; set data.val_fraction to hold one out of the training images"
             )
         self.loaders = eval_loaders(context)
         _check_tau(config, self.loaders)
@@ -360,8 +360,8 @@ def _train_teacher(context: RunContext, config: Config) -> Run:
     teacher = Run(context.run.teacher_folder, context.run.writes)
     if teacher.is_finished and config_fingerprint(teacher.config) != config_fingerprint(config):
         raise InputError(
-            f"{teacher.folder} was trained with other settings than teacher '{context.config.teacher}' has now; restore "
-            "these, or remove the folder to train the teacher again"
+            f"{teacher.folder} was trained with other settings than teacher '{context.config.teacher}' has now; "
+            "restore these, or remove the folder to train the teacher again"
         )
     if not teacher.is_finished:
         _train(teacher, config, context.runtime.group, context)
@@ -437,8 +437,8 @@ def _opened_model(run: Run, config: Config) -> Iterator[_OpenedModel]:
         if average != model.average:
             if not run.is_finished and not run.is_converted:
                 raise InputError(
-                    f"{run.folder} is not finished, and averages the experts' {model.average}; evaluation.average can be "
-                    f"changed after training. Finish it with: longtail train --resume {run.folder}"
+                    f"{run.folder} is not finished, and averages the experts' {model.average}; evaluation.average can "
+                    f"be changed after training. Finish it with: longtail train --resume {run.folder}"
                 )
             model.average = average
             metadata = replace(metadata, threshold_for="")  # it was chosen for another average
@@ -475,8 +475,8 @@ def _check_threshold_goal(
         raise InputError(f"max_accuracy_drop is {max_accuracy_drop:g}; it must be from 0 to 100 points")
     if "val" not in loaders:
         raise InputError(
-            "the router's threshold is chosen on validation images, and there are none. Train with data.val_fraction, or "
-            "data.val_spare if the long tail is made from a larger set; or choose no threshold: "
+            "the router's threshold is chosen on validation images, and there are none. Train with data.val_fraction, "
+            "or data.val_spare if the long tail is made from a larger set; or choose no threshold: "
             "router.max_accuracy_drop and router.compute_budget null"
         )
 
@@ -484,8 +484,8 @@ def _check_threshold_goal(
 def _check_tau(config: Config, loaders: Mapping[SplitName, Loader]) -> None:
     if config.classifier.method == "tau" and config.classifier.tau is None and "val" not in loaders:
         raise InputError(
-            "tau is chosen on validation images, and there are none. Train with data.val_fraction, or data.val_spare if "
-            "the long tail is made from a larger set; or set it: classifier.tau 1"
+            "tau is chosen on validation images, and there are none. Train with data.val_fraction, or data.val_spare "
+            "if the long tail is made from a larger set; or set it: classifier.tau 1"
         )
 
 

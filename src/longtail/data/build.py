@@ -129,8 +129,8 @@ class LoaderFactory:
         split, processes = self.dataset.train, self.runtime.group.size
         if processes > 1 and min(training.batch_size, len(split)) < 2 * processes:
             raise InputError(
-                f"training.batch_size is {training.batch_size} for {len(split)} images; {processes} processes share every "
-                f"batch and need at least {2 * processes}"
+                f"training.batch_size is {training.batch_size} for {len(split)} images; {processes} processes share "
+                f"every batch and need at least {2 * processes}"
             )
         sampler = None
         if training.sampling != "shuffled":

@@ -106,7 +106,9 @@ def planned_architecture(config: Config, num_classes: int | None = None) -> dict
     data, model, info = config.data, config.model, source_info(config.data.name)
     classes = info.num_classes if num_classes is None else num_classes
     if classes is None:
-        raise InputError(f"the number of classes of data set '{data.name}' is not known without its data; set --num_classes")
+        raise InputError(
+            f"the number of classes of data set '{data.name}' is not known without its data; set --num_classes"
+        )
     size = data.image_size or info.image_size or input_format(model.backbone).image_size
     router = {"router": router_options(config.router)} if config.router.train else {}
     return architecture(model, classes, size) | head_options(config.classifier, model.scale) | router

@@ -21,7 +21,7 @@ from longtail.utils.console import mute
 from longtail.utils.errors import InputError
 
 TIMEOUT = timedelta(hours=2)
-"""How long a process waits for the others, which may check a million images; the end of a process is noticed at once."""
+"""How long a process waits for the others, which may check a million images; if one ends, they notice at once."""
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables by which torchrun tells a process its rank"""
@@ -163,8 +163,8 @@ def init_distributed(device: str) -> Iterator[Group]:
         if not first:
             raise OtherProcessError from error
         raise InputError(
-            f"process {group.rank} of {group.size} lost the connection to another process, which ended without an error "
-            "message (killed, or out of memory); the same command resumes from the last checkpoint"
+            f"process {group.rank} of {group.size} lost the connection to another process, which ended without an "
+            "error message (killed, or out of memory); the same command resumes from the last checkpoint"
         ) from error
     group.barrier()
     _exit.together = True

@@ -1,4 +1,4 @@
-"""What stays out of reach of autocast."""
+"""Full precision under autocast."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -8,8 +8,9 @@ from torch import Tensor
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Within it, products on the tensor's device are computed in the precision of their factors, also under autocast.
+    """Context that disables autocast on the device of a tensor.
 
-    For what costs little and is compared closely, such as logits with margins: half precision has three digits.
+    For cheap operations whose results are compared closely, such as logits with margins: half precision has three
+    digits.
     """
     return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)

@@ -13,7 +13,7 @@ HANG_UP = getattr(signal, "SIGHUP", None)
 """The terminal was closed, or the connection to it was lost"""
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
-"""Ctrl-C; the signal that schedulers send before they kill; the one that Slurm can send earlier (--signal=USR1@120); hang-up"""
+"""Ctrl-C; what schedulers send before they kill; what Slurm can send earlier (--signal=USR1@120); hang-up"""
 
 SECOND_SIGNAL = 1.0
 """Seconds after which another Ctrl-C counts as a second one"""

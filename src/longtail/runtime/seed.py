@@ -19,7 +19,7 @@ def generator(*numbers: int) -> torch.Generator:
 
 @contextmanager
 def seeded(*numbers: int, device: torch.device | None = None, only_torch: bool = False) -> Iterator[None]:
-    """Within it, the global generators of torch, NumPy and Python are seeded by the numbers; afterwards they are restored.
+    """Within it, the global generators of torch, NumPy and Python are seeded; afterwards they are restored.
 
     For library code that draws from them.
 

@@ -24,8 +24,8 @@ class Shard(NamedTuple):
     rank: int = 0
     size: int = 1
     full_batches: bool = False
-    """Processes take full batches in turn, as for evaluation: the arithmetic is then that of a single process. Otherwise
-    each process takes a part of every batch, as for training."""
+    """Processes take full batches in turn, as for evaluation, with the arithmetic of a single process. Otherwise each
+    process takes a part of every batch, as for training."""
 
     def batches(self, num_images: int, batch_size: int, first: int = 0) -> list[BatchSlice]:
         """The batches of this process, from its batch number ``first`` (from 0) on."""

@@ -18,6 +18,9 @@ from longtail.utils.files import read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
+Saved = tuple[dict[str, Tensor], dict[str, Any]]
+"""See `TrainingState.capture`"""
+
 
 class Checkpoint:
     """The checkpoint file of a stage.
@@ -116,7 +119,9 @@ class Checkpoint:
             for path in (self.path, self.previous):
                 path.unlink(missing_ok=True)
 
-    def _read(self, matches: Callable[[str, str], bool], strict: bool) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def _read(
+        self, matches: Callable[[str, str], bool], strict: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         for path in (self.path, self.previous):
             if not path.is_file():
                 continue

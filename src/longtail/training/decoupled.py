@@ -135,7 +135,7 @@ def _scaled(source: Source) -> NewHeads:
     """Learnable weight scaling (LWS): one factor for each class."""
     heads = [ScaledClassifier(head) for head in source.model.heads]  # type: ignore[arg-type]
     records = _train(source, heads)
-    return NewHeads([head.folded() for head in heads], {"epochs": records})
+    return NewHeads([head.folded() for head in heads], {"epochs": records})  # type: ignore[operator]
 
 
 def _train(source: Source, heads: Sequence[nn.Module]) -> list[dict[str, Any]]:
@@ -144,7 +144,7 @@ def _train(source: Source, heads: Sequence[nn.Module]) -> list[dict[str, Any]]:
 
 
 def _tau_normalised(source: Source) -> NewHeads:
-    """Tau from the settings, or the smallest one with the best balanced accuracy of the ensemble on validation images."""
+    """Tau from the settings, or the smallest with the best balanced accuracy of the ensemble on validation images."""
     model, tau, info = source.model, source.context.config.classifier.tau, {}
     if tau is None:
         assert source.val_loader is not None

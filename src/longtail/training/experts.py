@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from timm.layers import convert_sync_batchnorm
 
-from longtail.evaluation.outputs import collect_outputs, evaluate_outputs
 from longtail.data.loaders import Loader
+from longtail.evaluation.outputs import collect_outputs, evaluate_outputs
 from longtail.losses import DistilledLoss
 from longtail.losses.build import build_criterion
 from longtail.models.activation_checkpointing import checkpoint_activations
@@ -89,9 +89,7 @@ class ExpertStage:
         if teacher is None:
             return TrainExperts(model, criterion)
         how = config.distillation
-        distilled = DistilledLoss(
-            criterion, temperature=how.temperature, factor=how.factor, published=how.published
-        )
+        distilled = DistilledLoss(criterion, temperature=how.temperature, factor=how.factor, published=how.published)
         return DistillExperts(model, distilled, teacher_function(teacher))
 
     def _prepared_model(self) -> MultiExpert:

@@ -1,11 +1,9 @@
 """Training of heads or a router on the cached outputs of frozen experts."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from longtail.config.schema import ClassifierConfig, RouterConfig
@@ -59,8 +57,11 @@ def train_on_frozen(
     progress = TrainingProgress(settings.epochs, loader, f"{stage} epoch", done=len(records))
     runtime = replace(context.runtime, precision="float32")
     options = LoopOptions(runtime=runtime, checkpoint=checkpoint, on_step=progress.step)
+    optimizer = sgd(settings, task, nesterov)
     with progress, context.signals.postponed():
-        for record in fit(task, loader, sgd(settings, task, nesterov), epoch_cosine(settings), settings.epochs, options):
+        for record in fit(
+            task, loader, sgd(settings, task, nesterov), epoch_cosine(settings), settings.epochs, options
+        ):
             records.append(record)
             progress.epoch(record)
     return records

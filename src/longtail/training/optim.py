@@ -17,9 +17,13 @@ def optimizer(settings: TrainingConfig, task: TrainExperts) -> torch.optim.Optim
     groups, fused = _parameter_groups(settings, task), _can_fuse(task)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
-    momentum = {"momentum": settings.momentum, "nesterov": settings.nesterov}
     sgd = torch.optim.SGD(
-        groups, settings.learning_rate, weight_decay=settings.weight_decay, fused=fused, **momentum
+        groups,
+        settings.learning_rate,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+        fused=fused,
     )
     if settings.momentum:
         # Otherwise torch allocates them in the first step; if fp16 skips that step they hold arbitrary memory.

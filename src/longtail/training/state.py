@@ -68,8 +68,8 @@ class TrainingState:
         losses = tensors.get("losses")
         if losses is not None and losses.shape != self.losses.shape:
             raise InputError(
-                f"an epoch had {losses.numel()} steps and now has {len(self.losses)}: the checkpoint was saved by another "
-                "number of processes, for which a short last batch is left out at another size; use as many as before"
+                f"an epoch had {losses.numel()} steps and now has {len(self.losses)}: the checkpoint was saved by "
+                "another number of processes, which leave out a short last batch at another size; use as many as before"
             )
         try:
             task = {name.removeprefix("task."): value for name, value in tensors.items() if name.startswith("task.")}

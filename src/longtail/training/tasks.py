@@ -102,7 +102,7 @@ class TrainRouter(nn.Module):
         self.average: Average = average
 
     def forward(self, batch: Batch, epoch: int) -> Step:
-        """A batch whose inputs are the `ExpertOutput` of the frozen experts. Correct: images routed right at each step."""
+        """A batch whose inputs are the `ExpertOutput` of the frozen experts. Correct: routed correctly at each step."""
         output = batch.inputs
         router_logits = self.router(output.logits, output.features)
         targets = router_targets(output.logits, batch.own_labels, self.average)
@@ -111,7 +111,7 @@ class TrainRouter(nn.Module):
 
 
 def teacher_function(teacher: MultiExpert) -> Callable[[Tensor], Tensor]:
-    """Returns a trained model as `DistillExperts` needs it: images to ensemble logits, in eval mode, without gradients."""
+    """Returns a trained model as `DistillExperts` needs it: images to ensemble logits, without gradients."""
     teacher.eval().requires_grad_(False)
 
     def teach(images: Tensor) -> Tensor:
