@@ -119,9 +119,7 @@ class Checkpoint:
             for path in (self.path, self.previous):
                 path.unlink(missing_ok=True)
 
-    def _read(
-        self, matches: Callable[[str, str], bool], strict: bool
-    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def _read(self, matches: Callable[[str, str], bool], strict: bool) -> Saved | None:
         for path in (self.path, self.previous):
             if not path.is_file():
                 continue

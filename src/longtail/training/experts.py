@@ -10,8 +10,7 @@ from longtail.evaluation.outputs import collect_outputs, evaluate_outputs
 from longtail.losses import DistilledLoss
 from longtail.losses.build import build_criterion
 from longtail.models.activation_checkpointing import checkpoint_activations
-from longtail.models.compiled import compiled
-from longtail.models.multi_expert import MultiExpert, create_model
+from longtail.models.multi_expert import MultiExpert, compile_model, create_model
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
 from longtail.training.checkpoint import stage_checkpoint
@@ -99,4 +98,4 @@ class ExpertStage:
             if runtime.device.type != "cuda":
                 raise InputError("training.sync_batch_norm is true, which needs GPUs; on the CPU it must be false")
             convert_sync_batchnorm(self.model)  # in place, as the model itself is not a batch norm
-        return compiled(self.model) if training.compile else self.model
+        return compile_model(self.model) if training.compile else self.model

@@ -59,9 +59,7 @@ def train_on_frozen(
     options = LoopOptions(runtime=runtime, checkpoint=checkpoint, on_step=progress.step)
     optimizer = sgd(settings, task, nesterov)
     with progress, context.signals.postponed():
-        for record in fit(
-            task, loader, sgd(settings, task, nesterov), epoch_cosine(settings), settings.epochs, options
-        ):
+        for record in fit(task, loader, optimizer, epoch_cosine(settings), settings.epochs, options):
             records.append(record)
             progress.epoch(record)
     return records
