@@ -20,6 +20,8 @@ from sphinx.pycode import ModuleAnalyzer
 import longtail
 from longtail.config.recipes import about, flat, list_recipes, load_recipe
 from longtail.config.schema import Config
+from longtail.data.sources import list_sources
+from longtail.losses.build import list_losses
 
 DOCS = Path(__file__).parents[1]
 GENERATED = DOCS / "_generated"
@@ -36,6 +38,9 @@ GROUPS = {
     "folder": "Your own images",
 }
 """Heading of the recipes of each data set"""
+
+CHOICES = {"data.name": list_sources, "loss.name": list_losses}
+"""Settings whose values register themselves"""
 
 BOUNDS = {"min": "at least", "above": "above", "max": "at most", "below": "below"}
 
@@ -113,8 +118,10 @@ def _write_settings(out: io.StringIO, kind: Any, prefix: str) -> None:
             continue
         default = field.default_factory() if callable(field.default_factory) else field.default
         description = "\n".join(documented[kind.__name__, field.name])
+        name = f"{prefix}{field.name}"
+        hint = Literal[*CHOICES[name]()] if name in CHOICES else hints[field.name]
         bounds = "".join(f", {BOUNDS[bound]} {number}" for bound, number in field.metadata.items())
-        print(f"\n```{{confval}} {prefix}{field.name}\n:type: {_type(hints[field.name])}{bounds}", file=out)
+        print(f"\n```{{confval}} {name}\n:type: {_type(hint)}{bounds}", file=out)
         print(f":default: {_value(default)}\n\n{_prose(description)}\n```", file=out)
 
 
