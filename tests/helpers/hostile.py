@@ -1,4 +1,4 @@
-"""Pickles that ask for code to be run."""
+"""Pickles that call functions when they are loaded."""
 
 import functools
 import importlib
@@ -10,7 +10,7 @@ import torch
 
 
 class Call:
-    """Pickles as the call of a function."""
+    """Is pickled as a function call."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -25,7 +25,7 @@ HOSTILE = {
     "builtins.exec": lambda command: Call(exec, f"import os; os.system({command!r})"),
     "builtins.getattr": lambda command: Call(getattr, Call(importlib.import_module, "os"), "system"),
     "importlib.import_module": lambda command: Call(importlib.import_module, "os"),
-    # What Python 2 called subprocess, as which protocol 2 writes it.
+    # Protocol 2 writes the Python 2 name of subprocess.
     "commands.check_output": lambda command: Call(subprocess.check_output, command.split()),
     "functools.partial": lambda command: Call(functools.partial, os.system, command),
     "torch.hub.load": lambda command: Call(torch.hub.load, "somebody/something", "model"),

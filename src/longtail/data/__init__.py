@@ -1,1 +1,5 @@
-"""From files to batches: data sources, the long tail, augmentation, loaders."""
+"""From files to batches: data sources, long tails, samplers, augmentation, loaders."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

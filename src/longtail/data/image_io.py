@@ -1,6 +1,5 @@
 """Reads image files of all formats as upright RGB."""
 
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -52,10 +51,9 @@ def decode(path: Path) -> Image.Image:
 def problem(path: Path) -> str | None:
     """Returns in a few words why an image does not decode; None if it does."""
     try:
-        with _open(path) as image:
-            load_rgb(image)
-    except Exception as error:
-        return _reason(path, error)
+        decode(path)
+    except InputError as error:
+        return _reason(path, error.__cause__)
     return None
 
 
@@ -67,7 +65,12 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         InputError: see `decode`; also for errors while the file is open.
     """
     try:
-        with _open(path) as image:
+        if path.is_fifo():  # reading it would block
+            raise ValueError("a pipe, not a file")
+        with Image.open(path, formats=_formats()) as image:
+            width, height = image.size
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT} times the other")
             yield image
     except Exception as error:  # a damaged image can raise anything
         file = one_line(str(path))
@@ -90,18 +93,6 @@ def load_rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a pipe would block
-        raise ValueError("a pipe or a device, not a file")
-    with Image.open(path, formats=_formats()) as image:
-        if max(image.size) > MAX_ASPECT * min(image.size):
-            width, height = image.size
-            raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT} times the other")
-        yield image
 
 
 @cache
@@ -127,7 +118,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint((values - low) * (255 / (white - low))).astype(np.uint8))
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(path: Path, error: BaseException | None) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a supported format" if path.stat().st_size else "the file is empty"
     if isinstance(error, OSError) and error.strerror:

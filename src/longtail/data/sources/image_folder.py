@@ -19,8 +19,12 @@ from longtail.utils.format import pluralize
 
 logger = logging.getLogger(__name__)
 
-SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-"""Names of the folders of each split, lower case; any case is accepted"""
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Folder name, in any case -> split"""
 
 
 @register("folder")
@@ -43,11 +47,8 @@ def load(settings: DataConfig) -> DataSplits:
         return _hold_out_test(root, settings.test_fraction, settings.subset_seed)
     names = _class_names(folders["train"])
     problems: list[str] = []
-    splits = {
-        split: _read_classes(folders[split], names, split == "train", problems)
-        for split in SPLIT_FOLDERS
-        if split in folders
-    }
+    in_order = [split for split in ("train", "val", "test") if split in folders]
+    splits = {split: _read_classes(folders[split], names, split == "train", problems) for split in in_order}
     raise_all(problems)
     return DataSplits(splits["train"], splits.get("val"), splits["test"], tuple(names))
 
@@ -57,7 +58,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     others = []
     for name in _subfolders(root):
-        split = next((split for split, names in SPLIT_FOLDERS.items() if name.lower() in names), None)
+        split = SPLIT_FOLDERS.get(name.lower())
         if split is None:
             others.append(name)
         elif split in folders:
@@ -96,10 +97,8 @@ def _hold_out_test(root: Path, fraction: float, seed: int) -> DataSplits:
 
 def _class_names(folder: Path) -> list[str]:
     names = _subfolders(folder)
-    if unprintable := [name for name in names if not is_printable(name)]:
-        raise_all(
-            [f"{str(folder / name)!a}: the name is not UTF-8 or holds control characters" for name in unprintable]
-        )
+    unprintable = [str(folder / name) for name in names if not is_printable(name)]
+    raise_all([f"{path!a}: the name is not UTF-8 or holds control characters; rename it" for path in unprintable])
     if len(names) < 2:
         found = f"has a single class folder, '{names[0]}'" if names else "has no class folders"
         raise InputError(f"'{folder}' {found}; it must hold at least two folders, one for the images of each class")
