@@ -43,9 +43,7 @@ class MixedLoader:
         device: where the images are.
     """
 
-    def __init__(
-        self, loader: Loader, num_classes: int, settings: MixSettings, *, seed: int = 0, device: torch.device
-    ):
+    def __init__(self, loader: Loader, num_classes: int, settings: MixSettings, *, seed: int = 0, device: torch.device):
         self.num_images, self.batch_size, self.shard = loader.num_images, loader.batch_size, loader.shard
         self._loader = loader
         self._num_classes, self._smoothing = num_classes, settings.label_smoothing
