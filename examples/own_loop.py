@@ -25,8 +25,7 @@ def train(images: Tensor, labels: Tensor, criterion: Criterion, sampling: Sampli
     loader = DataLoader(TensorDataset(images, labels), BATCH_SIZE, sampler=sampler)
     for epoch in range(1, EPOCHS + 1):
         for batch, targets in loader:
-            logits = model(batch)
-            loss = criterion(logits[:, None], targets, epoch)  # (B, C) as (B, 1, C): one expert
+            loss = criterion(model(batch), targets, epoch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
