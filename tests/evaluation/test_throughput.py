@@ -1,4 +1,4 @@
-"""Measured speed: what is run, how often, and what is left behind."""
+"""Measured speed: what runs, how often, and in which mode."""
 
 import json
 import time
@@ -13,28 +13,28 @@ from longtail.models.router import Router
 
 
 class Slow(nn.Module):
-    """A branch that takes some milliseconds, and knows how many images it saw and in which mode."""
+    """A branch that takes some milliseconds and records the sizes of its batches."""
 
     def __init__(self, seconds=0.002):
         super().__init__()
-        self.seconds, self.seen = seconds, []
+        self.seconds, self.batch_sizes = seconds, []
 
     def forward(self, images):
         assert torch.is_inference_mode_enabled()
         assert not self.training
-        self.seen.append(len(images))
+        self.batch_sizes.append(len(images))
         time.sleep(self.seconds)
         return images.flatten(1)
 
 
-def slow_model(num_experts=3, router=True):
+def slow_model(num_experts=3, has_router=True):
     heads = [nn.Linear(6, 4) for _ in range(num_experts)]
-    own = Router(num_experts, 6, 4) if router else None
-    return MultiExpert(nn.Identity(), [Slow() for _ in heads], heads, router=own)
+    router = Router(num_experts, 6, 4) if has_router else None
+    return MultiExpert(nn.Identity(), [Slow() for _ in heads], heads, router=router)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_each_expert_takes_its_time(training):
+def test_speed_depends_on_the_number_of_experts(training):
     model = slow_model().train(training)
     images = torch.randn(22, 3, 1, 2)
     speed = images_per_second(model, images, 8, seconds=0.2, threshold=1.0)
@@ -42,28 +42,28 @@ def test_each_expert_takes_its_time(training):
     assert first > 1.4 * second > 1.4 * third
     assert first < 8 / 0.002
     assert speed.routed > 1.4 * second  # with this threshold only the first expert runs
-    assert set(model.branches[0].seen) == {8, 6}  # a last batch that is smaller
+    assert set(model.branches[0].batch_sizes) == {8, 6}  # the last batch is smaller
     assert model.training == model.branches[0].training == training
     assert speed.batch_size == 8
     assert speed.rounds > 2
 
 
-def test_it_ends_in_time():
+def test_time_limit():
     model = slow_model()
     images_per_second(model, torch.randn(1000, 3, 1, 2), 10, seconds=0.1)
-    # Every call takes 2 ms at least, however slow the machine: in 4 times 0.1 s there cannot be more than 200, a
-    # warm-up and a last turn. All batches once would be 400.
-    assert len(model.branches[0].seen) < 300
+    # A call takes at least 2 ms. 4 variants in 0.4 s make at most 200 calls, and a warm-up and a last round; one pass
+    # over all batches would make 400.
+    assert len(model.branches[0].batch_sizes) < 300
 
 
-def test_one_batch_at_least_and_no_router():
-    model = slow_model(num_experts=2, router=False)
+def test_at_least_one_batch_and_no_router():
+    model = slow_model(num_experts=2, has_router=False)
     speed = images_per_second(model, torch.randn(3, 3, 1, 2), 8, seconds=0)
     assert speed.rounds == 1
     assert speed.routed is None
     assert len(speed.prefixes) == 2
     assert json.loads(json.dumps(speed.as_dict())) == speed.as_dict()
-    assert set(model.branches[0].seen) == {3}
+    assert set(model.branches[0].batch_sizes) == {3}
 
 
 def test_a_real_network():
