@@ -71,7 +71,6 @@ class RunReport:
 def write_report(folder: Path, report: RunReport) -> None:
     """Writes ``report.md`` and ``plots/*.png`` into a run folder."""
     (folder / "plots").mkdir(parents=True, exist_ok=True)
-    environment = [[key, str(value)] for key, value in report.environment.items()]
     sections = [
         f"# {escape(report.config.name)}",
         _introduction(report),
@@ -88,7 +87,7 @@ def write_report(folder: Path, report: RunReport) -> None:
         "## Settings",
         f"```yaml\n{to_yaml(report.config).rstrip()}\n```",
         "## Environment",
-        ReportTable(["", ""], environment, text_columns=2).markdown(),
+        "\n".join(f"- {escape(key)}: {escape(_plain(value), 1000)}" for key, value in report.environment.items()),
     ]
     # Names of folders may hold bytes that are not text.
     (folder / "report.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8", errors="replace")
@@ -99,6 +98,13 @@ def write_label_shift(folder: Path, table: ReportTable) -> None:
     notes = "\n".join(f"- {note}" for note in table.notes)
     text = f"# {escape(table.title)}\n\n{table.markdown()}\n\n{notes}\n"
     (folder / "label_shift.md").write_text(text, encoding="utf-8", errors="replace")
+
+
+def _plain(value: Any) -> str:
+    """A value of environment.json as text."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {version}" for name, version in value.items())
+    return " ".join(value) if isinstance(value, list) else str(value)
 
 
 def _introduction(report: RunReport) -> str:

@@ -116,7 +116,7 @@ def accuracy_table(
     if evaluation.ece is not None:
         notes.append(f"Calibration error (ECE): {percent(evaluation.ece)} %")
     if evaluation.disagreement is not None:
-        notes.append(f"Disagreement of two experts: {percent(evaluation.disagreement)} % of the images")
+        notes.append(f"Two experts disagree on {percent(evaluation.disagreement)} % of the images")
     return ReportTable(("accuracy (%)", *ACCURACIES), rows, title, notes, bold_row=0)
 
 
@@ -135,7 +135,7 @@ def routing_table(report: RoutingReport, title: str = "") -> ReportTable:
         for row, rate in zip(rows, (*speed.prefixes, speed.routed), strict=True):
             row.append("n/a" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}")
     notes = [
-        "Accuracy in %. MACs: multiply-accumulates per image. Cost: relative to one expert.",
+        "Accuracy in %. MACs: multiply-accumulates per image; cost: × one expert.",
         *routing_notes(report),
     ]
     return ReportTable(header, rows, title, notes, bold_row=len(rows) - 1)
@@ -160,7 +160,7 @@ def label_shift_table(report: LabelShiftReport, title: str = "", *, with_weights
     has_ensemble = report.rows[0].weights is not None
     header = ["distribution", "images", "ensemble" if has_ensemble else "model", "adjusted"]
     notes = [
-        "Accuracy in % on subsets of these images, over all images of a subset.",
+        "Accuracy in % on subsets of these images; every image has the same weight.",
         "Forward-50: the most common class of the training has 50 times as many images as the rarest; backward-50: the "
         "reverse; uniform: all classes have the same number.",
         "Adjusted: with logits adjusted to the class shares of the subset.",
