@@ -1,4 +1,4 @@
-"""Known and unknown class priors at test time, against slow versions and where the answer is known."""
+"""Adjustment to known and unknown class priors, compared with slow versions and with exact solutions."""
 
 import math
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from longtail.evaluation.label_shift.adjustment import (
+    AggregationSettings,
     adjust_to_prior,
     aggregation_weights,
     agreement,
@@ -28,8 +29,8 @@ def logits() -> torch.Tensor:
 # ---- a known prior ----
 
 
-def fitted(criterion, posterior: torch.Tensor, experts: int) -> torch.Tensor:
-    """Logits (1, E, C) that minimise the expected loss of an image whose classes have the given chances (C,)."""
+def fit(criterion, posterior: torch.Tensor, experts: int) -> torch.Tensor:
+    """Logits (1, E, C) that minimise the expected loss of an image with these class probabilities (C,)."""
     logits = torch.zeros(1, experts, 5, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [logits], max_iter=500, line_search_fn="strong_wolfe", tolerance_grad=1e-12, tolerance_change=0
@@ -57,10 +58,10 @@ TRAINED = {
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_trained_on_one_prior_right_on_another(name):
-    """Whatever an expert was trained for, on the expected loss of one image: Bayes' rule gives the answer."""
+def test_adjusted_probabilities_follow_bayes_rule(name):
+    """Experts that minimise the expected loss for one prior are adjusted to the exact probabilities of another."""
     likelihoods = torch.tensor([0.1, 0.2, 0.3, 0.25, 0.15], dtype=torch.float64)
-    trained, tested = (likelihoods * torch.tensor(counts) for counts in (COUNTS, TEST_COUNTS))
+    training, test = (likelihoods * torch.tensor(counts) for counts in (COUNTS, TEST_COUNTS))
     settings = dict(TRAINED[name])
     weights = settings.pop("class_weights", torch.ones(5))
     adjusted = LogitAdjustedLoss(COUNTS, **{"prior_exponents": [0.0], **settings}).double()
@@ -68,13 +69,13 @@ def test_trained_on_one_prior_right_on_another(name):
     def criterion(logits, label):  # the weight of the image's class times its loss, not a weighted mean
         return weights[label].double() * adjusted(logits, label, 1)
 
-    experts = fitted(criterion, trained / trained.sum(), 3)
+    experts = fit(criterion, training / training.sum(), 3)
     ours = adjust_to_prior(experts, learned_log_prior(COUNTS, **TRAINED[name]), log_prior(TEST_COUNTS))
-    expected = (tested / tested.sum()).expand(3, -1)
+    expected = (test / test.sum()).expand(3, -1)
     torch.testing.assert_close(ours.softmax(2)[0], expected, rtol=1e-4, atol=0)
 
 
-def test_a_prior_as_learned_changes_no_probability(logits):
+def test_adjustment_to_the_learned_prior_changes_nothing(logits):
     ours = adjust_to_prior(logits, learned_log_prior(COUNTS), log_prior(COUNTS))
     torch.testing.assert_close(ours, logits)
     balanced = learned_log_prior(COUNTS, [1.0])
@@ -82,7 +83,7 @@ def test_a_prior_as_learned_changes_no_probability(logits):
     assert torch.equal(adjust_to_prior(logits, balanced, torch.zeros(5)), logits)
 
 
-def test_learned_priors_by_hand():
+def test_learned_log_prior_equals_the_formula():
     weights = torch.tensor([1.0, 2, 3, 4, 5])
     ours = learned_log_prior(COUNTS, [0, 1, 2], [0, 0, -2], weights)
     assert ours.shape == (3, 5)
@@ -125,8 +126,8 @@ def slow_agreement(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -
     return sum(cosines) / len(cosines)
 
 
-def slow_aggregation(first: np.ndarray, second: np.ndarray, batches, least: float = 0.045) -> np.ndarray:
-    """Gradients by differences, Nesterov's momentum by hand: v = 0.9 v + g, step by g + 0.9 v."""
+def slow_aggregation(first: np.ndarray, second: np.ndarray, batches, min_weight: float = 0.045) -> np.ndarray:
+    """With numerical gradients and Nesterov momentum: v = 0.9 v + g, step by g + 0.9 v."""
     scores, velocity, h = np.full(3, 1 / 3), np.zeros(3), 1e-5
     for epoch in batches:
         for batch in epoch:
@@ -139,7 +140,7 @@ def slow_aggregation(first: np.ndarray, second: np.ndarray, batches, least: floa
                 gradient[e] -= (up - down) / (2 * h)
             velocity = 0.9 * velocity + gradient
             scores = scores - 0.1 * (gradient + 0.9 * velocity)
-        if slow_softmax(scores).min() < least:
+        if slow_softmax(scores).min() < min_weight:
             break
     return slow_softmax(scores)
 
@@ -158,61 +159,66 @@ def test_aggregation_weights(batch_size, logits):
     second = logits + noise * torch.from_numpy(np.random.default_rng(2).standard_normal(logits.shape))
     batches = [torch.randperm(30, generator=generator(4, epoch)).split(batch_size) for epoch in range(1, 6)]
     slow = slow_aggregation(logits.numpy(), second.numpy(), [[b.numpy() for b in epoch] for epoch in batches])
-    ours = aggregation_weights(logits, second, batch_size=batch_size, seed=4)
+    ours = aggregation_weights(logits, second, settings=AggregationSettings(batch_size=batch_size, seed=4))
     assert ours.tolist() == pytest.approx(slow.tolist(), abs=1e-7)
     assert ours[0] > ours[2] > ours[1]
     assert ours.sum().item() == pytest.approx(1)
 
 
-def views(num: int = 512, classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
-    """Expert 1 says the true class of both views; the others say another class of each."""
+def example_views(num: int = 512, classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+    """The second of three experts predicts the true class of both views. The others predict random classes."""
     draw = generator(7)
     labels = torch.randint(classes, (num,), generator=draw)
-    both = []
+    views = []
     for _ in range(2):
-        said = torch.randint(classes, (num, 3), generator=draw)
-        said[:, 1] = labels
-        both.append(8 * torch.nn.functional.one_hot(said, classes).float())
-    return both[0], both[1]
+        predicted = torch.randint(classes, (num, 3), generator=draw)
+        predicted[:, 1] = labels
+        views.append(8 * torch.nn.functional.one_hot(predicted, classes).float())
+    return views[0], views[1]
 
 
-def test_an_expert_that_is_right_of_every_view_gets_most_of_the_weight():
-    weights = aggregation_weights(*views())
+def test_a_stable_expert_gets_most_of_the_weight():
+    weights = aggregation_weights(*example_views())
     assert weights[1] > 0.8
-    before, after = (agreement(*views(), given) for given in (torch.full((3,), 1 / 3), weights))
+    before, after = (agreement(*example_views(), w) for w in (torch.full((3,), 1 / 3), weights))
     assert after > before + 0.1
 
 
-def test_experts_that_are_the_same_keep_equal_weights():
-    first, second = (view[:, 1:2].expand(-1, 3, -1) for view in views())
+def test_equal_experts_keep_equal_weights():
+    first, second = (view[:, 1:2].expand(-1, 3, -1) for view in example_views())
     assert aggregation_weights(first, second + 1).tolist() == pytest.approx([1 / 3] * 3, abs=1e-6)
 
 
-def test_training_stops_when_a_weight_is_nearly_0():
-    given = {"learning_rate": 1.0, "batch_size": 512}
-    stopped = aggregation_weights(*views(), epochs=50, **given)
+def test_training_stops_at_the_minimum_weight():
+    def weights(epochs, **changes):
+        settings = AggregationSettings(epochs, learning_rate=1.0, batch_size=512, **changes)
+        return aggregation_weights(*example_views(), settings=settings)
+
+    stopped = weights(50)
     assert stopped.min() < 0.045
-    lengths = [aggregation_weights(*views(), epochs=epochs, **given) for epochs in range(1, 51)]
-    first = next(number for number, weights in enumerate(lengths) if weights.min() < 0.045)
+    by_epoch = [weights(epochs) for epochs in range(1, 51)]
+    first = next(number for number, w in enumerate(by_epoch) if w.min() < 0.045)
     assert 0 < first < 49
-    assert torch.equal(stopped, lengths[first])
-    assert not torch.equal(stopped, aggregation_weights(*views(), epochs=50, least_weight=0, **given))
+    assert torch.equal(stopped, by_epoch[first])
+    assert not torch.equal(stopped, weights(50, min_weight=0))
 
 
-def test_weights_depend_on_the_seed_alone_and_need_no_gradients():
-    first, second = views(200)
-    expected = aggregation_weights(first, second, seed=1, batch_size=16)
+def test_weights_depend_only_on_the_seed_and_have_no_gradients():
+    def weights(seed):
+        return aggregation_weights(*example_views(200), settings=AggregationSettings(seed=seed, batch_size=16))
+
+    expected = weights(1)
     with torch.no_grad():
         torch.manual_seed(0)
-        assert torch.equal(aggregation_weights(first, second, seed=1, batch_size=16), expected)
+        assert torch.equal(weights(1), expected)
     assert not expected.requires_grad
-    assert not torch.equal(aggregation_weights(first, second, seed=2, batch_size=16), expected)
+    assert not torch.equal(weights(2), expected)
 
 
-def test_what_was_said_in_inference_mode_will_do():
-    first, second = views(64)
+def test_views_may_be_inference_tensors():
+    first, second = example_views(64)
     expected = aggregation_weights(first, second)
     with torch.inference_mode():
-        said = first * 1, second * 1
-        assert torch.equal(aggregation_weights(*said), expected)
-    assert torch.equal(aggregation_weights(*said), expected)
+        views = first * 1, second * 1
+        assert torch.equal(aggregation_weights(*views), expected)
+    assert torch.equal(aggregation_weights(*views), expected)

@@ -1,4 +1,4 @@
-"""How common classes are, from a file."""
+"""Class shares from a file."""
 
 import json
 
@@ -35,38 +35,38 @@ def test_uniform_and_large_numbers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "facts"),
     [
-        ("[1, 2]", "2 numbers for 3 classes"),
-        ("1\n2\nthree\n", "prior.txt:3: 'three' where there must be a number"),
-        ("1\n2\n-3\n", "-3.0 for class 'emu'; it must be a number, 0 or more"),
-        ("1\nnan\n3\n", "nan for class 'dog'"),
-        ("1\ninf\n3\n", "inf for class 'dog'"),
-        ("[1, NaN, 3]", "nan for class 'dog'"),
-        ("[0, 0, 0]", "0 for every class"),
-        ("", "0 numbers for 3 classes"),
-        ("[1, 2", "not valid JSON"),
-        ('[1, "2", 3]', '"2" where there must be a number'),
-        ("[1, true, 3]", "true where there must be a number"),
-        ("[1, [2], 3]", "where there must be a number"),
+        ("[1, 2]", "2 .* 3 classes"),
+        ("1\n2\nthree\n", r"prior\.txt:3: 'three'"),
+        ("1\n2\n-3\n", "'emu' has -3"),
+        ("1\nnan\n3\n", "'dog' has nan"),
+        ("1\ninf\n3\n", "'dog' has inf"),
+        ("[1, NaN, 3]", "'dog' has nan"),
+        ("[0, 0, 0]", "all classes have 0"),
+        ("", "0 .* 3 classes"),
+        ("[1, 2", "JSON"),
+        ('[1, "2", 3]', '"2" is not a number'),
+        ("[1, true, 3]", "true is not a number"),
+        ("[1, [2], 3]", r"\[2\] is not a number"),
         (f"[1, {10**400}, 3]", "too large"),
-        ('{"cat": 1, "dgo": 2, "emu": 3}', "no class is called 'dgo'; did you mean 'dog'"),
-        ('{"cat": 1, "dog": 2}', "no number for 1 of 3 classes; first 'emu'"),
+        ('{"cat": 1, "dgo": 2, "emu": 3}', "'dgo'.*'dog'"),
+        ('{"cat": 1, "dog": 2}', "1 .*'emu'"),
     ],
 )
-def test_what_is_no_prior_is_named_in_one_line(tmp_path, content, says):
+def test_invalid_priors_are_named_in_one_line(tmp_path, content, facts):
     (tmp_path / "prior.txt").write_text(content)
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError, match=facts) as error:
         read_prior(tmp_path / "prior.txt", NAMES)
-    assert says in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert "prior.txt" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
-    with pytest.raises(InputError, match="'absent': no such file; it must be a file, or 'uniform'"):
+    with pytest.raises(InputError, match="'absent'.*'uniform'"):
         read_prior("absent", NAMES)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=str(tmp_path)):
         read_prior(tmp_path, NAMES)
     (tmp_path / "bytes").write_bytes(b"\xff\xfe1")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="bytes"):
         read_prior(tmp_path / "bytes", NAMES)
