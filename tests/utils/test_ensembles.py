@@ -17,10 +17,11 @@ import longtail
 from longtail.cli import main
 from longtail.config.recipes import load_recipe
 from longtail.data import build as data_build
-from longtail.evaluation.label_shift.report import LabelShiftReport, LearnedPrior
+from longtail.evaluation.label_shift.evaluators import evaluate_label_shift
+from longtail.evaluation.label_shift.learned_prior import LearnedPrior
 from longtail.evaluation.label_shift.subsets import label_shift
 from longtail.evaluation.metrics import evaluate_logits
-from longtail.evaluation.outputs import collect_outputs
+from longtail.evaluation.outputs import ModelOutputs, collect_outputs
 from longtail.losses import router_targets
 from longtail.models.multi_expert import create_model
 from longtail.models.router import experts_used
@@ -114,7 +115,8 @@ def test_label_shift(average):
     logits, labels = said(200)
     prior = np.array(COUNTS) / sum(COUNTS)
     learned, views = LearnedPrior(torch.from_numpy(prior).log().float()[None], ""), (logits, logits.flip(0))
-    report = LabelShiftReport.of(logits, labels, COUNTS, learned, views, (10,), average=average)
+    outputs = ModelOutputs(logits, labels, average=average)
+    report = evaluate_label_shift(outputs, COUNTS, learned, views, (10,))
     for row in report.rows:
         kind, _, ratio = row.distribution.partition("-")
         part = label_shift(labels.numpy(), COUNTS, float(ratio or 1), "backward" if kind == "backward" else "forward")
