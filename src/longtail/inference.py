@@ -1,4 +1,4 @@
-"""Classify pictures with a trained model."""
+"""Classification of images with a trained model."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,52 +10,52 @@ from PIL import Image
 from torch import Tensor
 
 from longtail.data.image_io import load_rgb
-from longtail.data.image_loader import FileLoader
-from longtail.data.loaders import Normalise
+from longtail.data.image_loader import ImageLoader
+from longtail.data.loaders import EpochOrder, Normalise
 from longtail.data.sources.image_files import find_images_below, log_skipped_files
 from longtail.data.splits import ImageSplit, as_paths
 from longtail.data.transforms import eval_transform
 from longtail.models.fuse import fuse_batch_norms
-from longtail.runs.model_file import ModelMetadata, load_model_file, model_file
+from longtail.runs.model_file import load_model_file, model_path
 from longtail.runtime.device import Precision, Runtime, pick_device
 from longtail.runtime.process import num_processors
 from longtail.utils.errors import InputError, raise_all
 
 
-class Choice(NamedTuple):
-    """A class and how likely it is."""
+class ClassProbability(NamedTuple):
+    """A class and its probability."""
 
     class_name: str
     probability: float
 
 
 class Prediction(NamedTuple):
-    """The most likely class of a picture."""
+    """The most probable class of an image."""
 
     path: Path
     class_name: str
     probability: float
-    others: tuple[Choice, ...] = ()
-    """The next most likely, as many as were asked for"""
+    others: tuple[ClassProbability, ...] = ()
+    """The next most probable classes, as many as were asked for"""
 
 
 class Predictor:
-    """A trained model that is kept in memory and classifies pictures, as a service needs it.
+    """A trained model in memory that classifies images, for example in a service.
 
-    Its batch norms are fuse_batch_norms into convolutions, which is faster and changes last digits.
+    Batch norms are fused into convolutions, which is faster and changes the last digits of probabilities.
 
     Args:
         model: a run folder or a model file.
-        device: where to.
-        precision: of matrix products and convolutions. Half of it is faster on hardware with instructions for it, and
-            changes answers that stand between two classes, and between asking one more expert and not.
-        all_experts: ask all of them, whatever the router says; so do models without one.
+        device: where the model runs: auto, cpu, cuda, ...
+        precision: of matrix products and convolutions. Half precision is faster on hardware that supports it; close
+            decisions, between two classes or about one more expert, may change.
+        all_experts: run all experts, whatever the router decides.
 
     Attributes:
-        metadata: what is known of the model: ``class_names``, ``image_size`` and so on.
+        metadata: class names, image size and so on.
 
     Raises:
-        InputError: no model, or no such device.
+        InputError: there is no model, or no such device.
     """
 
     def __init__(
@@ -66,69 +66,69 @@ class Predictor:
         precision: Precision = "float32",
         all_experts: bool = False,
     ):
-        network, metadata = load_model_file(model_file(model))
-        self.metadata: ModelMetadata = metadata
+        network, self.metadata = load_model_file(model_path(model))
+        form = self.metadata
         self._runtime = Runtime(pick_device(device), precision)
-        network = fuse_batch_norms(network, metadata.image_size)
+        network = fuse_batch_norms(network, form.image_size)
         self._network = network.to(self._runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._routed = network.router is not None and not all_experts
-        self._transform = eval_transform(metadata.image_size, metadata.resize, metadata.interpolation)
-        self._normalise = Normalise(metadata.mean, metadata.std, self._runtime.device)
+        self._is_routed = network.router is not None and not all_experts
+        self._transform = eval_transform(form.image_size, form.resize, form.interpolation)
+        self._normalise = Normalise(form.mean, form.std, self._runtime.device)
 
-    def classify(self, images: Sequence[Image.Image], top: int = 1) -> list[list[Choice]]:
-        """The most likely classes of each picture, the most likely first; all pictures in one step.
+    def classify(self, images: Sequence[Image.Image], top: int = 1) -> list[list[ClassProbability]]:
+        """Returns the most probable classes of each image, the most probable first. All images form one batch.
 
         Args:
-            images: of Pillow, of any kind and size; they stay as they are.
-            top: how many classes.
+            images: Pillow images of any mode and size; they are not changed.
+            top: number of classes.
 
         Raises:
             InputError: ``top`` is below 1.
-            Exception: whatever Pillow raises where a picture that was opened cannot be loaded.
+            Exception: Pillow's error if an image cannot be loaded.
         """
-        _check_least(top=(top, 1))
+        _check_min(top=(top, 1))
         if not images:
             return []
         pixels = torch.stack([self._transform(load_rgb(image.copy())) for image in images])
-        return self._choices(self._normalise(pixels.to(self._runtime.device)), top)
+        return self._top_classes(self._normalise(pixels.to(self._runtime.device)), top)
 
     def predict(
-        self, pictures: Sequence[str | Path], *, batch_size: int = 64, top: int = 1, workers: int = 0
+        self, images: Sequence[str | Path], *, batch_size: int = 64, top: int = 1, workers: int = 0
     ) -> Iterator[Prediction]:
-        """As `predict`, which see."""
-        _check_least(batch_size=(batch_size, 1), top=(top, 1), workers=(workers, 0))
-        return self._predicted(find_images(pictures), batch_size, top, workers)
+        """Classifies image files; see `predict`."""
+        _check_min(batch_size=(batch_size, 1), top=(top, 1), workers=(workers, 0))
+        return self._predictions(find_images(images), batch_size, top, workers)
 
-    def _predicted(self, paths: list[Path], batch_size: int, top: int, workers: int) -> Iterator[Prediction]:
+    def _predictions(self, paths: list[Path], batch_size: int, top: int, workers: int) -> Iterator[Prediction]:
         problems: list[str] = []
-        loader = FileLoader(
-            ImageSplit(np.arange(len(paths)), paths=as_paths(paths)),  # which ones are in a batch: not all may decode
+        loader = ImageLoader(
+            # The labels are positions: images that do not decode are missing in their batch.
+            ImageSplit(np.arange(len(paths)), paths=as_paths(paths)),
             self._transform,
-            batch_size,
+            EpochOrder(len(paths), batch_size),
             device=self._runtime.device,
             normalise=self._normalise,
-            seed=0,
-            shuffle=False,
             workers=min(workers, num_processors()) if len(paths) > batch_size else 0,
             on_corrupt_image=lambda error: problems.append(str(error)),
         )
-        for images, positions in loader.epoch(0):
-            for position, (first, *others) in zip(positions.tolist(), self._choices(images, top), strict=True):
+        for batch in loader.epoch(0):
+            predictions = self._top_classes(batch.inputs, top)
+            for position, (first, *others) in zip(batch.labels.tolist(), predictions, strict=True):
                 yield Prediction(paths[position], *first, tuple(others))
         raise_all(problems)
 
-    def _choices(self, images: Tensor, top: int) -> list[list[Choice]]:
+    def _top_classes(self, images: Tensor, top: int) -> list[list[ClassProbability]]:
         runtime, network, names = self._runtime, self._network, self.metadata.class_names
-        with torch.inference_mode(), runtime.tf32(True), runtime.autocast():  # as models are tested
-            logits = network.route(images).logits if self._routed else network.predict_logits(images)
-            found = logits.softmax(dim=1).topk(min(top, len(names)))
-        pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
-        return [[Choice(names[k], likely) for k, likely in zip(*best, strict=True)] for best in pairs]
+        with torch.inference_mode(), runtime.tf32(True), runtime.autocast():  # as in evaluation
+            logits = network.route(images).logits if self._is_routed else network.predict_logits(images)
+            best = logits.softmax(dim=1).topk(min(top, len(names)))
+        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [[ClassProbability(names[k], value) for k, value in zip(*row, strict=True)] for row in rows]
 
 
 def predict(
     model: str | Path,
-    pictures: Sequence[str | Path],
+    images: Sequence[str | Path],
     *,
     batch_size: int = 64,
     device: str = "auto",
@@ -137,49 +137,49 @@ def predict(
     top: int = 1,
     workers: int = 0,
 ) -> Iterator[Prediction]:
-    """Classifies pictures, in order; by the ensemble of as many experts as the router of the model gives them.
+    """Classifies image files in order, with as many experts as the model's router chooses.
 
     Args:
         model: a run folder or a model file.
-        pictures: pictures, or folders that are searched for pictures.
-        batch_size: pictures in a step.
-        device: as of `Predictor`; and the next two.
-        precision: of products and convolutions.
-        all_experts: whatever the router says.
-        top: how many classes are wanted for each picture, the most likely first.
-        workers: processes that decode, where there are more pictures than a batch, at most one for each processor; 0
-            decodes in this one.
+        images: image files, or folders that are searched for images.
+        batch_size: images in a batch.
+        device: where the model runs.
+        precision: see `Predictor`.
+        all_experts: run all experts, whatever the router decides.
+        top: number of classes for each image, the most probable first.
+        workers: processes that decode, at most one for each processor; 0 decodes in this process. A single batch is
+            always decoded in this process.
 
     Raises:
-        InputError: no model, no picture, a number that cannot be; or, after all others have been classified, pictures
-            that cannot be decoded.
+        InputError: there is no model or no image, or a number is out of range; or, after all other images were
+            classified, images that do not decode.
     """
-    classifier = Predictor(model, device=device, precision=precision, all_experts=all_experts)
-    return classifier.predict(pictures, batch_size=batch_size, top=top, workers=workers)
+    predictor = Predictor(model, device=device, precision=precision, all_experts=all_experts)
+    return predictor.predict(images, batch_size=batch_size, top=top, workers=workers)
 
 
-def _check_least(**numbers: tuple[int, int]) -> None:
-    for name, (value, least) in numbers.items():
-        if value < least:
-            raise InputError(f"{name} is {value}; it must be at least {least}")
-
-
-def find_images(places: Sequence[str | Path]) -> list[Path]:
-    """Pictures, and those in folders, in order.
+def find_images(locations: Sequence[str | Path]) -> list[Path]:
+    """Returns image files, and those in folders, in order.
 
     Raises:
-        InputError: a place is neither a picture nor a folder with some.
+        InputError: a location is neither an image nor a folder with images.
     """
-    return [path for place in places for path in _pictures(Path(place))]
+    return [path for location in locations for path in _images_at(Path(location))]
 
 
-def _pictures(path: Path) -> list[Path]:
+def _images_at(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise InputError(f"'{path}' is neither a picture nor a folder")
-    found, others = find_images_below(path)
-    log_skipped_files(path, others)
-    if not found:
-        raise InputError(f"no pictures in '{path}'")
-    return found
+        raise InputError(f"'{path}' is neither an image nor a folder")
+    images, skipped = find_images_below(path)
+    log_skipped_files(path, skipped)
+    if not images:
+        raise InputError(f"no images in '{path}'")
+    return images
+
+
+def _check_min(**numbers: tuple[int, int]) -> None:
+    for name, (value, minimum) in numbers.items():
+        if value < minimum:
+            raise InputError(f"{name} is {value}; it must be at least {minimum}")

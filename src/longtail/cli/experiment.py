@@ -35,11 +35,9 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    from longtail.experiments.runner import run_experiment
+    from longtail.experiments.runner import ExperimentOptions, run_experiment
 
-    run_experiment(
-        arguments.file,
-        arguments.output,
+    options = ExperimentOptions(
         table=arguments.table,
         rows=arguments.rows.split(",") if arguments.rows else None,
         seeds=arguments.seeds,
@@ -47,3 +45,4 @@ def run(arguments: argparse.Namespace) -> None:
         arguments=arguments.settings,
         command=shlex.join(["longtail", *sys.argv[1:]]),
     )
+    run_experiment(arguments.file, arguments.output, options)

@@ -1,1 +1,1 @@
-"""Several recipes with several seeds, and one table of their results."""
+"""Experiments: several recipes with several seeds, and one table of their results."""

@@ -1,5 +1,6 @@
-"""Carries out an experiment: one process for each training, several at once if wanted, and nothing twice."""
+"""The trainings of an experiment: each one is a process of its own, several at once."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -8,207 +9,189 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
-from rich.console import Console
 
 from longtail.config.recipes import to_yaml
 from longtail.experiments.reuse import copy_experts, reusable_runs
 from longtail.experiments.spec import Job
 from longtail.runtime.process import Signals, Stopped, num_processors
-from longtail.training.progress import say
 from longtail.utils.errors import InputError
 from longtail.utils.format import duration, pluralize
 
-PAUSE = 0.1
+logger = logging.getLogger(__name__)
+
+PAUSE = 0.2
 """Seconds between two looks at the processes"""
 
 
-class Trainings:
-    """Trains what is jobs_planned and not finished yet.
+class JobRunner:
+    """Trains the jobs that are not finished.
 
-    Each training is a process of its own, ``longtail train``: a failure ends one row and not the others, and a GPU's
-    memory is free again afterwards.
+    Each job is a process, ``longtail train``: an error ends one job and not the others, and frees its GPU memory.
 
     Args:
-        jobs_planned: made by `longtail.experiments.spec.plan`.
-        others: of the same experiment, whose runs may give their experts if they are finished.
-        jobs: how many at once. They share the CPU's cores; GPUs they take in turn, and one GPU may serve several.
-        console: where to tell how it goes.
-        on_finished: called after each training.
+        jobs: made by `longtail.experiments.spec.plan`.
+        others: all jobs of the experiment; finished ones may lend their experts.
+        slots: number of parallel jobs. They share the CPU cores, and take the GPUs in turn.
+        on_finished: called after each job.
     """
 
     def __init__(
-        self,
-        jobs_planned: Sequence[Job],
-        others: Sequence[Job],
-        jobs: int,
-        console: Console,
-        on_finished: Callable[[], object] = lambda: None,
+        self, jobs: Sequence[Job], others: Sequence[Job], slots: int, on_finished: Callable[[], object] = lambda: None
     ):
-        self.jobs_planned = {one.name: one for one in jobs_planned}
-        self.donors = reusable_runs([*jobs_planned, *(one for one in others if one.is_done)])
-        self.jobs = jobs
-        self.console = console
+        self.jobs = {job.name: job for job in jobs}
+        self.sources = reusable_runs([*jobs, *(job for job in others if job.is_done)])
+        self.slots = slots
         self.on_finished = on_finished
         self.failed: list[str] = []
-        """Names of those that could not be trained"""
-        self._running: dict[int, _Training] = {}  # by their place among the jobs
+        """Names of the jobs that failed"""
+        self._running: dict[int, _Process] = {}
+        """By slot"""
 
     def check(self) -> None:
         """Finds runs that are in the way.
 
         Raises:
-            InputError: a run of the same name has other settings, or learned from a teacher that has gone.
+            InputError: a run of the same name has other settings, or learned from a teacher that was removed.
         """
-        for one in self.jobs_planned.values():
-            if one.run.config_path.is_file() and (difference := one.difference()):
-                name, there, wanted = difference
+        for job in self.jobs.values():
+            if not job.run.config_path.is_file():
+                continue
+            if difference := job.difference():
+                name, value, planned = difference
                 raise InputError(
-                    f"{one.run.folder} was trained with {name} {there}, and not {wanted}; "
-                    "give another --output, or remove it to train it again"
+                    f"{job.run.folder} was trained with {name} {value}, not {planned}; choose another --output, or "
+                    "remove the folder to train it again"
                 )
-            teacher = self._teacher(one)
-            if one.run.config_path.is_file() and teacher is not None and not teacher.run.is_finished:
+            teacher = self._teacher(job)
+            if teacher is not None and not teacher.run.is_finished:
                 raise InputError(
-                    f"{one.run.folder} learned from {teacher.run.folder}, which is not finished or was removed; "
-                    "remove the former too, to train both again"
+                    f"{job.run.folder} learned from {teacher.run.folder}, which is not finished or was removed; remove "
+                    "both folders to train both again"
                 )
 
-    def carry_out(self) -> None:
-        """Trains; afterwards ``failed`` names what could not be.
+    def run(self) -> None:
+        """Trains the jobs; afterwards ``failed`` has the names of those that failed.
 
         Raises:
-            Stopped: a signal asked for it, and all trainings have saved where they are; the same again goes on.
+            Stopped: a signal asked for it, and all trainings are saved; the same call resumes.
         """
-        waiting = [one for one in self.jobs_planned.values() if not one.run.is_finished]
-        done = len(self.jobs_planned) - len(waiting)
-        before = f", {done} of them finished before" if done else ""
-        say(self.console, f"{pluralize(len(self.jobs_planned), 'training', 'trainings')}{before}")
+        waiting = [job for job in self.jobs.values() if not job.run.is_finished]
+        done = len(self.jobs) - len(waiting)
+        logger.info(pluralize(len(self.jobs), "training") + (f", {done} of them finished before" if done else ""))
         with TemporaryDirectory() as folder, Signals().caught() as signals:
             try:
                 with signals.postponed():
                     while (waiting or self._running) and not signals.asked_to_stop:
-                        waiting = [one for one in waiting if not self._taken_up(one, Path(folder))]
+                        waiting = [job for job in waiting if not self._start(job, Path(folder))]
                         time.sleep(PAUSE)
-                        for place in [place for place, training in self._running.items() if training.has_ended]:
-                            training = self._running.pop(place)
-                            if training.was_stopped:
+                        ended = [slot for slot, process in self._running.items() if process.process.poll() is not None]
+                        for process in [self._running.pop(slot) for slot in ended]:
+                            if process.was_stopped:  # by a scheduler that signals to every process, for example
                                 signals.asked_to_stop = True
                             else:
-                                self._tell(training)
-                    self._stop()
+                                self._report(process)
+                    self._end(signal.SIGTERM)
             except Stopped:
-                say(self.console, "Stopped; the same command goes on")
+                logger.info("Stopped; the same command resumes")
                 raise
-            except KeyboardInterrupt as error:  # Ctrl-C again: now
-                self._kill()
-                say(self.console, "Killed; the same command goes on with what was saved")
+            except KeyboardInterrupt as error:  # a second Ctrl-C
+                self._end(signal.SIGKILL)
+                logger.info("Killed; the same command resumes from what was saved")
                 raise Stopped from error
-            except BaseException:  # a full disk, say: nobody would look after the others
-                self._stop()
+            except BaseException:  # such as a full disk
+                self._end(signal.SIGTERM)
                 raise
 
-    def _teacher(self, one: Job) -> Job | None:
-        return None if one.teacher is None else self.jobs_planned[f"{one.teacher}-seed{one.seed}"]
+    def _teacher(self, job: Job) -> Job | None:
+        return None if job.teacher is None else self.jobs[f"{job.teacher}-seed{job.seed}"]
 
-    def _taken_up(self, one: Job, folder: Path) -> bool:
-        """Starts a training if there is room and it waits for no other; true also where it never can be."""
-        donor = None if one.run.config_path.exists() else self.donors.get(one.name)
-        needed = [] if donor is None else [donor]
-        needed += [] if (teacher := self._teacher(one)) is None else [teacher]
-        if lost := [other.name for other in needed if other.name in self.failed]:
-            say(self.console, f"{one.name}: not trained, because {lost[0]} could not be")
-            self.failed.append(one.name)
-            return True
-        free = next((place for place in range(self.jobs) if place not in self._running), None)
-        if free is None or not all(other.run.is_finished for other in needed):
+    def _start(self, job: Job, folder: Path) -> bool:
+        """Starts a job if a slot is free and the runs that it needs are finished; also returns True if it failed."""
+        source = None if job.run.config_path.exists() else self.sources.get(job.name)
+        needed = [other for other in (source, self._teacher(job)) if other is not None]
+        if failed := [other.name for other in needed if other.name in self.failed]:
+            return self._fail(job, f"not trained, because {failed[0]} failed")
+        slot = next((slot for slot in range(self.slots) if slot not in self._running), None)
+        if slot is None or not all(other.run.is_finished for other in needed):
             return False
-        should_continue = " goes on" if one.run.epochs_done else ""
-        if donor is not None:
+        how = "resumes" if job.run.progress().epochs else "starts"
+        if source is not None:
             try:
-                copy_experts(donor.run, one.run, one.config)
+                copy_experts(source.run, job.run, job.config)
             except InputError as error:
-                say(self.console, f"{one.name}: failed ({error})")
-                self.failed.append(one.name)
-                return True
-            should_continue = f" with the experts of {donor.name}"
-        say(self.console, f"{one.name}:{should_continue or ' begins'}")
-        self._running[free] = _Training(one, folder, free, self.jobs)
+                return self._fail(job, f"failed ({error})")
+            how = f"starts with the experts of {source.name}"
+        logger.info("%s: %s", job.name, how)
+        self._running[slot] = _Process(job, folder, slot, self.slots)
         return True
 
-    def _tell(self, training: "_Training") -> None:
-        """How a training ended."""
-        one = training.one
-        if training.process.returncode or not one.run.is_finished:
-            self.failed.append(one.name)
-            say(self.console, f"{one.name}: failed{training.last_words()}")
+    def _fail(self, job: Job, reason: str) -> bool:
+        logger.info("%s: %s", job.name, reason)
+        self.failed.append(job.name)
+        return True
+
+    def _report(self, process: "_Process") -> None:
+        job = process.job
+        if process.process.returncode or not job.run.is_finished:
+            self._fail(job, f"failed{process.reason()}")
         else:
-            accuracy, seconds = one.run.results()["test"]["accuracy"], time.monotonic() - training.start
-            say(self.console, f"{one.name}: finished after {duration(seconds)}, {accuracy:.1%} overall")
+            accuracy, seconds = job.run.results()["test"]["accuracy"], time.monotonic() - process.start
+            logger.info(f"{job.name}: finished after {duration(seconds)}, overall accuracy {accuracy:.1%}")
         self.on_finished()
 
-    def _stop(self) -> None:
-        """Asks those that are left to stop, and waits until they have saved where they are."""
-        for training in self._running.values():
-            training.process.send_signal(signal.SIGTERM)
-        for training in self._running.values():
-            training.process.wait()
-
-    def _kill(self) -> None:
-        for training in self._running.values():
-            training.process.kill()
-            training.process.wait()
+    def _end(self, number: signal.Signals) -> None:
+        """Sends a signal to all processes and waits for their end."""
+        for process in self._running.values():
+            process.process.send_signal(number)
+        for process in self._running.values():
+            process.process.wait()
 
 
-class _Training:
-    """A process that trains."""
+class _Process:
+    """A job that is being trained. With several slots its output goes to a log file beside the run folder."""
 
-    def __init__(self, one: Job, folder: Path, place: int, jobs: int):
-        self.one = one
-        settings = folder / f"{one.name}.yaml"
-        settings.write_text(to_yaml(one.config), encoding="utf-8")
-        command = [sys.executable, "-m", "longtail", "train", "--config", settings, "--output", one.run.folder]
-        self.log = None if jobs == 1 else one.run.folder.with_name(f"{one.name}.log")
-        one.run.folder.parent.mkdir(parents=True, exist_ok=True)
-        self.start = time.monotonic()
-        # Of a session of its own: of Ctrl-C it hears from here, once.
-        options = {"env": _environment(one, place, jobs), "stdin": subprocess.DEVNULL, "start_new_session": True}
+    def __init__(self, job: Job, folder: Path, slot: int, slots: int):
+        self.job, self.start = job, time.monotonic()
+        settings = folder / f"{job.name}.yaml"
+        settings.write_text(to_yaml(job.config), encoding="utf-8")
+        command = [sys.executable, "-m", "longtail", "train", "--config", str(settings)]
+        command += ["--output", str(job.run.folder)]
+        job.run.folder.parent.mkdir(parents=True, exist_ok=True)
+        # In a session of its own: Ctrl-C reaches it once, from `JobRunner`.
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True}
+        options["env"] = _environment(job, slot, slots)
+        self.log = None if slots == 1 else job.run.folder.with_name(f"{job.name}.log")
         if self.log is None:
-            self.process = subprocess.Popen(command, **options)  # type: ignore[call-overload]
+            self.process = subprocess.Popen(command, **options)
         else:
             with self.log.open("ab") as log:
                 self.log_start = log.tell()
-                self.process = subprocess.Popen(command, stdout=log, stderr=log, **options)  # type: ignore[call-overload]
-
-    @property
-    def has_ended(self) -> bool:
-        return self.process.poll() is not None
+                self.process = subprocess.Popen(command, stdout=log, stderr=log, **options)
 
     @property
     def was_stopped(self) -> bool:
-        """Whether somebody else did: a scheduler that signals to every process, say."""
-        return self.process.returncode in (-signal.SIGINT, 75) and not self.one.run.is_finished
+        """Whether a signal that did not come from here stopped it."""
+        return self.process.returncode in (-signal.SIGINT, 75) and not self.job.run.is_finished
 
-    def last_words(self) -> str:
-        """What killed it; or, where its output went to a file, the last line, which is its error."""
+    def reason(self) -> str:
+        """The signal that killed it or, from a log file, the last line, which is its error."""
         if self.process.returncode < 0:
             return f" (killed by {signal.Signals(-self.process.returncode).name})"
         lines = self.log.read_bytes()[self.log_start :].decode(errors="replace").split("\n") if self.log else []
-        said = [line for line in lines if line.strip()]
-        return f" ({said[-1].removeprefix('longtail: ')})" if said else ""
+        lines = [line for line in lines if line.strip()]
+        return f" ({lines[-1].removeprefix('longtail: ')})" if lines else ""
 
 
-def _environment(one: Job, place: int, jobs: int) -> dict[str, str]:
-    """Of a process that shares the machine."""
+def _environment(job: Job, slot: int, slots: int) -> dict[str, str]:
+    """The variables of a process that shares the machine."""
     environment = dict(os.environ)
-    if jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, num_processors() // jobs)))
-        if one.config.device in ("auto", "cuda") and (devices := _devices(environment)):
-            environment["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
+    if slots > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, num_processors() // slots)))
+        given = environment.get("CUDA_VISIBLE_DEVICES")
+        devices = given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
+        if job.config.device in ("auto", "cuda") and devices:
+            environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
     return environment
-
-
-def _devices(environment: dict[str, str]) -> list[str]:
-    given = environment.get("CUDA_VISIBLE_DEVICES")
-    return given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]

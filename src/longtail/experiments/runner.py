@@ -1,86 +1,97 @@
-"""The whole way: from an experiment's file to its table."""
+"""Runs an experiment: from its file to its table."""
 
+import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
-
-from longtail.experiments.processes import Trainings
-from longtail.experiments.spec import check_seeds, chosen, plan, read_experiment
+from longtail.experiments.processes import JobRunner
+from longtail.experiments.spec import check_seeds, plan, read_experiment, select
 from longtail.experiments.table import collect, write_table
-from longtail.training.progress import say
 from longtail.utils.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 ENVIRONMENT = ("python", "device", "device_name", "threads", "packages")
-"""What is told of the machine"""
+"""Fields of a run's environment that the table's JSON file keeps"""
+
+
+@dataclass(frozen=True)
+class ExperimentOptions:
+    """How an experiment is run."""
+
+    table: str | Path | None = None
+    """Path of the table without suffix; ``table`` in the output folder by default"""
+
+    rows: Sequence[str] | None = None
+    """Train only these rows and their teachers; all by default. The table has every finished row."""
+
+    seeds: Sequence[int] | None = None
+    """Instead of the seeds of the file"""
+
+    jobs: int = 1
+    """Parallel trainings"""
+
+    arguments: Sequence[str] = ()
+    """Settings of all rows, ``--section.field value``"""
+
+    command: str = ""
+    """Named in the table as the command that made it"""
 
 
 def run_experiment(
-    file: str | Path,
-    output: str | Path | None = None,
-    *,
-    table: str | Path | None = None,
-    rows: Sequence[str] | None = None,
-    seeds: Sequence[int] | None = None,
-    jobs: int = 1,
-    arguments: Sequence[str] = (),
-    command: str = "",
-    console: Console | None = None,
+    file: str | Path, output: str | Path | None = None, options: ExperimentOptions | None = None
 ) -> Path:
-    """Trains every row with every seed, but for what is finished, and writes the table; returns its Markdown file.
+    """Trains each row with each seed, except for finished runs, and writes the table after each training.
 
     Args:
         file: see `longtail.experiments.spec.read_experiment`.
         output: folder of the runs; runs/FILE by default.
-        table: where the table goes, without suffix; ``table`` in ``output`` by default. It is written anew after each
-            training.
-        rows: train only these, and their teachers; all by default. The table has whatever is finished.
-        seeds: other ones than the file's.
-        jobs: trainings at once.
-        arguments: settings of all rows, ``--section.field value``.
-        command: what to say in the table that it was made by.
-        console: where to tell how it goes; nowhere by default.
+        options: which rows and seeds, and so on.
+
+    Returns:
+        The Markdown file of the table.
 
     Raises:
-        InputError: the file, a row or a setting is wrong; a run is in the way; or some rows could not be trained, after
-            the others were.
-        Stopped: a signal asked for it; the same again goes on.
+        InputError: the file, a row or a setting is wrong; another run is in the way; or some rows failed, after all
+            others were trained.
+        Stopped: a signal asked for it; the same call resumes.
     """
-    file, console = Path(file), console or Console(quiet=True)
+    file, options = Path(file), options or ExperimentOptions()
     experiment = read_experiment(file)
-    if seeds is not None:
-        experiment = replace(experiment, seeds=check_seeds(seeds, "--seeds"))
+    if options.seeds is not None:
+        experiment = replace(experiment, seeds=check_seeds(options.seeds, "--seeds"))
+    if options.jobs < 1:
+        raise InputError(f"--jobs is {options.jobs}; it must be at least 1")
     folder = Path("runs") / file.stem if output is None else Path(output)
-    where = folder / "table" if table is None else Path(table)
-    where = where.with_suffix("") if where.suffix in (".md", ".json") else where
-    every = plan(experiment, folder, arguments)
-    jobs_planned = every if rows is None else chosen(every, rows)
-    if jobs < 1:
-        raise InputError(f"--jobs is {jobs}; it must be at least 1")
+    table = folder / "table" if options.table is None else Path(options.table)
+    table = table.with_suffix("") if table.suffix in (".md", ".json") else table
+    all_jobs = plan(experiment, folder, options.arguments)
+    jobs = all_jobs if options.rows is None else select(all_jobs, options.rows)
 
-    def tell() -> bool:
-        told = [one for one in every if one in jobs_planned or one.is_done]
-        if finished := [one.run for one in told if one.run.is_finished]:
-            known = [run.environment() for run in finished]
-            told_of = [{name: one[name] for name in ENVIRONMENT if name in one} for one in known]
-            table = {
+    def update_table() -> bool:
+        shown = [job for job in all_jobs if job in jobs or job.is_done]
+        finished = [job.run.environment() for job in shown if job.run.is_finished]
+        if finished:
+            environments = [{name: known[name] for name in ENVIRONMENT if name in known} for known in finished]
+            content = {
                 "title": experiment.title,
-                "command": command,
-                "environments": [one for i, one in enumerate(told_of) if one not in told_of[:i]],
+                "command": options.command,
+                "environments": [known for i, known in enumerate(environments) if known not in environments[:i]],
                 "seeds": experiment.seeds,
                 "settings": experiment.settings,
-                "rows": collect(told),
+                "rows": collect(shown),
             }
-            write_table(where, table)
+            write_table(table, content)
         return bool(finished)
 
-    trainings = Trainings(jobs_planned, every, jobs, console, tell)
-    trainings.check()
-    where.parent.mkdir(parents=True, exist_ok=True)  # now, and not after hours, if it cannot be
-    trainings.carry_out()
-    others = f"; the others are in {where}.md" if tell() else ""
-    if trainings.failed:
-        raise InputError(f"not trained: {', '.join(trainings.failed)}{others}")
-    say(console, f"The table: {where}.md")
-    return where.with_name(f"{where.name}.md")
+    runner = JobRunner(jobs, all_jobs, options.jobs, update_table)
+    runner.check()
+    table.parent.mkdir(parents=True, exist_ok=True)  # before hours of training, in case that it fails
+    runner.run()
+    has_table = update_table()
+    if runner.failed:
+        others = f"; the other rows are in {table}.md" if has_table else ""
+        raise InputError(f"not trained: {', '.join(runner.failed)}{others}")
+    logger.info("Table: %s.md", table)
+    return table.with_name(f"{table.name}.md")

@@ -1,4 +1,4 @@
-"""The table of an experiment: mean ± standard deviation over seeds, beside what others published."""
+"""The table of an experiment: mean ± standard deviation over seeds, beside published values."""
 
 import json
 import statistics
@@ -11,9 +11,10 @@ from typing import Any
 from longtail.config.recipes import Settings, flat
 from longtail.evaluation.flops import cost
 from longtail.experiments.spec import Job, Published
+from longtail.reports.tables import ReportTable
 from longtail.runs.run import Run
 from longtail.utils.files import write_atomically
-from longtail.utils.format import duration, macs, markdown_table, percent, pluralize
+from longtail.utils.format import duration, macs, percent, pluralize
 
 ACCURACIES = ("overall", "balanced", "many", "medium", "few")
 COLUMNS = ("row", *ACCURACIES, "ECE", "MACs", "routed", "MACs", "time", "published")
@@ -21,7 +22,7 @@ Numbers = dict[str, float | None]
 
 
 def numbers(run: Run) -> Numbers:
-    """What a finished run reached on its test images: fractions, multiply-accumulates for one image, seconds."""
+    """Returns the test results of a finished run: fractions, multiply-accumulates per image, seconds."""
     test = run.results()["test"]
     routing = test.get("routing") or {}
     model, metadata = run.load_model()
@@ -36,85 +37,84 @@ def numbers(run: Run) -> Numbers:
     }
 
 
-def collect(jobs_planned: Sequence[Job]) -> list[dict[str, Any]]:
-    """One entry for each row: what it is, the numbers of each finished seed, and their mean and standard deviation."""
+def collect(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """Returns one entry for each row: its definition, the numbers of each finished seed, their mean and deviation."""
     entries: dict[str, dict[str, Any]] = {}
-    for one in jobs_planned:
-        entry = entries.setdefault(one.row.name, {**asdict(one.row), "seeds": []})
-        if one.run.is_finished:
-            entry["seeds"].append({"seed": one.seed, **numbers(one.run)})
+    for job in jobs:
+        entry = entries.setdefault(job.row.name, {**asdict(job.row), "seeds": []})
+        if job.run.is_finished:
+            entry["seeds"].append({"seed": job.seed, **numbers(job.run)})
     for entry in entries.values():
         entry["mean"], entry["std"] = _summary(entry["seeds"])
     return list(entries.values())
 
 
 def _summary(seeds: Sequence[Numbers]) -> tuple[Numbers, Numbers]:
-    """Mean, and sample standard deviation where there are several."""
+    """Mean, and sample standard deviation if there are several seeds."""
     mean: Numbers = {}
     std: Numbers = {}
     for name in [name for name in seeds[0] if name != "seed"] if seeds else []:
-        known = [value for value in (seed[name] for seed in seeds) if value is not None]
-        mean[name] = statistics.mean(known) if known else None
-        std[name] = statistics.stdev(known) if len(known) > 1 else None
+        values = [value for value in (seed[name] for seed in seeds) if value is not None]
+        mean[name] = statistics.mean(values) if values else None
+        std[name] = statistics.stdev(values) if len(values) > 1 else None
     return mean, std
 
 
 def agreement(entries: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
-    """How many pairs of rows come in the order of their published accuracies, of how many whose published ones differ.
+    """Counts the pairs of rows in the order of their published accuracies, and the pairs with different published ones.
 
-    Routed accuracies are compared where only those were published.
+    Routed accuracies are compared if only these were published.
     """
-    known = []
+    accuracies = []
     for entry in entries:
         published = Published(**(entry["published"] or {}))
-        here = entry["mean"].get("routed" if published.overall is None else "overall")
-        if published.accuracy is not None and here is not None:
-            known.append((published.accuracy, here))
-    pairs = [(one, other) for one, other in combinations(known, 2) if one[0] != other[0]]
-    return sum((one[0] - other[0]) * (one[1] - other[1]) > 0 for one, other in pairs), len(pairs)
+        measured = entry["mean"].get("routed" if published.overall is None else "overall")
+        if published.accuracy is not None and measured is not None:
+            accuracies.append((published.accuracy, measured))
+    pairs = [(a, b) for a, b in combinations(accuracies, 2) if a[0] != b[0]]
+    return sum((a[0] - b[0]) * (a[1] - b[1]) > 0 for a, b in pairs), len(pairs)
 
 
-def write_table(where: Path, table: Mapping[str, Any]) -> None:
-    """Replaces ``where.json`` and ``where.md``.
+def write_table(path: Path, table: Mapping[str, Any]) -> None:
+    """Writes ``path.json`` and ``path.md``.
 
     Args:
-        where: without a suffix.
-        table: title, command, environments (all that runs were trained in), seeds, settings of all rows, and rows as
-            `collect` has them.
+        path: without a suffix.
+        table: title, command, environments of the trainings, seeds, settings of all rows, and rows from `collect`.
     """
-    where.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(where.with_name(f"{where.name}.json"), (json.dumps(table, indent=1) + "\n").encode())
-    write_atomically(where.with_name(f"{where.name}.md"), markdown(table).encode())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path.with_name(f"{path.name}.json"), (json.dumps(table, indent=1) + "\n").encode())
+    write_atomically(path.with_name(f"{path.name}.md"), markdown(table).encode())
 
 
 def markdown(table: Mapping[str, Any]) -> str:
-    """The table to read; arguments as of `write_table`."""
+    """Returns the table as Markdown; arguments as in `write_table`."""
     seeds, entries = table["seeds"], table["rows"]
-    several = f"mean ± sample standard deviation over seeds {', '.join(map(str, seeds))}"
+    spread = f"mean ± sample standard deviation over seeds {', '.join(map(str, seeds))}"
     agreeing, compared = agreement(entries)
     machines = "; ".join(dict.fromkeys(map(_machine, table["environments"])))
     lines = [
         f"# {table['title']}",
         "",
-        f"Test accuracy in %, {several if len(seeds) > 1 else f'one run, seed {seeds[0]}'}. `{table['command']}`",
+        f"Test accuracy in %, {spread if len(seeds) > 1 else f'one run, seed {seeds[0]}'}. `{table['command']}`",
         "",
         f"{machines}. MACs: multiply-accumulates for one image, with all "
         "experts and routed. ECE: expected calibration error. Published: overall (many/medium/few).",
         "",
         *([f"Settings of all rows: {_listed(table['settings'])}.", ""] if table["settings"] else []),
-        *markdown_table(COLUMNS, [_cells(entry, len(seeds)) for entry in entries]),
+        ReportTable(COLUMNS, [_cells(entry, len(seeds)) for entry in entries]).markdown(),
         "",
     ]
     if compared:
         lines += [
-            f"{agreeing} of {compared} pairs of rows are in the order that their published accuracies are in.",
+            f"{agreeing} of {compared} pairs of rows are in the order of their published accuracies.",
             "",
         ]
     return "\n".join([*lines, *map(_described, entries), ""])
 
 
 def _machine(environment: Mapping[str, Any]) -> str:
-    threads = f", {pluralize(environment['threads'], 'thread', 'threads')}" if environment["device"] == "cpu" else ""
+    threads = f", {pluralize(environment['threads'], 'thread')}" if environment["device"] == "cpu" else ""
     packages = environment["packages"]
     return f"{environment['device_name']}{threads}, longtail {packages['longtail']}, torch {packages['torch']}"
 
