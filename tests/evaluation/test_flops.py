@@ -1,21 +1,20 @@
-"""What a network computes: against counts made in other ways, the original's and the published ones."""
+"""Multiply-accumulates of a model, compared with other ways to count, with the original code and with publications."""
 
 import pytest
 import torch
 from helpers.golden import flops as golden_flops
 from helpers.networks import HIERARCHICAL, PLAIN, options
-from rich.console import Console
 from timm.models.swin_transformer import WindowAttention
 from torch import nn
 
 import longtail
 from longtail.cli import main
-from longtail.data import build as data_build
 from longtail.evaluation.flops import Cost, cost
-from longtail.models import build as model_build
+from longtail.models.build import router_options
 from longtail.models.heads import CosineClassifier
 from longtail.models.multi_expert import create_model
-from longtail.reports.cost_table import Subject, cost_table
+from longtail.reports.cost_table import cost_table, planned_model
+from longtail.runs.context import planned_architecture
 from longtail.utils.errors import InputError
 
 
@@ -33,6 +32,7 @@ def test_experts_and_router_steps_add_up():
     assert [COST.prefix(used) for used in (1, 2, 3)] == [1110, 1330, 1660]
     assert COST.total == 1660
     assert [COST.routed(used) for used in (1, 2, 3)] == [1111, 1333, 1663]
+    assert (COST.prefix_costs, COST.routed_costs) == ([1110, 1330, 1660], [1111, 1333, 1663])
 
 
 def test_expected_cost_is_the_mean_over_images():
@@ -45,13 +45,13 @@ def test_expected_cost_is_the_mean_over_images():
 
 
 @pytest.mark.parametrize("shares", [(1, 2), (1, 2, 3, 4), (0, 0, 0), (-1, 1, 1), (1, 1, float("nan"))])
-def test_shares_must_be_one_for_each_number_of_experts(shares):
+def test_invalid_shares(shares):
     with pytest.raises(InputError, match="shares"):
         COST.expected(shares)
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_router(shared):
+def test_cost_of_a_router(shared):
     model = on_meta("resnet20", 10, 3)
     without = cost(model, 8)
     model.router = golden_flops.router(3, 48, num_inputs=26, shared=shared)
@@ -60,22 +60,22 @@ def test_router(shared):
     assert without.router == ()
 
 
-# --- counts made in other ways ---
+# --- other ways to count ---
 
 
-def hooked(model, size):
-    """MACs by the shapes that enter and leave each layer. Attention is two products of N x N x channels."""
-    found = [0]
+def count_by_hooks(model, size):
+    """MACs from the shapes of each layer's input and output. Attention is two products of N x N x channels."""
+    total = [0]
 
     def conv(layer, inputs, output):
-        found[0] += output[0].numel() * layer.in_channels // layer.groups * layer.kernel_size[0] * layer.kernel_size[1]
+        total[0] += output[0].numel() * layer.in_channels // layer.groups * layer.kernel_size[0] * layer.kernel_size[1]
 
     def linear(layer, inputs, output):
-        found[0] += output.numel() * inputs[0].shape[-1]
+        total[0] += output.numel() * inputs[0].shape[-1]
 
     def attention(layer, inputs, output):
         windows, tokens, channels = inputs[0].shape
-        found[0] += 2 * windows * tokens * tokens * channels
+        total[0] += 2 * windows * tokens * tokens * channels
 
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -86,7 +86,7 @@ def hooked(model, size):
             module.register_forward_hook(attention)
     with torch.no_grad():
         model(torch.empty(1, 3, size, size, device="meta"))
-    return found[0]
+    return total[0]
 
 
 BY_HOOKS = [
@@ -106,11 +106,11 @@ SLOW_BY_HOOKS = ["efficientnet_b0", "mobilenetv4_conv_small", "densenet121", "re
 def test_count_by_layers(name):
     size = (HIERARCHICAL | PLAIN)[name]
     model = on_meta(name, 7, 2, width="full", **options(name, size))
-    assert cost(model, size).total == hooked(model, size)
+    assert cost(model, size).total == count_by_hooks(model, size)
 
 
 def test_count_of_rotary_attention():
-    """EVA calls its layers' weights and not the layers: every matrix of a block meets every token."""
+    """EVA uses the weights of its layers without calling the layers: each matrix of a block multiplies each token."""
     size, depth = 70, 4
     model = on_meta("eva02_tiny_patch14_224", 7, 2, width="full", image_size=size, depth=depth)
     tokens, channels = (size // 14) ** 2 + 1, model.branches[0].blocks[0].norm1.weight.numel()
@@ -129,13 +129,13 @@ def test_heads_are_counted(head):
 @pytest.mark.parametrize("name", HIERARCHICAL | PLAIN)
 def test_every_backbone_is_counted(name):
     size = (HIERARCHICAL | PLAIN)[name]
-    pluralize = cost(on_meta(name, 5, 2, width="full", **options(name, size)), size)
-    assert pluralize.trunk > 0
-    assert pluralize.branches[0] == pluralize.branches[1] > 0
+    count = cost(on_meta(name, 5, 2, width="full", **options(name, size)), size)
+    assert count.trunk > 0
+    assert count.branches[0] == count.branches[1] > 0
 
 
 @pytest.mark.parametrize("name", ["resnet32", "swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224"])
-def test_a_model_stays_as_it_is(name):
+def test_counting_leaves_the_model_unchanged(name):
     size = (HIERARCHICAL | PLAIN)[name]
     settings = {"width": "full", **options(name, size)}
     model = create_model(name, 5, 2, **settings)
@@ -145,17 +145,16 @@ def test_a_model_stays_as_it_is(name):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-# --- published counts, and the original's ---
+# --- published counts and the original code ---
 
 
 def test_published_counts_of_the_cifar_networks():
-    """To the digits printed."""
-    pluralize = cost(on_meta("resnet32", 100, 4), 32)
+    count = cost(on_meta("resnet32", 100, 4), 32)
     single = cost(on_meta("resnet32", 100, 1, width="full", head="linear"), 32)
     assert f"{single.total / 1e6:.1f}" == "68.9"
-    assert f"{pluralize.trunk / 1e6:.1f}" == "24.0"
-    assert f"{(pluralize.branches[0] + pluralize.heads[0]) / 1e6:.1f}" == "25.4"
-    assert [f"{pluralize.prefix(experts) / 1e6:.1f}" for experts in (2, 3, 4)] == ["74.9", "100.4", "125.8"]
+    assert f"{count.trunk / 1e6:.1f}" == "24.0"
+    assert f"{(count.branches[0] + count.heads[0]) / 1e6:.1f}" == "25.4"
+    assert [f"{count.prefix(experts) / 1e6:.1f}" for experts in (2, 3, 4)] == ["74.9", "100.4", "125.8"]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +162,7 @@ def test_published_counts_of_the_cifar_networks():
     [("resnext50_32x4d", 1000, 4.26, 6.08), ("resnet50", 8142, 4.14, 5.80)],
 )
 def test_published_counts_of_the_imagenet_networks(name, classes, single, three):
-    """Within a percent: the published ones include batch norms."""
+    """Up to one percent, because the published counts include batch norms."""
     full = cost(on_meta(name, classes, 1, width="full", head="linear"), 224).total
     assert full / 1e9 == pytest.approx(single, rel=0.01)
     assert cost(on_meta(name, classes, 3), 224).total / 1e9 == pytest.approx(three, rel=0.01)
@@ -171,33 +170,30 @@ def test_published_counts_of_the_imagenet_networks(name, classes, single, three)
 
 def check(comparisons):
     for comparison in comparisons:
-        # Shares of images are fractions: rounding only.
+        # Only the rounding of the shares of images.
         assert abs(comparison.unexplained) < 1e-3, comparison
 
 
-SMALL, LARGE = golden_flops.NETWORKS[:2], golden_flops.NETWORKS[2:]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("release", golden_flops.THOP)
-@pytest.mark.parametrize("network", [*SMALL, *(pytest.param(network, marks=pytest.mark.slow) for network in LARGE)])
-def test_the_original_count_is_ours_and_what_it_adds(network, release):
+@pytest.mark.parametrize("network", golden_flops.NETWORKS)
+def test_differences_from_the_count_of_ride_are_explained(network, release):
     check(golden_flops.ride(release, network))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["tiny", "small"])
-def test_the_original_swin_count_is_ours_and_what_it_adds(size):
+def test_differences_from_the_count_of_ride_swin_are_explained(size):
     check(golden_flops.swin(size))
 
 
 # --- the command ---
 
 
-def test_a_recipe_is_planned_as_it_will_be_built():
-    config = longtail.load_recipe("digits-lt-ride")
-    planned = model_build.planned_architecture(config)
-    assert planned.pop("router") == model_build.router_options(config)
-    assert planned == model_build.architecture(config, data_build.load_data(config))
+def test_a_recipe_is_planned_as_it_is_built(digits_run):
+    planned = planned_architecture(digits_run.config)
+    assert planned.pop("router") == router_options(digits_run.config.router)
+    assert planned == digits_run.load_model()[1].architecture
 
 
 @pytest.mark.parametrize(
@@ -211,7 +207,7 @@ def test_a_recipe_is_planned_as_it_will_be_built():
     ],
 )
 def test_classes_and_image_size_without_data(settings, classes, size):
-    planned = model_build.planned_architecture(longtail.load_recipe("digits-lt-ride", settings))
+    planned = planned_architecture(longtail.load_recipe("digits-lt-ride", settings))
     assert (planned["num_classes"], planned["image_size"]) == (classes, size)
 
 
@@ -233,28 +229,28 @@ def test_flops_of_a_recipe_with_settings(capsys):
     assert "resnet32, 1 expert, 7 classes, 32 x 32 pixels" in capsys.readouterr().out
 
 
-def test_flops_of_a_run(tmp_path, capsys):
-    where = tmp_path / "run"
-    quick = ["--training.epochs", "1", "--model.backbone", "resnet20", "--model.num_experts", "2"]
-    assert main(["train", "--output", str(where), *quick]) == 0
+def test_flops_of_a_run_equal_those_of_its_recipe(experts_run, capsys):
     tables = []
-    for what in ([str(where)], [str(where / "model.safetensors")], ["digits-lt-ride", *quick]):
-        capsys.readouterr()
-        assert main(["flops", *what]) == 0
+    for model in (experts_run.folder, experts_run.model_path, experts_run.config_path):
+        assert main(["flops", str(model)]) == 0
         tables.append(capsys.readouterr().out)
     assert tables[0] == tables[1] == tables[2]
     assert "8 x 8 pixels" in tables[0]
-    for change in (["--num_classes", "7"], ["--model.num_experts", "3"]):
-        assert main(["flops", str(where), *change]) == 2
-        assert change[0] in capsys.readouterr().err
 
 
-def test_router_and_neck_have_a_line(capsys):
-    shape = {"name": "swin_tiny_patch4_window7_224", "num_classes": 10, "num_experts": 2, "width": "narrow"}
-    subject = Subject.planned(shape | {"image_size": 112})
-    subject.model.router = golden_flops.router(2, 576, 26)
-    Console().print(cost_table(subject, [1, 1]))
-    out = capsys.readouterr().out
-    assert "router, 1 step" in out
-    assert "neck" in out
-    assert "There is no router" not in out
+@pytest.mark.parametrize("change", [["--num_classes", "7"], ["--model.num_experts", "3"]])
+def test_settings_do_not_change_a_trained_model(experts_run, capsys, change):
+    assert main(["flops", str(experts_run.folder), *change]) == 2
+    assert change[0] in capsys.readouterr().err
+
+
+def test_router_and_neck_have_a_row():
+    architecture = {"name": "swin_tiny_patch4_window7_224", "num_classes": 10, "num_experts": 2, "width": "narrow"}
+    architecture["image_size"] = 112
+    model = planned_model(architecture)
+    table = cost_table(model, architecture, 112, [1, 1])
+    assert any("no router" in note for note in table.notes)
+    model.router = golden_flops.router(2, 576, 26)
+    table = cost_table(model, architecture, 112, [1, 1])
+    assert {"router, 1 step", "neck", "routed: 1.50 experts"} <= {row[0] for row in table.rows}
+    assert not any("no router" in note for note in table.notes)
