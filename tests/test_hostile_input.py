@@ -172,7 +172,7 @@ ARGUMENTS = {
     "impossible budget": Case("router run --compute_budget x", "compute.budget.*'x'"),
     "resume a finished run": Case("train --resume run", "'run' is finished"),
     "resume with settings": Case("train --resume run --seed 1", "--resume"),
-    "resume nothing": Case("train --resume ''", "''"),
+    "resume nothing": Case("train --resume ''", "config.yaml"),
     "predict without run": Case("predict no/such/run x.png", "no/such/run"),
     "predict no image": Case("predict run no.png", "'no.png'"),
     "predict an empty folder": Case("predict run empty", "'empty'", lambda here: (here / "empty").mkdir()),
@@ -184,7 +184,7 @@ ARGUMENTS = {
     "flops of an image": Case("flops image.png", "image.png: .*utf-8"),
     "flops of unknown classes": Case("flops folder", "--num_classes"),
     "flops of a changed run": Case("flops run --num_classes 3", "--num_classes"),
-    "too few shares": Case("flops cifar100-lt-ride --experts_used 60,40", "60.*40.* 3"),
+    "too few shares": Case("flops cifar100-lt-ride --experts_used 60,40", "2 shares.* 3"),
     "shares that are words": Case("flops cifar100-lt-ride --experts_used many", "--experts_used.*'many'"),
     "shares that are no numbers": Case("flops cifar100-lt-ride --experts_used nan,1,1", "nan, 1.0, 1.0"),
     "flops of a width": Case("flops cifar100-lt-ride --model.width [33,96]", "33"),
@@ -228,9 +228,9 @@ LIST_FILES = {
     "class without training images": Case(
         LISTS, "test.txt:2: .*label 7", write("photos/test.txt", "class 0/1.jpg 0\nclass 1/1.jpg 7\n")
     ),
-    "duplicate class name": Case(NAMES, "names.txt:2: 'cat' .*line 1", write("photos/names.txt", "cat\ncat\n")),
+    "duplicate class name": Case(NAMES, "names.txt:2: 'cat'", write("photos/names.txt", "cat\ncat\n")),
     "control characters in a class name": Case(
-        NAMES, r"names.txt:2: 'a\\x1b' .*control", write("photos/names.txt", "cat\na\x1b\n")
+        NAMES, r"names.txt:2: 'a\\x1b'", write("photos/names.txt", "cat\na\x1b\n")
     ),
     "absent published lists": Case(f"{IMAGES} --data.name places-lt", "places-lt .*Places_LT_train.txt"),
 }
@@ -312,15 +312,17 @@ MODELS = {
     "deep metadata": in_metadata("recursion", lambda metadata: "[" * 100_000),
     "metadata that are a list": in_metadata("damaged", lambda metadata: "[]"),
     "too few names": in_metadata("10 classes.* 1 ", class_names=["a"]),
-    "equal names": in_metadata("10 classes", class_names=["a"] * 10),
+    "equal names": in_metadata("class_names.*'a', 'a'", class_names=["a"] * 10),
     "names that are numbers": in_metadata("class_names", class_names=list(range(10))),
-    "names with control characters": in_metadata("control", class_names=[f"\x1b[3{n}m" for n in range(10)]),
+    "names with control characters": in_metadata(
+        r"class_names.*x1b\[30m", class_names=[f"\x1b[3{n}m" for n in range(10)]
+    ),
     "counts that are words": in_metadata("class_counts", class_counts=["x"] * 10),
     "huge images": in_metadata("image_size.*1000000", image_size=10**6),
     "image size that is a word": in_metadata("image_size.*x", image_size="x"),
     "division by zero": in_metadata("std", std=[0, 0, 0]),
     "unknown interpolation": in_metadata("interpolation.*x", interpolation="x"),
-    "twenty thousand experts": in_architecture("20,?000 experts", num_experts=20_000),
+    "more experts than weights": in_architecture("branches.3", num_experts=30),
     "more classes than memory": in_architecture("1,?000,?000,?000,?000 ", num_classes=10**12),
     "wider than memory": in_architecture("", width=[10**9, 10**9]),
     "name that is a number": in_architecture("architecture", name=3),
@@ -491,7 +493,10 @@ def test_a_terminal_that_cannot_show_a_name_does_not_end_a_training(here):
     assert b"v\\xf6gel" in done.stdout
 
 
-def test_output_to_a_closed_pipe_is_no_error(here):
-    command = f"{sys.executable} -m longtail recipes | head -1"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=60)
+def test_output_to_a_closed_pipe_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "longtail", "train", "--print_config"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")

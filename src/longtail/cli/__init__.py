@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"unknown argument '{settings[0]}'; see 'longtail {parsed.command} --help'")
         parsed.settings = settings
         parsed.run(parsed)
+        sys.stdout.flush()  # so that an error of the output is found here
     except InputError as error:
         return _fail(str(error))
     except BrokenPipeError:  # the reader of the output, such as head, has closed it
