@@ -177,7 +177,7 @@ def test_too_few_images():
     outputs = example(2)
     firsts = torch.tensor([int((outputs.labels == label).nonzero()[0]) for label in range(3)])
     outputs = ModelOutputs(outputs.logits[firsts], outputs.labels[firsts])
-    with pytest.raises(InputError, match="has 1 .* 2 "):
+    with pytest.raises(InputError, match=r"has 1 .* 2 "):
         evaluate_label_shift(outputs, COUNTS, LearnedPrior(torch.zeros(1, 3), ""), None)
 
 

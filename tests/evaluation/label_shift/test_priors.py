@@ -63,7 +63,7 @@ def test_invalid_priors_are_named_in_one_line(tmp_path, content, facts):
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
-    with pytest.raises(InputError, match="'absent'.*'uniform'"):
+    with pytest.raises(InputError, match=r"'absent'.*'uniform'"):
         read_prior("absent", NAMES)
     with pytest.raises(InputError, match=str(tmp_path)):
         read_prior(tmp_path, NAMES)

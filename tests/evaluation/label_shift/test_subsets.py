@@ -68,7 +68,7 @@ def test_the_rarest_class_of_the_test_set_limits_all():
 
 
 def test_invalid_arguments():
-    with pytest.raises(InputError, match="ratio is 61; .* 1 to 60"):
+    with pytest.raises(InputError, match=r"ratio is 61; .* 1 to 60"):
         label_shift(LABELS, TRAINING, 61)
     with pytest.raises(InputError, match=r"ratio is 0\.5; .* 1 to 60"):
         label_shift(LABELS, TRAINING, 0.5)
@@ -83,5 +83,5 @@ def test_every_class_keeps_an_image_at_the_largest_ratio():
 def test_valid_ratios():
     assert valid_ratios(LABELS, 5) == [50, 25, 10, 5, 2]
     assert valid_ratios(np.repeat(np.arange(3), 7), 3) == [5, 2]
-    with pytest.raises(InputError, match="has 0 .* 2"):
+    with pytest.raises(InputError, match=r"has 0 .* 2"):
         valid_ratios(LABELS, 6)
