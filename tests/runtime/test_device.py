@@ -11,8 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import longtail
 from longtail.config.recipes import load_recipe
 from longtail.losses import RIDELoss
-from longtail.models.compiled import compiled
-from longtail.models.multi_expert import create_model
+from longtail.models.multi_expert import compile_model, create_model
 from longtail.runtime.device import Runtime, pick_device
 from longtail.training import experts, frozen_stage, optim
 from longtail.training.loop import CHECK_EVERY, LoopOptions, fit
@@ -154,7 +153,7 @@ def test_a_compiled_model_trains_the_same_weights(monkeypatch):
     """Traced, but not compiled to machine code."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     results = []
-    for make in (lambda model: model, compiled):
+    for make in (lambda model: model, compile_model):
         trained = task()
         model = trained.model
         trained.model = make(model)
@@ -187,7 +186,7 @@ def test_a_compiled_run_can_be_routed(tmp_path, no_plots, monkeypatch):
 @pytest.mark.slow
 def test_compilation_to_machine_code():
     records = []
-    for make in (lambda model: model, compiled):
+    for make in (lambda model: model, compile_model):
         trained = task()
         trained.model = make(trained.model)
         records.append(list(fit(trained, loader(small_split(), 8), optimizer(trained), lambda epoch: 1e-3, 2)))

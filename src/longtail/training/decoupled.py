@@ -135,7 +135,7 @@ def _scaled(source: Source) -> NewHeads:
     """Learnable weight scaling (LWS): one factor for each class."""
     heads = [ScaledClassifier(head) for head in source.model.heads]  # type: ignore[arg-type]
     records = _train(source, heads)
-    return NewHeads([head.folded() for head in heads], {"epochs": records})  # type: ignore[operator]
+    return NewHeads([head.to_linear() for head in heads], {"epochs": records})
 
 
 def _train(source: Source, heads: Sequence[nn.Module]) -> list[dict[str, Any]]:
