@@ -109,7 +109,7 @@ def test_pictures_that_do_not_decode_cost_no_others(model, pictures, capsys, bat
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     header, *lines = csv.reader(io.StringIO(out))
-    assert header == ["picture", "class", "probability"]
+    assert header == ["image", "class", "probability"]
     assert [line[0] for line in lines] == [str(pictures / f"{number}.png") for number in (0, 1, 4, 5, 6, 8, 9)]
     for line, name in zip(err.splitlines(), ("2.png", "3.png", "7.png"), strict=True):
         assert f"{pictures / name}: does not decode (not a picture of a known kind); mend or remove" in line
@@ -140,7 +140,7 @@ def test_a_classifier_of_pictures_in_memory(model, pictures):
 def test_csv_of_several_classes(model, pictures, capsys):
     assert main(["predict", str(model), str(pictures), "--top", "3"]) == 0
     header, *lines = rows(capsys)
-    assert header == ["picture", "class", "probability", "class_2", "probability_2", "class_3", "probability_3"]
+    assert header == ["image", "class", "probability", "class_2", "probability_2", "class_3", "probability_3"]
     for line, prediction in zip(lines, longtail.predict(model, [pictures], top=3), strict=True):
         choices = [(prediction.class_name, prediction.probability), *prediction.others]
         assert line[1::2] == [name for name, _ in choices]

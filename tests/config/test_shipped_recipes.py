@@ -17,7 +17,7 @@ from longtail.config.recipes import list_recipes, load_recipe
 from longtail.data import build as data_build
 from longtail.training import optim
 
-FAST = ("cifar100-lt-crt", "folder", "imagenet-lt-swin-tiny-ride-2")
+FAST = ("cifar100-lt-crt", "imagenet-lt-swin-tiny-ride-2")
 
 # At full size, the networks take minutes on a CPU. Images are smaller, and some networks too.
 SMALLER = {

@@ -314,7 +314,7 @@ def test_what_is_wrong_is_named(tmp_path, capsys, changes, message):
     [
         (["nothing.yaml"], "no file 'nothing.yaml'"),
         (["FILE", "--rows", "taw"], "no row 'taw'; there is tau, ce, student, retrained; did you mean 'tau'?"),
-        (["FILE", "--seeds", "0-2"], "--seeds '0-2': whole numbers with commas between them"),
+        (["FILE", "--seeds", "0-2"], "argument --seeds: '0-2' must be numbers separated by commas, such as 0,1,2"),
         (["FILE", "--seeds", "0,0"], "--seeds: seeds is [0, 0]; each one counts once"),
         (["FILE", "--seed", "5"], "row 'tau': 'seed' is no setting of an experiment; seeds are given by"),
         (["FILE", "--name=x"], "row 'tau': 'name' is no setting of an experiment; a row has its name"),
