@@ -1,5 +1,6 @@
 """Measured speed: what runs, how often, and in which mode."""
 
+import dataclasses
 import json
 import time
 
@@ -62,7 +63,7 @@ def test_at_least_one_batch_and_no_router():
     assert speed.rounds == 1
     assert speed.routed is None
     assert len(speed.prefixes) == 2
-    assert json.loads(json.dumps(speed.as_dict())) == speed.as_dict()
+    assert json.loads(json.dumps(dataclasses.asdict(speed))) == dataclasses.asdict(speed)
     assert set(model.branches[0].batch_sizes) == {3}
 
 

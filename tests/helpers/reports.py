@@ -2,6 +2,7 @@
 
 import torch
 
+from longtail.data.imbalance import DEFAULT_THRESHOLDS
 from longtail.evaluation.flops import Cost
 from longtail.evaluation.metrics import evaluate_logits
 from longtail.evaluation.outputs import ModelOutputs
@@ -9,7 +10,7 @@ from longtail.evaluation.routing import evaluate_routing
 from longtail.evaluation.throughput import Speed
 
 COUNTS = [500, 300, 150, 90, 60, 30, 15, 10, 5, 2]
-SPEED = Speed(prefixes=(12345.6, 812.3, 45.67), routed=7000.0, batch_size=128, rounds=11)
+SPEED = Speed(prefixes=[12345.6, 812.3, 45.67], routed=7000.0, batch_size=128, rounds=11)
 
 
 def outputs_of(class_counts, num_experts=3, num_images=200, tested=None, seed=0):
@@ -22,8 +23,8 @@ def outputs_of(class_counts, num_experts=3, num_images=200, tested=None, seed=0)
     return logits, labels
 
 
-def evaluation_of(class_counts, *arguments, **options):
-    return evaluate_logits(*outputs_of(class_counts, *arguments, **options), class_counts)
+def evaluation_of(class_counts, *arguments, thresholds=DEFAULT_THRESHOLDS, **options):
+    return evaluate_logits(*outputs_of(class_counts, *arguments, **options), class_counts, thresholds=thresholds)
 
 
 def routing_of(

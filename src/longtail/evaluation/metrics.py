@@ -96,6 +96,12 @@ class Evaluation(Scores):
     calibration: Calibration | None
     """The bins of ``ece``"""
 
+    thresholds: ShotThresholds
+    """Limits of the shot groups"""
+
+    average: Average
+    """How the ensemble averages the experts"""
+
     def frequent_confusions(self, limit: int = 20) -> list[dict[str, int]]:
         """Returns the most frequent errors as ``{"true": class, "predicted": class, "count": images}``."""
         true, predicted = np.nonzero(self.confusion)
@@ -109,7 +115,7 @@ class Evaluation(Scores):
         plain: dict[str, Any] = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in vars(self).items()
-            if name not in ("experts", "confusion", "calibration")
+            if name not in ("experts", "confusion", "calibration", "thresholds", "average")
         }
         bins = self.calibration
         return plain | {
@@ -197,6 +203,8 @@ def evaluate_logits(
         experts=tuple(_scores(expert, labels, totals, groups) for expert in expert_predictions.unbind(dim=1)),
         confusion=confusion_counts(predictions, labels, num_classes).numpy(),
         calibration=binned,
+        thresholds=thresholds,
+        average=average,
     )
 
 

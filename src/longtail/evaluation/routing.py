@@ -81,7 +81,7 @@ class RoutingReport(CostedScores):
     threshold: float
     """An image continues to the next expert if the router's probability is above it"""
 
-    shares: tuple[float, ...]
+    shares: list[float]
     """Fraction of the images that used k + 1 experts (E); they sum to 1"""
 
     mean_experts: float
@@ -90,7 +90,7 @@ class RoutingReport(CostedScores):
     mean_experts_by_shot: dict[str, float | None]
     """Experts used, mean over the images (not classes) of each shot group; None without images"""
 
-    prefixes: tuple[CostedScores, ...]
+    prefixes: list[CostedScores]
     """Ensembles of the first 1 to E experts, on every image and without a router (E)"""
 
     chosen_on: str | None
@@ -110,15 +110,8 @@ class RoutingReport(CostedScores):
 
     def as_dict(self) -> dict[str, Any]:
         """Returns JSON-ready values."""
-        return vars(self) | {
-            "shares": list(self.shares),
-            "prefixes": [asdict(prefix) for prefix in self.prefixes],
-            "images_per_second": self.images_per_second and self.images_per_second.as_dict(),
-            **{name: [point._asdict() for point in getattr(self, name)] for name in _CURVES},
-        }
-
-
-_CURVES = ("curve", "random_curve", "oracle_curve")
+        curves = {name: getattr(self, name) for name in ("curve", "random_curve", "oracle_curve")}
+        return asdict(self) | {name: [point._asdict() for point in points] for name, points in curves.items()}
 
 
 def prefix_predictions(logits: Tensor, average: Average = "logits") -> Tensor:
@@ -166,10 +159,10 @@ def evaluate_routing(
     return RoutingReport(
         **costed(predictions.gather(1, used[:, None] - 1).squeeze(1), mean_cost),
         threshold=threshold,
-        shares=tuple(shares),
+        shares=shares,
         mean_experts=float(used.double().mean()),
         mean_experts_by_shot={shot: float(of.mean()) if len(of) else None for shot, of in used_by_shot.items()},
-        prefixes=tuple(prefixes),
+        prefixes=prefixes,
         chosen_on=chosen_on,
         images_per_second=images_per_second,
         curve=curve(correct, outputs.router_logits, labels, routed_costs),

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ ROUNDS = 10
 class Speed:
     """Images per second: the median over rounds. In a round, all variants run in turn on the same images."""
 
-    prefixes: tuple[float, ...]
+    prefixes: list[float]
     """The first 1 to E experts (E)"""
 
     routed: float | None
@@ -28,10 +28,6 @@ class Speed:
 
     batch_size: int
     rounds: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns JSON-ready values."""
-        return asdict(self) | {"prefixes": list(self.prefixes)}
 
 
 def images_per_second(
@@ -85,7 +81,7 @@ def images_per_second(
 
     medians = [statistics.median(variant_rates) for variant_rates in zip(*rates, strict=True)]
     routed = None if model.router is None else medians.pop()
-    return Speed(tuple(medians), routed, batch_size, len(rates))
+    return Speed(medians, routed, batch_size, len(rates))
 
 
 def _synchronize(device: torch.device) -> None:

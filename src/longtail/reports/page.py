@@ -9,7 +9,7 @@ import numpy as np
 
 from longtail.config.recipes import to_yaml
 from longtail.config.schema import Config
-from longtail.data.imbalance import SHOTS, ShotThresholds
+from longtail.data.imbalance import SHOTS
 from longtail.evaluation.metrics import Evaluation
 from longtail.evaluation.routing import RoutingReport
 from longtail.reports import plots
@@ -61,11 +61,6 @@ class RunReport:
     def evaluation(self) -> Evaluation:
         """The evaluation of the most important split."""
         return self.evaluations[self.split]
-
-    @property
-    def thresholds(self) -> ShotThresholds:
-        """The limits of the shot groups."""
-        return ShotThresholds(self.config.evaluation.many_above, self.config.evaluation.few_below)
 
 
 def write_report(folder: Path, report: RunReport) -> None:
@@ -160,7 +155,7 @@ def _class_sizes(report: RunReport) -> list[str]:
         classes = f"{num_classes:,}" + (f" ({num_tested:,} tested)" if num_tested < num_classes else "")
         sizes = [f"{counts[members].sum():,}", f"{images.sum():,}"]
         numbers = map(percent, (getattr(evaluation, shot), *predicted))
-        rows.append([shot, class_size(shot, report.thresholds), classes, *sizes, *numbers])
+        rows.append([shot, class_size(shot, evaluation.thresholds), classes, *sizes, *numbers])
     header = ["group", "training images per class", "classes", "training images", "test images", "accuracy (%)"]
     return [
         ReportTable([*header, *(f"predicted {shot} (%)" for shot in SHOTS)], rows, text_columns=2).markdown(),

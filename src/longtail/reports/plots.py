@@ -41,16 +41,12 @@ def plot_classes(path: Path, evaluation: Evaluation, class_names: Sequence[str],
         members, color, mean = ranks[shots == shot], SHOT_COLORS[shot], getattr(evaluation, shot)
         if len(members) == 0:
             continue
-        if is_crowded:  # one outline instead of thousands of bars
-            edges = np.append(members, members[-1] + 1) - 0.5
-            bottom.stairs(counts[members - 1], edges, baseline=floor, fill=True, color=color)
-        else:
-            bottom.bar(members, counts[members - 1] - floor, 0.7, floor, color=color)
+        # One outline instead of thousands of bars.
+        edges = np.append(members, members[-1] + 1) - 0.5
+        bottom.stairs(counts[members - 1], edges, baseline=floor, fill=True, color=color)
         dots = {"s": np.clip(1500 / len(order), 5, 40), "alpha": 0.45 if is_crowded else 1, "linewidths": 0}
-        top.scatter(members, accuracy[members - 1], color=color, zorder=3, clip_on=False, **dots)
-        shown = "n/a" if mean is None else f"{percent(mean)} %"
-        label = f"{shot}, {pluralize(len(members), 'class', 'classes')}: {shown}"
-        top.plot([], [], color=color, linewidth=2, label=label)
+        label = f"{shot}, {pluralize(len(members), 'class', 'classes')}, mean {percent(mean)}"
+        top.scatter(members, accuracy[members - 1], color=color, zorder=3, clip_on=False, label=label, **dots)
         if mean is not None:
             # The white edge keeps the mean readable in front of many points. A few points are in front of the mean.
             line = {"y": 100 * mean, "xmin": members[0] - 0.5, "xmax": members[-1] + 0.5}

@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from longtail.data.imbalance import ShotThresholds
 from longtail.evaluation.evaluator import EvaluationResults, SplitName
 from longtail.evaluation.label_shift.evaluators import LabelShiftReport, LabelShiftTest, PriorTest
 from longtail.evaluation.label_shift.priors import UNIFORM
-from longtail.evaluation.metrics import BLOCK, Evaluation
+from longtail.evaluation.metrics import BLOCK
 from longtail.evaluation.outputs import ModelOutputs
 from longtail.reports.page import RunReport, write_label_shift, write_report
 from longtail.reports.tables import accuracy_table, label_shift_table, routing_table
@@ -20,7 +19,7 @@ from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
 from longtail.runs.run import PREDICTIONS_FILE
 from longtail.utils.console import show
-from longtail.utils.ensembles import Average, ensemble
+from longtail.utils.ensembles import ensemble
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +54,10 @@ def write_results(context: RunContext, results: EvaluationResults, metadata: Mod
 def log_results(context: RunContext, results: EvaluationResults, split: SplitName) -> None:
     """Shows the results of a split as tables."""
     name, evaluation = context.config.name, results.evaluations[split]
-    _show_accuracy(
-        context, evaluation, f"{name}: {evaluation.num_images:,} {split} images", results.outputs[split].average
-    )
+    images = f"{evaluation.num_images:,} {split} images"
+    show(accuracy_table(evaluation, f"{name}: {images}"))
     if report := results.routings.get(split):
-        show(routing_table(report, f"{name}: routing of {evaluation.num_images:,} {split} images"))
+        show(routing_table(report, f"{name}: routing of {images}"))
     logger.info("Results, plots and settings: %s", context.run.folder / "report.md")
 
 
@@ -67,8 +65,7 @@ def report_prior_test(test: PriorTest, outputs: ModelOutputs) -> None:
     """Evaluates with known class shares, shows the accuracies, and writes prior.json."""
     evaluation, context, learned = test.evaluate(outputs), test.context, test.learned
     name = "equally common classes" if test.prior == UNIFORM else f"the prior of {test.prior}"
-    title = f"{context.config.name}: {test.split} images, adjusted to {name}"
-    _show_accuracy(context, evaluation, title, outputs.average)
+    show(accuracy_table(evaluation, f"{context.config.name}: {test.split} images, adjusted to {name}"))
     if learned.approximation:
         logger.info("The adjustment is approximate: %s", learned.approximation)
     content = {"part": test.split, "prior": test.shares.tolist(), "approximation": learned.approximation}
@@ -83,12 +80,6 @@ def report_label_shift(test: LabelShiftTest, report: LabelShiftReport) -> None:
     write_label_shift(run.folder, label_shift_table(report, title, with_weights=True))
     addition = "" if report.rows[0].weights is None else ", with the experts' weights"
     logger.info("Also written to %s%s", run.folder / "label_shift.md", addition)
-
-
-def _show_accuracy(context: RunContext, evaluation: Evaluation, title: str, average: Average) -> None:
-    settings = context.config.evaluation
-    thresholds = ShotThresholds(settings.many_above, settings.few_below)
-    show(accuracy_table(evaluation, title, thresholds=thresholds, average=average))
 
 
 def _predictions(

@@ -7,11 +7,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from longtail.data.imbalance import DEFAULT_THRESHOLDS, SHOTS, ShotThresholds
+from longtail.data.imbalance import SHOTS, ShotThresholds
 from longtail.evaluation.label_shift.evaluators import LabelShiftReport
 from longtail.evaluation.metrics import Evaluation, Scores
 from longtail.evaluation.routing import RoutingReport
-from longtail.utils.ensembles import Average
 from longtail.utils.format import escape, macs, percent, pluralize
 
 ACCURACIES = ("overall", "balanced", *SHOTS)
@@ -86,31 +85,18 @@ def class_size(shot: str, thresholds: ShotThresholds) -> str:
     return {"many": f"over {many_above}", "medium": medium, "few": f"under {few_below}"}[shot]
 
 
-def accuracy_table(
-    evaluation: Evaluation,
-    title: str = "",
-    *,
-    thresholds: ShotThresholds = DEFAULT_THRESHOLDS,
-    average: Average = "logits",
-) -> ReportTable:
-    """Accuracies of the ensemble and of each expert.
-
-    Args:
-        evaluation: of the model.
-        title: above the table in the terminal.
-        thresholds: those of the evaluation.
-        average: that of the evaluation.
-    """
+def accuracy_table(evaluation: Evaluation, title: str = "") -> ReportTable:
+    """Accuracies of the ensemble and of each expert."""
     has_ensemble = len(evaluation.experts) > 1
     rows = [["ensemble" if has_ensemble else "model", *accuracies(evaluation)]]
     notes = ["Balanced: mean over classes."]
     if has_ensemble:
         rows += [[f"expert {e}", *accuracies(scores)] for e, scores in enumerate(evaluation.experts, start=1)]
-        if average == "probabilities":
+        if evaluation.average == "probabilities":
             notes.append("Ensemble: mean of the experts' probabilities, not of their logits.")
     for shot in SHOTS:
         classes = pluralize(evaluation.shots.count(shot), "class", "classes")
-        notes.append(f"{shot}: {classes} with {class_size(shot, thresholds)} training images")
+        notes.append(f"{shot}: {classes} with {class_size(shot, evaluation.thresholds)} training images")
     if evaluation.top5 is not None:
         notes.append(f"Top-5 accuracy: {percent(evaluation.top5)} %")
     if evaluation.ece is not None:

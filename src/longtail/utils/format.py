@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 """Prefixes of large numbers"""
@@ -53,9 +53,3 @@ def escape(text: object, limit: int = 60) -> str:
     line = " ".join(str(text).split())
     line = line if len(line) <= limit else line[: limit - 1] + "…"
     return re.sub(r"([\\`*_\[\]<>|#~$&])", r"\\\1", line)
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> list[str]:
-    """Its lines; the first columns are texts and stand on the left, numbers on the right."""
-    lines = [header, ["---"] * texts + ["---:"] * (len(header) - texts), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]

@@ -1,7 +1,6 @@
 """Class shares of the images to classify, from a file. NumPy only."""
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,28 +28,11 @@ def read_prior(source: str | Path, class_names: Sequence[str]) -> NDArray[np.flo
         return np.full(len(class_names), 1 / len(class_names))
     try:
         text = Path(source).read_text(encoding="utf-8")
+        values: Any = json.loads(text) if text.lstrip()[:1] in ("[", "{") else text.split()
     except FileNotFoundError:
         raise InputError(f"prior '{source}': no such file; name a file, or '{UNIFORM}'") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: neither UTF-8 nor JSON
         raise InputError(f"prior '{source}' cannot be read: {error}") from error
-    numbers = _parse_json(text, source, class_names) if text.lstrip()[:1] in ("[", "{") else _parse_text(text, source)
-    if len(numbers) != len(class_names):
-        raise InputError(f"{source}: {len(numbers)} numbers for {len(class_names)} classes; each class needs one")
-    for number, name in zip(numbers, class_names, strict=True):
-        if not (math.isfinite(number) and number >= 0):
-            raise InputError(f"{source}: class '{name}' has {number}; it must be a number, 0 or more")
-    if not any(numbers):
-        raise InputError(f"{source}: all classes have 0; at least one must be above 0")
-    prior: NDArray[np.float64] = np.asarray(numbers) / max(numbers)  # the sum of large numbers could be infinite
-    prior /= prior.sum()
-    return prior
-
-
-def _parse_json(text: str, source: str | Path, class_names: Sequence[str]) -> list[float]:
-    try:
-        values: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{source}: not valid JSON ({error})") from error
     if isinstance(values, dict):
         for name in values:
             if name not in class_names:
@@ -58,21 +40,17 @@ def _parse_json(text: str, source: str | Path, class_names: Sequence[str]) -> li
         if missing := [name for name in class_names if name not in values]:
             raise InputError(f"{source}: {len(missing)} classes have no number, such as '{missing[0]}'")
         values = [values[name] for name in class_names]
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"{source}: {json.dumps(value)[:60]} is not a number")
+    if len(values) != len(class_names):
+        raise InputError(f"{source}: {len(values)} numbers for {len(class_names)} classes; each class needs one")
     try:
-        return [float(value) for value in values]
-    except OverflowError:
-        raise InputError(f"{source}: a number is too large") from None
-
-
-def _parse_text(text: str, source: str | Path) -> list[float]:
-    numbers = []
-    for line_number, line in enumerate(text.splitlines(), start=1):
-        for word in line.split():
-            try:
-                numbers.append(float(word))
-            except ValueError:
-                raise InputError(f"{source}:{line_number}: '{word[:60]}' is not a number") from None
-    return numbers
+        numbers = np.array([float(value) for value in values])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{source}: {error}") from error
+    for number, name in zip(numbers, class_names, strict=True):
+        if not 0 <= number < np.inf:
+            raise InputError(f"{source}: class '{name}' has {number}; it must be a number, 0 or more")
+    if not numbers.any():
+        raise InputError(f"{source}: all classes have 0; at least one must be above 0")
+    prior: NDArray[np.float64] = numbers / numbers.max()  # the sum of large numbers could be infinite
+    prior /= prior.sum()
+    return prior
