@@ -1,9 +1,8 @@
-"""The command line. Each module of this package that does not start with an underscore is a command.
+"""The command line. Each module of this package is a command, except those whose names start with an underscore.
 
-The module of a command has a function ``add_parser(commands)``. It adds the parser and sets its defaults: ``run``, the
-function that gets the parsed arguments, and ``takes_settings=True`` if the command takes settings (``--section.field
-value``), which are then in ``arguments.settings``. The modules import torch inside ``run``, so that help and errors are
-fast.
+The docstring of the module describes the command. ``add_arguments(parser)`` adds its arguments, and ``run(arguments)``
+runs it. With ``TAKES_SETTINGS = True``, ``arguments.settings`` holds the settings, ``--section.field value``. Modules
+import torch only inside ``run``, so that help and errors are fast.
 """
 
 import argparse
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         parsed, settings = _parser().parse_known_args(arguments)
-        if settings and not getattr(parsed, "takes_settings", False):
+        if settings and not parsed.takes_settings:
             raise InputError(f"unknown argument '{settings[0]}'; see 'longtail {parsed.command} --help'")
         parsed.settings = settings
         parsed.run(parsed)
@@ -92,10 +91,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"longtail {version('longtail')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for module in pkgutil.iter_modules(__path__):
-        if not module.name.startswith("_"):
-            import_module(f"{__name__}.{module.name}").add_parser(commands)
-    for command in commands.choices.values():
-        if command.get_default("takes_settings"):
-            command.epilog = command.epilog or SETTINGS
+    for found in pkgutil.iter_modules(__path__):
+        if not found.name.startswith("_"):
+            module = import_module(f"{__name__}.{found.name}")
+            description, takes_settings = str(module.__doc__), hasattr(module, "TAKES_SETTINGS")
+            command = commands.add_parser(
+                found.name,
+                help=description.splitlines()[0],
+                description=description,
+                epilog=SETTINGS if takes_settings else None,
+                conflict_handler="resolve",  # train has its own --help
+            )
+            module.add_arguments(command)
+            command.set_defaults(run=module.run, parser=command, takes_settings=takes_settings)
     return parser

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from longtail.utils.errors import InputError
 
@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from longtail.config.schema import Config
     from longtail.runs.run import Run
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Number = TypeVar("Number", int, float)
 
 

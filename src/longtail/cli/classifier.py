@@ -1,21 +1,19 @@
-"""`longtail classifier`."""
+"""Replace the classifiers of a finished run or a converted checkpoint.
+
+Trains the router again, if any, and evaluates the run. --classifier.method is retrain (cRT), scale (LWS), tau,
+nearest-mean (NCM), or none to restore the experts' own classifiers.
+"""
 
 import argparse
 
-from longtail.cli._shared import Commands, open_run
+from longtail.cli._shared import open_run
+
+TAKES_SETTINGS = True
 
 
-def add_parser(commands: Commands) -> None:
-    """Adds the parser."""
-    parser = commands.add_parser(
-        "classifier",
-        help="replace the classifiers of a run",
-        description="Replaces the classifiers of a finished run or a converted checkpoint, trains its router again and "
-        "evaluates it. --classifier.method is retrain (cRT), scale (LWS), tau, nearest-mean (NCM), or none to restore "
-        "the experts' own classifiers.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
     parser.add_argument("folder", metavar="RUN", help="run folder")
-    parser.set_defaults(run=run, takes_settings=True)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,20 +1,12 @@
-"""`longtail convert`."""
+"""Convert a checkpoint of the original RIDE or RIDE-Swin to a run folder. Runs no code from the file."""
 
 import argparse
 
-from longtail.cli._shared import Commands
 
-
-def add_parser(commands: Commands) -> None:
-    """Adds the parser."""
-    parser = commands.add_parser(
-        "convert",
-        help="convert a checkpoint of the original RIDE or RIDE-Swin to a run",
-        description="Makes a run folder from a checkpoint of the original RIDE or RIDE-Swin. Runs no code from it.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
     parser.add_argument("file", metavar="FILE", help="checkpoint (.pth); a config.json in the same folder is read too")
     parser.add_argument("output", metavar="OUT", help="new run folder")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:

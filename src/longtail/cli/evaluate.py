@@ -1,18 +1,18 @@
-"""`longtail evaluate`."""
+"""Evaluate a run, and write its results and report again.
+
+Settings can name another location of the data (--data.root FOLDER) or change the evaluation, such as
+--evaluation.many_above 99.
+"""
 
 import argparse
 
-from longtail.cli._shared import Commands, add_threshold_options, open_run
+from longtail.cli._shared import add_threshold_options, open_run
+
+TAKES_SETTINGS = True
 
 
-def add_parser(commands: Commands) -> None:
-    """Adds the parser."""
-    parser = commands.add_parser(
-        "evaluate",
-        help="evaluate a run again",
-        description="Evaluates a run, and writes its results and report again. Settings can name another location of "
-        "the data (--data.root FOLDER) or change the evaluation (--evaluation.many_above 99).",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
     parser.add_argument("folder", metavar="RUN", help="run folder")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="split to print (default: test)")
     add_threshold_options(parser)
@@ -27,7 +27,6 @@ def add_parser(commands: Commands) -> None:
         action="store_true",
         help="also evaluate on subsets with other class shares, from those of training to the opposite ones",
     )
-    parser.set_defaults(run=run, takes_settings=True)
 
 
 def run(arguments: argparse.Namespace) -> None:

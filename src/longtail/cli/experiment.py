@@ -1,21 +1,20 @@
-"""`longtail experiment`."""
+"""Train several recipes with several seeds, and make a table.
+
+Trains each row of an experiment with each seed, except for finished runs, and writes a table as Markdown and JSON: mean
+± standard deviation over the seeds, beside published values. Settings apply to all rows.
+"""
 
 import argparse
 import shlex
 import sys
 
-from longtail.cli._shared import Commands, comma_separated
+from longtail.cli._shared import comma_separated
+
+TAKES_SETTINGS = True
 
 
-def add_parser(commands: Commands) -> None:
-    """Adds the parser."""
-    parser = commands.add_parser(
-        "experiment",
-        help="train several recipes with several seeds and make a table",
-        description="Trains each row of an experiment with each seed, except for finished runs, and writes a table as "
-        "Markdown and JSON: mean ± standard deviation over the seeds, beside published values. Settings apply to all "
-        "rows.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
     parser.add_argument("file", metavar="FILE", help="YAML file with title, seeds, settings for all rows, and rows")
     parser.add_argument("--output", metavar="FOLDER", help="folder for the runs (default: runs/FILE)")
     parser.add_argument(
@@ -30,7 +29,6 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--jobs", metavar="N", type=int, default=1, help="parallel trainings, which share cores and GPUs (default: 1)"
     )
-    parser.set_defaults(run=run, takes_settings=True)
 
 
 def run(arguments: argparse.Namespace) -> None:

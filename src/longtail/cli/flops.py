@@ -1,19 +1,16 @@
-"""`longtail flops`."""
+"""Count the multiply-accumulates (MACs) and FLOPs (2 per MAC) of a model for one image."""
 
 import argparse
 from pathlib import Path
 
-from longtail.cli._shared import Commands, comma_separated
+from longtail.cli._shared import comma_separated
 from longtail.utils.errors import InputError
 
+TAKES_SETTINGS = True
 
-def add_parser(commands: Commands) -> None:
-    """Adds the parser."""
-    parser = commands.add_parser(
-        "flops",
-        help="count the operations of a model",
-        description="Counts multiply-accumulates (MACs) and FLOPs (2 per MAC) of each module for one image.",
-    )
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
     parser.add_argument("model", metavar="MODEL", help="recipe, YAML file, run folder or model file")
     parser.add_argument(
         "--experts_used",
@@ -24,7 +21,6 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--num_classes", type=int, metavar="C", help="number of classes, if the recipe's data set has no fixed number"
     )
-    parser.set_defaults(run=run, takes_settings=True)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,21 +1,15 @@
-"""`longtail predict`."""
+"""Classify images, and print CSV with one line per image: image, class, probability."""
 
 import argparse
 import csv
 import io
 import sys
 
-from longtail.cli._shared import Commands
 from longtail.runtime.process import num_processors
 
 
-def add_parser(commands: Commands) -> None:
-    """Adds the parser."""
-    parser = commands.add_parser(
-        "predict",
-        help="classify images",
-        description="Classifies images and prints CSV, one line per image: image, class, probability.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
     parser.add_argument("model", metavar="RUN", help="run folder or model file")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image, or folder that is searched for images")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
@@ -36,7 +30,6 @@ def add_parser(commands: Commands) -> None:
         help="processes that decode images if there are several batches (default: one per processor, at most 8)",
     )
     parser.add_argument("--all_experts", action="store_true", help="use all experts instead of the router")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,16 +1,10 @@
-"""`longtail recipes`."""
+"""List the recipes with their expected accuracy and time."""
 
 import argparse
 
-from longtail.cli._shared import Commands
 
-
-def add_parser(commands: Commands) -> None:
-    """Adds the parser."""
-    parser = commands.add_parser(
-        "recipes", help="list the recipes", description="Lists the recipes with their expected accuracy and time."
-    )
-    parser.set_defaults(run=run)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,21 +1,19 @@
-"""`longtail router`."""
+"""Train a router for a finished run or a converted checkpoint.
+
+Replaces any earlier router and evaluates the run. The experts stay as they are.
+"""
 
 import argparse
 
-from longtail.cli._shared import Commands, add_threshold_options, open_run
+from longtail.cli._shared import add_threshold_options, open_run
+
+TAKES_SETTINGS = True
 
 
-def add_parser(commands: Commands) -> None:
-    """Adds the parser."""
-    parser = commands.add_parser(
-        "router",
-        help="train a router for a run",
-        description="Trains a router for a finished run or a converted checkpoint, replaces any earlier one, and "
-        "evaluates the run. The experts stay as they are.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
     parser.add_argument("folder", metavar="RUN", help="run folder")
     add_threshold_options(parser)
-    parser.set_defaults(run=run, takes_settings=True)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,26 +1,19 @@
-"""`longtail train`."""
+"""Train and evaluate a model, and write a run folder."""
 
 import argparse
 
-from longtail.cli._shared import Commands
 from longtail.utils.errors import InputError
 
+TAKES_SETTINGS = True
 
-def add_parser(commands: Commands) -> None:
-    """Adds the parser."""
-    parser = commands.add_parser(
-        "train",
-        help="train and evaluate a model",
-        description="Trains and evaluates a model, and writes a run folder.",
-        epilog="Settings: --section.field value, see below.",
-        add_help=False,
-    )
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
     parser.add_argument("--config", metavar="RECIPE", help="recipe or YAML file (default: digits-lt-ride)")
     parser.add_argument("--output", metavar="FOLDER", help="new run folder (default: runs/NAME)")
     parser.add_argument("--resume", metavar="RUN", help="resume an interrupted run exactly from its last checkpoint")
     parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and exit")
     parser.add_argument("-h", "--help", action="store_true", help="show this help with all settings and exit")
-    parser.set_defaults(run=run, takes_settings=True, parser=parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -89,12 +89,7 @@ def resolve(name: str, overrides: Settings | None = None, arguments: Sequence[st
     for argument in arguments:
         if argument.startswith("--"):
             _check_known(argument.removeprefix("--").partition("=")[0])
-    try:
-        values = _parser().parse_object(merged(settings, overrides), defaults=True)
-        values = _parser().parse_args(arguments, namespace=values)
-    except Exception as error:  # jsonargparse raises errors of several types, all of them about the input
-        raise InputError(_one_line(error)) from error
-    return _make_config(values.as_dict())
+    return _parsed(merged(settings, overrides), arguments)
 
 
 def checked_types(config: Config) -> Config:
@@ -103,11 +98,7 @@ def checked_types(config: Config) -> Config:
     Raises:
         InputError: a value is of the wrong type.
     """
-    try:
-        values = _parser().parse_object(_as_dict(config))
-    except Exception as error:  # as in `resolve`
-        raise InputError(_one_line(error)) from error
-    return _make_config(values.as_dict())
+    return _parsed(_as_dict(config))
 
 
 def to_yaml(config: Config) -> str:
@@ -182,9 +173,15 @@ def _parser() -> ArgumentParser:
     return settings_parser()  # slow to make
 
 
-def _make_config(values: Settings) -> Config:
+def _parsed(settings: Settings, arguments: Sequence[str] = ()) -> Config:
+    try:
+        values = _parser().parse_object(settings, defaults=True)
+        values = _parser().parse_args(arguments, namespace=values)
+    except Exception as error:  # jsonargparse raises errors of several types, all of them about the input
+        raise InputError(_one_line(error)) from error
     kinds = get_type_hints(Config)
-    return Config(**{key: kinds[key](**value) if isinstance(value, dict) else value for key, value in values.items()})
+    sections = values.as_dict()
+    return Config(**{key: kinds[key](**value) if isinstance(value, dict) else value for key, value in sections.items()})
 
 
 def _shipped() -> Any:
@@ -247,7 +244,7 @@ def _with_new_name(argument: str) -> str:
     """Renames a setting of earlier versions in a command-line argument, and warns about it."""
     option, equals, value = argument.partition("=")
     name = option.removeprefix("--")
-    if name == option or name not in RENAMED:
+    if option != f"--{name}" or name not in RENAMED:
         return argument
     _warn_renamed((name,), "")
     return f"--{RENAMED[name]}{equals}{value}"
