@@ -71,7 +71,7 @@ def test_classes_without_test_images_are_counted(tmp_path, drawn):
 def drawn(monkeypatch):
     """Collects the figures instead of writing them."""
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "_save", lambda figure, path, legend_columns=0: figures.append(figure))
     return figures
 
 

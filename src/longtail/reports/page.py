@@ -32,7 +32,7 @@ class RunReport:
     config: Config
 
     evaluations: Mapping[str, Evaluation]
-    """By split, the most important first; plots and details show that one"""
+    """By split, with "test"; plots and details are of the test images"""
 
     class_names: Sequence[str]
     """C names"""
@@ -47,20 +47,15 @@ class RunReport:
     """Versions and hardware"""
 
     routing: RoutingReport | None = None
-    """Of the first split; None for a model without a router"""
+    """Of the test images; None for a model without a router"""
 
     predictions: str | None = None
     """Name of the file with the prediction for each test image, if any"""
 
     @property
-    def split(self) -> str:
-        """The most important split."""
-        return next(iter(self.evaluations))
-
-    @property
     def evaluation(self) -> Evaluation:
-        """The evaluation of the most important split."""
-        return self.evaluations[self.split]
+        """The evaluation of the test images."""
+        return self.evaluations["test"]
 
 
 def write_report(folder: Path, report: RunReport) -> None:
@@ -74,7 +69,7 @@ def write_report(folder: Path, report: RunReport) -> None:
         "## Accuracy by class size",
         *_class_sizes(report),
         *(_experts(report) if len(report.evaluation.experts) > 1 else []),
-        *(_routing(folder, report.split, report.routing) if report.routing else []),
+        *(_routing(folder, report.routing) if report.routing else []),
         "## Plots",
         *_plots(folder, report),
         "## Most common errors",
@@ -121,7 +116,7 @@ def _introduction(report: RunReport) -> str:
     sentences += [
         f"The data set `{config.data.name}` has {sum(report.class_counts):,} training images of "
         f"{len(report.class_counts):,} classes: the most common class has {largest:,} images, and the rarest {rarest}.",
-        f"The accuracy on {evaluation.num_images:,} {report.split} images is **{percent(evaluation.accuracy)} %**, and "
+        f"The accuracy on {evaluation.num_images:,} test images is **{percent(evaluation.accuracy)} %**, and "
         f"**{percent(evaluation.balanced)} %** if every class has the same weight.",
         f"These are the results of one run with seed {config.seed}; other seeds give slightly different ones.",
     ]
@@ -172,11 +167,11 @@ def _experts(report: RunReport) -> list[str]:
     ]
 
 
-def _routing(folder: Path, split: str, routing: RoutingReport) -> list[str]:
+def _routing(folder: Path, routing: RoutingReport) -> list[str]:
     plots.plot_tradeoff(folder / "plots" / "routing.png", routing)
     source = f"was chosen on the {routing.chosen_on} images" if routing.chosen_on else "was set, not chosen"
     note = (
-        f"Accuracy in % on the {split} images. In the first rows all images use the same number of experts, without a "
+        "Accuracy in % on the test images. In the first rows all images use the same number of experts, without a "
         "router. The last row is routing, with its mean number of experts. MACs: multiply-accumulates per image. Cost: "
         "relative to an image that stops after the first expert."
     )
@@ -236,8 +231,7 @@ def _plots(folder: Path, report: RunReport) -> list[str]:
 
 def _errors(report: RunReport) -> list[str]:
     """The least accurate classes and the most frequent confusions."""
-    evaluation, names = report.evaluation, report.class_names
-    sections = []
+    evaluation, names, sections = report.evaluation, report.class_names, ["None: every image is classified correctly."]
     if confusions := evaluation.frequent_confusions(10):
         tested = [(accuracy, label) for label, accuracy in enumerate(evaluation.per_class) if accuracy is not None]
         lowest = [
@@ -248,16 +242,13 @@ def _errors(report: RunReport) -> list[str]:
             [names[true], names[predicted], f"{count:,}", percent(count / evaluation.test_counts[true])]
             for true, predicted, count in (confusion.values() for confusion in confusions)
         ]
+        header = ["true class", "predicted class", "images", "of the true class (%)"]
         sections = [
             "Classes with the lowest accuracy:",
             ReportTable(["class", "training images", "test images", "accuracy (%)"], lowest).markdown(),
             "Most frequent confusions:",
-            ReportTable(
-                ["true class", "predicted class", "images", "of the true class (%)"], frequent, text_columns=2
-            ).markdown(),
+            ReportTable(header, frequent, text_columns=2).markdown(),
         ]
-    else:
-        sections = ["None: every image is classified correctly."]
     if report.predictions:
         sections.append(f"Prediction for each test image: [{report.predictions}]({report.predictions}).")
     return sections

@@ -43,10 +43,10 @@ def plot_classes(path: Path, evaluation: Evaluation, class_names: Sequence[str],
             continue
         # One outline instead of thousands of bars.
         edges = np.append(members, members[-1] + 1) - 0.5
-        bottom.stairs(counts[members - 1], edges, baseline=floor, fill=True, color=color)
+        label = f"{shot}, {pluralize(len(members), 'class', 'classes')}: {percent(mean)}"
+        bottom.stairs(counts[members - 1], edges, baseline=floor, fill=True, color=color, label=label)
         dots = {"s": np.clip(1500 / len(order), 5, 40), "alpha": 0.45 if is_crowded else 1, "linewidths": 0}
-        label = f"{shot}, {pluralize(len(members), 'class', 'classes')}, mean {percent(mean)}"
-        top.scatter(members, accuracy[members - 1], color=color, zorder=3, clip_on=False, label=label, **dots)
+        top.scatter(members, accuracy[members - 1], color=color, zorder=3, clip_on=False, **dots)
         if mean is not None:
             # The white edge keeps the mean readable in front of many points. A few points are in front of the mean.
             line = {"y": 100 * mean, "xmin": members[0] - 0.5, "xmax": members[-1] + 0.5}
@@ -60,14 +60,13 @@ def plot_classes(path: Path, evaluation: Evaluation, class_names: Sequence[str],
     top.set_ylim(0, 100)
     top.set_xlim(0.5, len(order) + 0.5)
     _label(top, "Accuracy of each class, from the most common to the rarest", "", "accuracy (%)")
-    figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=4, **LEGEND)
     bottom.set_yscale("log")
     bottom.set_ylim(floor, 1.4 * max(1, counts.max()))
     bottom.yaxis.set_major_formatter("{x:,.0f}")
     _label(bottom, "", "class, most common first", "training images")
     if len(order) <= MAX_NAMES:
         _name_ticks(bottom.xaxis, [class_names[k] for k in order], rotation=35)
-    _save(figure, path)
+    _save(figure, path, legend_columns=4)
 
 
 def plot_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
@@ -129,8 +128,7 @@ def plot_calibration(path: Path, evaluation: Evaluation) -> None:
     _label(top, f"Calibration error {percent(binned.error)} %\n{means}", "", "accuracy (%)")
     bars(bottom, filled, zero, counts / counts.sum(), GREY, "")
     _label(bottom, "", "confidence: probability of the predicted class (%)", "images (%)")
-    figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=2, **LEGEND)
-    _save(figure, path)
+    _save(figure, path, legend_columns=2)
 
 
 def plot_confusion(path: Path, evaluation: Evaluation, class_names: Sequence[str], class_counts: Sequence[int]) -> None:
@@ -207,8 +205,7 @@ def plot_experts(path: Path, evaluation: Evaluation) -> None:
     axes.set_yticks(range(0, 101, 20))
     _label(axes, "Accuracy of the experts and of the ensemble", "", "accuracy (%)")
     axes.tick_params(axis="x", length=0)
-    figure.legend(loc="outside lower center", ncols=min(len(rows) + 1, 8), **LEGEND)
-    _save(figure, path)
+    _save(figure, path, legend_columns=min(len(rows) + 1, 8))
 
 
 def plot_tradeoff(path: Path, report: RoutingReport) -> None:
@@ -240,8 +237,7 @@ def plot_tradeoff(path: Path, report: RoutingReport) -> None:
     top.set_xlabel("relative to the first expert", fontsize=8, color=INK)
     top.tick_params(labelsize=8, color=GREY, labelcolor=INK)
     top.spines["top"].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, **LEGEND)
-    _save(figure, path)
+    _save(figure, path, legend_columns=5)
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
@@ -282,7 +278,9 @@ def _running_mean(values: Any, window: int) -> Any:
     return np.where(number > 0, total / np.maximum(number, 1), math.nan)
 
 
-def _save(figure: Any, path: Path) -> None:
+def _save(figure: Any, path: Path, legend_columns: int = 0) -> None:
+    if legend_columns:
+        figure.legend(loc="outside lower center", ncols=legend_columns, **LEGEND)
     with warnings.catch_warnings():
         # Matplotlib's font lacks some scripts. Their letters show as boxes; one warning for each would be too many.
         warnings.filterwarnings("ignore", message="Glyph")
