@@ -71,6 +71,11 @@ def load_recipe(name: str | Path = DEFAULT_RECIPE, overrides: Mapping[str, Any] 
 
     Raises:
         InputError: there is no such recipe or file; or a setting is unknown, of the wrong type or out of range.
+
+    Example:
+        >>> config = load_recipe("cifar100-lt-ride", {"training.epochs": 40, "model.num_experts": 4})
+        >>> config.training.epochs, config.model.num_experts, config.loss.name
+        (40, 4, 'ride')
     """
     return resolve(str(name), _nested(overrides or {}))
 

@@ -17,6 +17,10 @@ def imbalanced_counts(profile: Profile, largest: int, num_classes: int, factor: 
 
     exponential: class j has ``int(largest * factor^(j / (C - 1)))`` images. step: the first half of the classes has
     ``largest`` images, the second half ``int(largest * factor)``.
+
+    Example:
+        >>> imbalanced_counts("exponential", 500, 5, 0.01)
+        [500, 158, 50, 15, 5]
     """
     if profile == "exponential":
         return [int(largest * factor ** (j / max(num_classes - 1, 1))) for j in range(num_classes)]
@@ -66,7 +70,12 @@ DEFAULT_THRESHOLDS = ShotThresholds()
 def shot_groups(
     class_counts: Sequence[int], thresholds: ShotThresholds = DEFAULT_THRESHOLDS
 ) -> dict[str, NDArray[np.bool_]]:
-    """Returns the masks (C,) of the many-, medium- and few-shot classes."""
+    """Returns the masks (C,) of the many-, medium- and few-shot classes.
+
+    Example:
+        >>> shot_groups([500, 60, 5])["few"].tolist()
+        [False, False, True]
+    """
     counts = np.asarray(class_counts)
     many, few = counts > thresholds.many_above, counts < thresholds.few_below
     return {"many": many, "medium": ~many & ~few, "few": few}

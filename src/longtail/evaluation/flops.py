@@ -99,6 +99,12 @@ def cost(model: MultiExpert, image_size: int) -> Cost:
     Args:
         model: on any device, with any weights.
         image_size: height and width of the image, pixels.
+
+    Example:
+        >>> from longtail.models.multi_expert import create_model
+        >>> macs = cost(create_model("resnet32", num_classes=100, num_experts=3), image_size=32)
+        >>> print(f"{macs.total / 1e6:.1f} M, the first expert alone {macs.prefix(1) / 1e6:.1f} M")
+        100.4 M, the first expert alone 49.5 M
     """
     shapes = _shapes_only(model).eval()
     shared, trunk = _macs(shapes.trunk, torch.empty(1, 3, image_size, image_size, device="meta"))

@@ -169,6 +169,12 @@ def evaluate_logits(
 
     Raises:
         ValueError: there are no images, or shapes or labels do not match.
+
+    Example:
+        >>> logits = torch.tensor([[[3.0, 0, 0]], [[0, 2.0, 0]], [[1.0, 0, 0]]])  # three images, one expert
+        >>> result = evaluate_logits(logits, torch.tensor([0, 1, 2]), class_counts=[500, 60, 5])
+        >>> result.many, result.medium, result.few
+        (1.0, 1.0, 0.0)
     """
     num_images, num_experts, num_classes = logits.shape
     if num_images == 0 or labels.shape != (num_images,):

@@ -21,6 +21,10 @@ def effective_number_weights(class_counts: Sequence[int], beta: float = 0.9999) 
     """Returns the class weights ``(1 - beta) / (1 - beta^n)``, scaled to mean 1: (C,).
 
     Class-balanced loss (Cui et al., 2019), section 3.
+
+    Example:
+        >>> effective_number_weights([500, 120, 9])
+        tensor([0.0506, 0.2068, 2.7426])
     """
     counts = torch.as_tensor(class_counts, dtype=torch.float64)
     weights = (1 - beta) / (1 - beta**counts)

@@ -50,6 +50,13 @@ class LDAMLoss(Criterion):
         reweight_after: see `Criterion`.
         reweight_beta: see `Criterion`.
         collaborative: see `Criterion`.
+
+    Example:
+        >>> import torch
+        >>> criterion = LDAMLoss([500, 120, 9], reweight_after=160)
+        >>> logits, labels = torch.zeros(4, 3), torch.tensor([0, 0, 1, 2])
+        >>> print(f"{criterion(logits, labels, epoch=1):.3f}")
+        9.154
     """
 
     learns_probabilities = False

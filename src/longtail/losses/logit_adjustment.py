@@ -24,6 +24,13 @@ def adjust_logits(expert_logits: Tensor, log_prior: Tensor, tau: Tensor | float 
         expert_logits: (B, E, C), or any (..., C) if ``tau`` is a number.
         log_prior: (C,), see `longtail.losses.log_prior`.
         tau: a number, or one number per expert (E,).
+
+    Example:
+        Post-hoc adjustment of logits that favour the common class:
+
+        >>> logits, prior = torch.tensor([[2.0, 1.0]]), torch.tensor([0.9, 0.1]).log()
+        >>> adjust_logits(logits, prior, -1.0).argmax(dim=1)
+        tensor([1])
     """
     return expert_logits + (tau[:, None] * log_prior if isinstance(tau, Tensor) else tau * log_prior)
 
