@@ -52,8 +52,8 @@ def apply_augment(images: Tensor, positions: Tensor, params: AugmentParams, padd
     """
     _, height, width, channels = images.shape
     device = images.device
-    # The source of each pixel of the result. Undo the rotation (PIL's: about the centre of the image, nearest pixel), then
-    # the flip, then the crop.
+    # The source of each pixel of the result. Undo the rotation (as PIL: about the centre of the image, nearest pixel),
+    # then the flip, then the crop.
     x = torch.arange(width, device=device) + (0.5 - width / 2)
     y = (torch.arange(height, device=device) + (0.5 - height / 2))[:, None]
     radians = torch.deg2rad(params.angle)[:, None, None]
