@@ -16,7 +16,7 @@ from longtail.models.router import Router
 class Slow(nn.Module):
     """A branch that takes some milliseconds and records the sizes of its batches."""
 
-    def __init__(self, seconds=0.002):
+    def __init__(self, seconds=0.005):
         super().__init__()
         self.seconds, self.batch_sizes = seconds, []
 
@@ -40,9 +40,9 @@ def test_speed_depends_on_the_number_of_experts(training):
     images = torch.randn(22, 3, 1, 2)
     speed = images_per_second(model, images, 8, seconds=0.2, threshold=1.0)
     first, second, third = speed.prefixes
-    assert first > 1.4 * second > 1.4 * third
-    assert first < 8 / 0.002
-    assert speed.routed > 1.4 * second  # with this threshold only the first expert runs
+    assert first > 1.2 * second > 1.2 * third
+    assert first < 8 / 0.005
+    assert speed.routed > 1.2 * second  # with this threshold only the first expert runs
     assert set(model.branches[0].batch_sizes) == {8, 6}  # the last batch is smaller
     assert model.training == model.branches[0].training == training
     assert speed.batch_size == 8
@@ -52,9 +52,9 @@ def test_speed_depends_on_the_number_of_experts(training):
 def test_time_limit():
     model = slow_model()
     images_per_second(model, torch.randn(1000, 3, 1, 2), 10, seconds=0.1)
-    # A call takes at least 2 ms. 4 variants in 0.4 s make at most 200 calls, and a warm-up and a last round; one pass
+    # A call takes at least 5 ms. 4 variants in 0.4 s make at most 80 calls, and a warm-up and a last round; one pass
     # over all batches would make 400.
-    assert len(model.branches[0].batch_sizes) < 300
+    assert len(model.branches[0].batch_sizes) < 150
 
 
 def test_at_least_one_batch_and_no_router():
