@@ -13,11 +13,12 @@ from longtail.config.recipes import load_recipe
 from longtail.losses import RIDELoss
 from longtail.models.multi_expert import compile_model, create_model
 from longtail.runtime.device import Runtime, pick_device
-from longtail.training import experts, frozen_stage, optim
-from longtail.training.loop import CHECK_EVERY, LoopOptions, fit
+from longtail.training import experts, frozen_stage, loop, optim
+from longtail.training.loop import LoopOptions, fit
 from longtail.training.tasks import TrainExperts
 
 HALVES = ["bf16", "fp16"]
+STEPS = 10
 
 
 def task(**options):
@@ -128,15 +129,16 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16", pytest.param("fp16", marks=pytest.mark.slow)])
-def test_no_operation_of_a_step_waits(precision):
+@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
+def test_no_operation_of_a_step_waits(precision, monkeypatch):
+    monkeypatch.setattr(loop, "CHECK_EVERY", STEPS)
     trained, waits, waits_of_epochs = task(), Waits(), []
-    images = loader(small_split(num=2 * CHECK_EVERY), 2, shuffle=True, padding=1, flip=True, rotation=5.0)
+    images = loader(small_split(num=2 * STEPS), 2, shuffle=True, padding=1, flip=True, rotation=5.0)
 
     def on_step(done, rate, loss):
         if done == 1:
             waits.found.clear()  # the first step of the optimiser
-        if done == CHECK_EVERY - 1:
+        if done == STEPS - 1:
             waits_of_epochs.append(list(waits.found))
 
     options = LoopOptions(clip_gradient=1.0, runtime=Runtime(CPU, precision), on_step=on_step)
@@ -149,6 +151,7 @@ def test_no_operation_of_a_step_waits(precision):
 # ---- compiled and fused ----
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains_the_same_weights(monkeypatch):
     """Traced, but not compiled to machine code."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))

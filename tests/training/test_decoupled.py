@@ -29,7 +29,7 @@ from longtail.utils.files import write_tensors
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
-METHODS = ("retrain", "scale", "tau", "nearest-mean")
+METHODS = ["retrain", "tau", *(pytest.param(name, marks=pytest.mark.slow) for name in ("scale", "nearest-mean"))]
 TWO_EXPERTS = {
     "training.epochs": 6, "classifier.epochs": 4, "classifier.views": 2, "model.num_experts": 2, "model.head": "linear",
     "router.train": False, "router.max_accuracy_drop": None,
@@ -156,7 +156,12 @@ def test_tau_can_be_set(run):
 
 
 @pytest.mark.parametrize(
-    ("distance", "head"), [("cosine", "cosine"), ("centred cosine", "linear"), ("euclidean", "linear")]
+    ("distance", "head"),
+    [
+        ("cosine", "cosine"),
+        pytest.param("centred cosine", "linear", marks=pytest.mark.slow),
+        pytest.param("euclidean", "linear", marks=pytest.mark.slow),
+    ],
 )
 def test_nearest_means_are_those_of_all_training_images(run, distance, head):
     """Each expert predicts the class with the nearest mean of the training images without augmentation."""
@@ -186,6 +191,7 @@ def test_nearest_means_are_those_of_all_training_images(run, distance, head):
 # ---- the stage of a run ----
 
 
+@pytest.mark.slow
 def test_new_heads_are_always_made_from_the_own_heads_of_the_experts(run):
     """Whatever heads the run has had meanwhile; method none restores the experts' own heads."""
     before, metadata = weights(run), load_metadata(run.model_path)

@@ -117,7 +117,14 @@ def test_results_of_routing_are_those_of_the_model(digits_run):
     assert report["cost"] == pytest.approx(cost(model, metadata.image_size).expected(report["shares"]))
 
 
-@pytest.mark.parametrize("goal", [{"compute_budget": "1.3"}, {"compute_budget": "1.9M"}, {"max_accuracy_drop": 50.0}])
+@pytest.mark.parametrize(
+    "goal",
+    [
+        {"compute_budget": "1.3"},
+        pytest.param({"compute_budget": "1.9M"}, marks=pytest.mark.slow),
+        pytest.param({"max_accuracy_drop": 50.0}, marks=pytest.mark.slow),
+    ],
+)
 def test_another_threshold_can_be_chosen_after_training(digits_run, digits_run_copy, goal):
     """It is kept with the model, and nothing else changes."""
     run = digits_run_copy
