@@ -21,7 +21,7 @@ from torch import Tensor
 from longtail.config.recipes import resolve
 from longtail.data import build as data_build
 from longtail.evaluation.flops import cost
-from longtail.evaluation.routing import Point, curve, oracle_curve, prefix_predictions, random_curve
+from longtail.evaluation.routing import OperatingPoint, curve, oracle_curve, prefix_predictions, random_curve
 from longtail.losses import router_targets
 from longtail.models import build as model_build
 from longtail.models.multi_expert import create_router
@@ -130,7 +130,7 @@ def row(name: str, parts: list) -> str:
 
 def at_costs(seen: tuple[Tensor, ...], router_logits: Tensor, costs: list[int]) -> list[float]:
     logits, _, labels = seen
-    points: list[Point] = curve(prefix_predictions(logits) == labels[:, None], router_logits, labels, costs)
+    points: list[OperatingPoint] = curve(prefix_predictions(logits) == labels[:, None], router_logits, labels, costs)
     return interpolated([(point.cost, point.balanced) for point in points], costs[0])
 
 
