@@ -42,13 +42,14 @@ def read_prior(source: str | Path, class_names: Sequence[str]) -> NDArray[np.flo
         values = [values[name] for name in class_names]
     if len(values) != len(class_names):
         raise InputError(f"{source}: {len(values)} numbers for {len(class_names)} classes; each class needs one")
-    try:
-        numbers = np.array([float(value) for value in values])
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{source}: {error}") from error
-    for number, name in zip(numbers, class_names, strict=True):
-        if not 0 <= number < np.inf:
-            raise InputError(f"{source}: class '{name}' has {number}; it must be a number, 0 or more")
+    numbers = np.zeros(len(class_names))
+    for position, (value, name) in enumerate(zip(values, class_names, strict=True)):
+        try:
+            numbers[position] = float(value)
+        except (TypeError, ValueError, OverflowError):
+            numbers[position] = np.nan
+        if not 0 <= numbers[position] < np.inf:
+            raise InputError(f"{source}: class '{name}' has {str(value)[:60]!r}; it must be a number, 0 or more")
     if not numbers.any():
         raise InputError(f"{source}: all classes have 0; at least one must be above 0")
     prior: NDArray[np.float64] = numbers / numbers.max()  # the sum of large numbers could be infinite
