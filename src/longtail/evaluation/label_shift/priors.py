@@ -49,7 +49,7 @@ def read_prior(source: str | Path, class_names: Sequence[str]) -> NDArray[np.flo
         except (TypeError, ValueError, OverflowError):
             numbers[position] = np.nan
         if not 0 <= numbers[position] < np.inf:
-            raise InputError(f"{source}: class '{name}' has {str(value)[:60]!r}; it must be a number, 0 or more")
+            raise InputError(f"{source}: class '{name}' has {str(value)[:60]}; it must be a number, 0 or more")
     if not numbers.any():
         raise InputError(f"{source}: all classes have 0; at least one must be above 0")
     prior: NDArray[np.float64] = numbers / numbers.max()  # the sum of large numbers could be infinite
