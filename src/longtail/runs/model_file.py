@@ -12,7 +12,7 @@ from longtail.data.sources.image_files import is_printable
 from longtail.data.transforms import Interpolation
 from longtail.models.multi_expert import MultiExpert, create_model
 from longtail.utils.errors import InputError
-from longtail.utils.files import read_description, read_tensors, write_tensors
+from longtail.utils.files import read_metadata, read_tensors, write_tensors
 
 MODEL_FILE = "model.safetensors"
 MAX_SIDE = 4096
@@ -107,7 +107,7 @@ def load_metadata(path: Path) -> ModelMetadata:
         InputError: as `load_model_file`.
     """
     fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in read_description(path).items()
+        name: tuple(value) if isinstance(value, list) else value for name, value in read_metadata(path).items()
     }
     try:
         metadata = ModelMetadata(**fields)

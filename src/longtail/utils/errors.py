@@ -1,30 +1,30 @@
-"""The one kind of error that is the user's to mend."""
+"""Errors that the user can fix."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
 
 
 class InputError(ValueError):
-    """Something that was given is wrong; the message names it and says what would be right.
+    """Wrong input. The message names the value and where it is, and says what to do.
 
     The command line prints it as one line and exits with code 2.
     """
 
 
 def did_you_mean(word: str, words: Sequence[str]) -> str:
-    """The end of a message about an unknown word: "; did you mean 'x'?", or nothing if none is near."""
-    near = get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    """Returns the end of a message about an unknown word: "; did you mean 'x'?", or "" if no word is similar."""
+    similar = get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"; did you mean '{similar[0]}'?" if similar else ""
 
 
 def one_line(text: str) -> str:
-    """The text with what ends lines made visible: names of files may hold it."""
+    r"""Returns a text with its line ends written as \n and \r; file names may contain line ends."""
     return text.replace("\n", "\\n").replace("\r", "\\r")
 
 
-def raise_all(problems: Sequence[str], most: int = 20) -> None:
-    """Raises one error that lists the problems, a line each, in at most so many lines, if there are any."""
+def raise_all(problems: Sequence[str], max_lines: int = 20) -> None:
+    """Raises one `InputError` with a line for each problem, at most ``max_lines``; returns if there are none."""
     if problems:
-        shown = list(problems) if len(problems) <= most else problems[: most - 1]
+        shown = list(problems if len(problems) <= max_lines else problems[: max_lines - 1])
         hidden = len(problems) - len(shown)
         raise InputError("\n".join([*map(one_line, shown), *([f"and {hidden:,} more"] if hidden else [])]))

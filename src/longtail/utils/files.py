@@ -1,9 +1,8 @@
-"""Files that are whole or not there: written under another name first, and tensors with a checksum."""
+"""Atomic writes, and safetensors files with metadata and a checksum."""
 
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,109 +15,95 @@ from torch import Tensor
 from longtail.utils.errors import InputError
 
 METADATA_KEY = "longtail"
-"""Under it stands what a file says of itself, as JSON. One key, because safetensors writes several in any order."""
+"""Key of a file's metadata, as JSON. The only key, because safetensors writes several keys in any order"""
 
 CHECKSUM = "sha256"
-"""Name of the checksum therein: of the whole file, with zeros in its own place."""
+"""Key of the checksum in the metadata: of the file with zeros in place of the checksum"""
 
 UNFINISHED = ".unfinished"
-"""End of the name of what is being written; whoever is killed then leaves it behind."""
+"""End of the name of a file while it is being written. A process that is killed leaves this file behind"""
 
 _ZEROS = "0" * 64
 _CHUNK = 2**20
-_LONGEST_HEADER = 100_000_000  # safetensors' own limit, bytes
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file; whatever happens, ``path`` holds either the old content or the new one, whole.
+    """Writes a file under another name and then renames it, so that a crash leaves the old or the new file, complete.
 
     Raises:
-        InputError: the disk is full or the folder cannot be written to; an earlier file is as it was.
+        InputError: the disk is full or the folder is not writable. An earlier file is unchanged.
     """
-    with _replaced(path) as temporary, temporary.open("wb") as file:
+    with _replacing(path) as temporary, temporary.open("wb") as file:
         file.write(content)
         _sync(file)
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any], keep: Path | None = None
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], keep: Path | None = None
 ) -> None:
-    """Writes a safetensors file with a checksum, as safely as `write_atomically`.
+    """Writes a safetensors file with metadata and a checksum, as safely as `write_atomically`.
 
     Args:
         path: of the file.
         tensors: on any device.
-        description: what else the file says, as JSON can.
-        keep: where an earlier file goes, instead of being replaced.
+        metadata: values that JSON can hold.
+        keep: new path of an earlier file; None: the earlier file is replaced.
 
     Raises:
         InputError: as `write_atomically`.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with _replaced(path, keep) as temporary:
+    with _replacing(path, keep) as temporary:
         temporary.touch()
-        mode = temporary.stat().st_mode  # as any file's here; safetensors would make it private
-        save_file(plain, temporary, {METADATA_KEY: json.dumps({CHECKSUM: _ZEROS, **description})})
+        mode = temporary.stat().st_mode  # that of other new files; safetensors makes its files private
+        save_file(plain, temporary, {METADATA_KEY: json.dumps({CHECKSUM: _ZEROS, **metadata})})
+        checksum = _checksum(temporary, _ZEROS)
         with temporary.open("r+b") as file:
-            header = _header(file)
-            file.seek(header.index(_ZEROS.encode()))
-            file.write(_checksum(file, header).encode())
+            file.seek(file.read(_CHUNK).index(_ZEROS.encode()))
+            file.write(checksum.encode())
             _sync(file)
         temporary.chmod(mode)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors, on the CPU, and description in a file of `write_tensors`. Executes nothing from it.
+    """Reads the tensors, on the CPU, and the metadata of a file of `write_tensors`. Executes nothing from the file.
 
     Raises:
-        InputError: the file is absent, damaged or of another kind, or its checksum, if it has one, is another.
+        InputError: the file is missing, damaged or of another kind. A file without a checksum is accepted.
     """
-    with _opened(path) as file:
-        description = _described(path, file)
-        if CHECKSUM in description:
-            _check(path, str(description.pop(CHECKSUM)))
-        return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
+    with _open(path) as (file, metadata):
+        checksum = metadata.pop(CHECKSUM, None)
+        if checksum is not None and _checksum(path, str(checksum)) != checksum:
+            raise ValueError("damaged: its content does not match its checksum")
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
 
 
-def read_description(path: Path) -> dict[str, Any]:
-    """The description alone; the checksum is not looked at.
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Reads only the metadata of a file of `write_tensors`, without checking the checksum.
 
     Raises:
-        InputError: the file is absent, damaged or of another kind.
+        InputError: the file is missing, damaged or of another kind.
     """
-    with _opened(path) as file:
-        description = _described(path, file)
-    description.pop(CHECKSUM, None)
-    return description
-
-
-def _described(path: Path, file: Any) -> dict[str, Any]:
-    text = (file.metadata() or {}).get(METADATA_KEY)
-    if text is None:
-        raise InputError(f"{path}: holds weights but no description of longtail's")
-    try:
-        description = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: its description is damaged ({error})") from error
-    if not isinstance(description, dict):
-        raise InputError(f"{path}: its description is damaged")
-    return description
+    with _open(path) as (_, metadata):
+        metadata.pop(CHECKSUM, None)
+        return metadata
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _open(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     try:
         with safe_open(path, framework="pt") as file:
-            yield file
-    except InputError:
-        raise
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read as safetensors ({error})") from error
+            metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
+            if not isinstance(metadata, dict):
+                raise ValueError("the metadata of longtail are missing or damaged")
+            yield file, metadata
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read as a safetensors file ({error})") from error
 
 
 @contextmanager
-def _replaced(path: Path, keep: Path | None = None) -> Iterator[Path]:
-    """Another path to write to, which takes the place of ``path`` at the end."""
+def _replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
+    """Yields another path to write to, which replaces ``path`` at the end."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         yield temporary
@@ -130,14 +115,19 @@ def _replaced(path: Path, keep: Path | None = None) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError | SafetensorError):
-            raise InputError(f"{path} could not be written: {_reason(error)}") from error
+            raise InputError(f"{path} could not be written: {getattr(error, 'strerror', None) or error}") from error
         raise
 
 
-def _reason(error: Exception) -> str:
-    """Without what safetensors wraps around the system's own words."""
-    text = getattr(error, "strerror", None) or str(error).rpartition("error: ")[2]
-    return re.sub(r" \(os error \d+\)", "", text)
+def _checksum(path: Path, written: str) -> str:
+    """Returns the checksum of a file that contains the checksum ``written``."""
+    with path.open("rb") as file:
+        length = file.read(8)
+        header = length + file.read(int.from_bytes(length, "little"))
+        digest = hashlib.sha256(header.replace(written.encode(), _ZEROS.encode(), 1))
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _sync(file: BinaryIO) -> None:
@@ -146,35 +136,10 @@ def _sync(file: BinaryIO) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """A new name is safe when the folder that lists it is; not every system can open a folder."""
+    """Makes the new name durable. Not every system can open a folder."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _header(file: BinaryIO) -> bytes:
-    file.seek(0)
-    length = file.read(8)
-    return length + file.read(min(int.from_bytes(length, "little"), _LONGEST_HEADER))
-
-
-def _checksum(file: BinaryIO, header: bytes) -> str:
-    """Of a file that begins with this header; leaves the file where it was."""
-    position = file.tell()
-    digest = hashlib.sha256(header)
-    file.seek(len(header))
-    while chunk := file.read(_CHUNK):
-        digest.update(chunk)
-    file.seek(position)
-    return digest.hexdigest()
-
-
-def _check(path: Path, expected: str) -> None:
-    with path.open("rb") as file:
-        header = _header(file)
-        own = _checksum(file, header.replace(expected.encode(), _ZEROS.encode(), 1))
-    if own != expected:
-        raise InputError(f"{path}: damaged, its content does not have the checksum that it was written with")
