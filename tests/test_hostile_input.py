@@ -310,7 +310,7 @@ MODELS = {
         MODEL, "model.safetensors: ", lambda here: save_file({"a": torch.zeros(1)}, here / "model.safetensors")
     ),
     "deep metadata": in_metadata("recursion", lambda metadata: "[" * 100_000),
-    "metadata that are a list": in_metadata("damaged", lambda metadata: "[]"),
+    "metadata that are a list": in_metadata("metadata", lambda metadata: "[]"),
     "too few names": in_metadata("10 classes.* 1 ", class_names=["a"]),
     "equal names": in_metadata("class_names.*'a', 'a'", class_names=["a"] * 10),
     "names that are numbers": in_metadata("class_names", class_names=list(range(10))),

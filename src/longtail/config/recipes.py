@@ -88,9 +88,9 @@ def resolve(name: str, overrides: Settings | None = None, arguments: Sequence[st
     """
     settings, overrides = _load(name)[0], _with_new_names(overrides or {}, "overrides")
     arguments = [_with_new_name(argument) for argument in arguments]
-    for place, given in ((f" in recipe '{name}'", settings), (" in overrides", overrides)):
-        for key in flat(given):
-            _check_known(key, place)
+    for source, values in ((f" in recipe '{name}'", settings), (" in overrides", overrides)):
+        for key in flat(values):
+            _check_known(key, source)
     for argument in arguments:
         if argument.startswith("--"):
             _check_known(argument.removeprefix("--").partition("=")[0])
@@ -142,7 +142,7 @@ def settings_parser(**options: Any) -> ArgumentParser:
     finally:
         set_parsing_settings(docstring_parse_attribute_docstrings=False)
     for action in parser._actions:
-        if action.metavar == "CONFIG":  # a file for a single section: --config replaces it
+        if action.metavar == "CONFIG":  # a file for a single section: --config resources it
             action.help = SUPPRESS
     return parser
 
@@ -228,20 +228,20 @@ def _known() -> dict[str, Any]:
     return flat(_as_dict(Config()))
 
 
-def _check_known(key: str, place: str = "") -> None:
+def _check_known(key: str, source: str = "") -> None:
     if any(setting.startswith(f"{key}.") for setting in _known()):
-        raise InputError(f"'{key}'{place} is a section; set one of its fields, such as {key}.field: value")
+        raise InputError(f"'{key}'{source} is a section; set one of its fields, such as {key}.field: value")
     if key not in _known():
-        raise InputError(f"unknown setting '{key}'{place}{did_you_mean(key, list(_known()))}")
+        raise InputError(f"unknown setting '{key}'{source}{did_you_mean(key, list(_known()))}")
 
 
-def _with_new_names(settings: Settings, place: str) -> Settings:
+def _with_new_names(settings: Settings, source: str) -> Settings:
     """Renames settings of earlier versions in nested settings, and warns about them."""
     values = flat(settings)
     old = tuple(key for key in values if key in RENAMED)
     if not old:
         return settings
-    _warn_renamed(old, f"{place}: ")
+    _warn_renamed(old, f"{source}: ")
     return _nested({RENAMED.get(key, key): value for key, value in values.items()})
 
 
@@ -256,9 +256,9 @@ def _with_new_name(argument: str) -> str:
 
 
 @cache
-def _warn_renamed(old: tuple[str, ...], place: str) -> None:
+def _warn_renamed(old: tuple[str, ...], source: str) -> None:
     """Warns once in a process."""
-    logger.warning("%s%s", place, ", ".join(f"{key} is now {RENAMED[key]}" for key in old))
+    logger.warning("%s%s", source, ", ".join(f"{key} is now {RENAMED[key]}" for key in old))
 
 
 def _as_dict(config: Config) -> Settings:
