@@ -142,7 +142,7 @@ def settings_parser(**options: Any) -> ArgumentParser:
     finally:
         set_parsing_settings(docstring_parse_attribute_docstrings=False)
     for action in parser._actions:
-        if action.metavar == "CONFIG":  # a file for a single section: --config resources it
+        if action.metavar == "CONFIG":  # a file for a single section: --config replaces it
             action.help = SUPPRESS
     return parser
 
