@@ -116,14 +116,14 @@ def longtail_way(
 
     from longtail.data.loaders import MemoryLoader, Normalise
     from longtail.data.splits import ImageSplit
-    from longtail.models.compiled import compiled
+    from longtail.models.multi_expert import compile_model
     from longtail.runtime.device import Runtime
     from longtail.training.loop import fit, optim
     from longtail.training.tasks import TrainExperts
 
     model, criterion, config = parts(device)
     model = model.to(memory_format=torch.channels_last)
-    task = TrainExperts(compiled(model) if variant.compile else model, criterion)
+    task = TrainExperts(compile_model(model) if variant.compile else model, criterion)
     split, normalise = ImageSplit(labels, pixels), Normalise(MEAN, STD, device)
     loader = MemoryLoader(split, BATCH_SIZE, device=device, normalise=normalise, shuffle=True, **AUGMENTATION)
     total = 0

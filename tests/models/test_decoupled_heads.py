@@ -85,11 +85,11 @@ def test_scales_fold_into_a_linear_head(bias, features):
     scaled = ScaledClassifier(head)
     assert torch.equal(scaled(features[:, 0]), head(features[:, 0]))
     scaled.scales.data = torch.tensor([0.5, 1.0, -2.0, 3.0])
-    fuse_batch_norms = scaled.fuse_batch_norms()
-    torch.testing.assert_close(fuse_batch_norms(features[:, 0]), scaled(features[:, 0]))
+    merged = scaled.to_linear()
+    torch.testing.assert_close(merged(features[:, 0]), scaled(features[:, 0]))
     slow = head(features[:, 0])[:, 2] * -2
-    torch.testing.assert_close(fuse_batch_norms(features[:, 0])[:, 2], slow)
-    assert set(fuse_batch_norms.state_dict()) == {"weight", "bias"}
+    torch.testing.assert_close(merged(features[:, 0])[:, 2], slow)
+    assert set(merged.state_dict()) == {"weight", "bias"}
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
@@ -112,7 +112,7 @@ def test_only_scales_are_trained(kind, features, labels):
 
 def test_scales_of_a_cosine_head_cannot_be_folded():
     with pytest.raises(InputError, match="cosine head cannot take in"):
-        ScaledClassifier(CosineClassifier(DIM, CLASSES)).fuse_batch_norms()
+        ScaledClassifier(CosineClassifier(DIM, CLASSES)).to_linear()
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine"])

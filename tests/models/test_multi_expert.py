@@ -298,7 +298,7 @@ def test_first_weights_of_heads():
 
 
 def test_options_that_a_network_does_not_know():
-    with pytest.raises(InputError, match="resnet32 does not take drop_path_rate"):
+    with pytest.raises(InputError, match="resnet32 does not accept drop_path_rate"):
         create_model("resnet32", 5, drop_path_rate=0.1)
     with pytest.raises(InputError, match="vgg11"):
         create_model("vgg11", 5, width="full", drop_path_rate=0.1)

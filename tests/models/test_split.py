@@ -82,7 +82,7 @@ def test_too_many_stages_say_how_many_there_are(name):
 
 @pytest.mark.parametrize("name", NOT_TO_BE_CUT)
 def test_what_cannot_be_cut_says_so(name):
-    with pytest.raises(InputError, match=r"cannot be cut.*can be cut are ResNet.*ViT") as error:
+    with pytest.raises(InputError, match=r"cannot be split.*can be split include ResNet.*ViT") as error:
         create_model(name, 3, width="full")
     assert "\n" not in str(error.value)
 

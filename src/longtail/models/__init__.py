@@ -1,1 +1,1 @@
-"""What a model is: a shared trunk, one branch and head for each expert, and a router. Knows tensors only."""
+"""Networks: a shared trunk, a branch and a head for each expert, and a router. They know no settings and no data."""

@@ -1,4 +1,4 @@
-"""The networks that can be cut: the CIFAR ResNets, and every hierarchical network and plain ViT of timm."""
+"""Backbones by name: the CIFAR ResNets, and the networks of timm."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -21,38 +21,41 @@ Width = Literal["narrow", "full"] | Sequence[int]
 Build = Callable[[], nn.Module]
 
 NUM_NARROWED = 2
-"""RIDE narrows the last two stages, whether or not both belong to the experts."""
+"""RIDE narrows the last two stages, even if a different number of stages belongs to the experts."""
 
-# Networks of the original RIDE that timm has no name for.
+# Networks of the original RIDE that have no name in timm
 _RESNETS: dict[str, dict[str, Any]] = {
     "resnet10": {"block": BasicBlock, "layers": (1, 1, 1, 1)},
     "resnext152_32x4d": {"block": Bottleneck, "layers": (3, 8, 36, 3), "cardinality": 32, "base_width": 4},
 }
 
 _WIDTH_KEYWORDS = ("channels", "dims", "embed_dims")
-"""How the constructors of timm's networks call the widths of their stages."""
+"""Names that constructors in timm use for the widths of the stages"""
 
 
 def list_backbones() -> list[str]:
-    """The names that `create_model` takes: all of these can be built, nearly all can be cut."""
+    """Returns the names that `create_model` accepts. Nearly all of these networks can be split among experts."""
     return [*resnet_cifar.BLOCKS_PER_STAGE, *_RESNETS, *timm.list_models()]
 
 
 class InputFormat(NamedTuple):
-    """The images a network was published for."""
+    """The images that a published network expects."""
 
     image_size: int = 224
     """Height and width, pixels"""
+
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """How they were resized"""
+    """Of the resize"""
+
     mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
-    """of red, green and blue, from 0 to 1"""
+    """Of red, green and blue, from 0 to 1"""
+
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
-    """likewise"""
+    """Standard deviation of red, green and blue, from 0 to 1"""
 
 
 def input_format(name: str) -> InputFormat:
-    """What timm says of a network's images; ImageNet's usual format where it does not."""
+    """Returns the input format of a network in timm; that of ImageNet if timm does not know it."""
     published = timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
     if published is None:
         return InputFormat()
@@ -67,64 +70,65 @@ def backbone(
     image_size: int | None = None,
     **options: Any,
 ) -> Build:
-    """Returns a function that builds the named network without a classifier, freshly initialised at each call.
+    """Returns a function that builds a network without a classifier, with new weights at each call.
 
     Args:
         name: one of `list_backbones`, or a timm name with a tag (``resnet50.a1_in1k``).
-        width: channels of the last two stages: ``"full"``, ``"narrow"`` (three quarters of the filters, as RIDE's
-            published models) or the numbers themselves.
-        pretrained: start from timm's published weights, or from those in a file of the same network; stages of another
-            width start afresh.
-        image_size: height and width of the images, for networks that must know it; their own by default.
+        width: channels of the last two stages: ``"full"``, ``"narrow"`` (three quarters, as in RIDE's published
+            models), or two numbers.
+        pretrained: start from timm's published weights, or from the weights of the same network in a file. Stages of
+            another width start with random weights.
+        image_size: height and width of the images, for networks that need it; None: that of the published network.
         options: of the network's constructor in timm, such as ``drop_path_rate``.
 
     Raises:
-        InputError: unknown name, widths that the network cannot have, or weights that cannot be loaded.
+        InputError: the name is unknown, the network cannot have this width, or the weights cannot be loaded.
     """
     if isinstance(width, str) and width not in ("narrow", "full"):
-        raise InputError(f"width '{width}': 'narrow', 'full' or the channels of each of the last two stages")
-    if image_size is not None and _must_know_image_size(name):
+        raise InputError(f"width '{width}': must be 'narrow', 'full' or the channels of each of the last two stages")
+    if image_size is not None and _needs_image_size(name):
         options["img_size"] = image_size
     build = _builder(name, width, options)
     if not pretrained:
         return build
-    weights = _pretrained(name, pretrained, options)
+    weights = _pretrained_weights(name, pretrained, options)
 
-    def load() -> nn.Module:
+    def build_pretrained() -> nn.Module:
         network = build()
-        own = network.state_dict()
-        if any(value.is_meta for value in own.values()):
-            return network  # only its shapes are wanted
-        fitting = {key: value for key, value in weights.items() if key in own and value.shape == own[key].shape}
-        if width == "full":
-            assert fitting.keys() == own.keys()
-        network.load_state_dict(fitting, strict=False)
+        new = network.state_dict()
+        if any(value.is_meta for value in new.values()):
+            return network  # only the shapes are needed
+        fitting = {key: value for key, value in weights.items() if key in new and value.shape == new[key].shape}
+        network.load_state_dict(fitting, strict=width == "full")
         return network
 
-    return load
+    return build_pretrained
 
 
 def _builder(name: str, width: Width, options: Mapping[str, Any]) -> Build:
     if name in resnet_cifar.BLOCKS_PER_STAGE:
         if options:
-            raise InputError(f"{name} does not take {', '.join(options)}; networks of timm do")
+            raise InputError(f"{name} does not accept {', '.join(options)}; networks of timm do")
         widths = _widths(name, resnet_cifar.WIDTHS, width)
         return partial(resnet_cifar.CifarResNet, resnet_cifar.BLOCKS_PER_STAGE[name], widths)
     if name in _RESNETS:
         channels = _widths(name, (64, 128, 256, 512), width)
         return partial(ResNet, **_RESNETS[name], channels=channels, num_classes=0, zero_init_last=False, **options)
     if not timm.is_model(name):
-        known = f"{', '.join(resnet_cifar.BLOCKS_PER_STAGE)} for small images, {', '.join(_RESNETS)} and the networks of timm"
-        raise InputError(f"unknown backbone '{name}'{did_you_mean(name, list_backbones())}; there are {known}")
+        small, large = ", ".join(resnet_cifar.BLOCKS_PER_STAGE), ", ".join(_RESNETS)
+        raise InputError(
+            f"unknown backbone '{name}'{did_you_mean(name, list_backbones())}; choose {small} for small images, "
+            f"{large} or a network of timm"
+        )
     build = partial(timm.create_model, name, num_classes=0, **options)
     try:
         with torch.device("meta"):
             network = build()
-    except TypeError as error:  # an option that the network's constructor does not know
+    except TypeError as error:  # the constructor does not know an option
         raise InputError(f"{name}: {error}") from error
     parameters = inspect.signature(type(network)).parameters
     if "zero_init_last" in parameters:
-        build = partial(build, zero_init_last=False)  # RIDE lets the last batch norm of a block start at 1
+        build = partial(build, zero_init_last=False)  # in RIDE the last batch norm of a block starts at 1
     if width == "full":
         return build
     stages = [info["num_chs"] for info in network.feature_info]
@@ -134,39 +138,39 @@ def _builder(name: str, width: Width, options: Mapping[str, Any]) -> Build:
     keyword = next((word for word in _WIDTH_KEYWORDS if word in parameters), None)
     if keyword is None:
         raise InputError(f"the stages of {name} have fixed widths; set the width (model.width) to 'full'")
-    # ResNets take the planes of a block, of which a bottleneck's output has four times as many.
+    # For ResNets the keyword means the planes of a block; the output of a bottleneck has four times as many channels.
     full = parameters[keyword].default if keyword == "channels" else stages
     build = partial(build, **{keyword: _widths(name, full, width)})
     try:
         with torch.device("meta"):
             build()
-    except Exception as error:  # the width may be given already, or a group of channels not be a whole number
+    except Exception as error:  # for example, the number of channels is not a multiple of the number of groups
         raise InputError(f"{name} cannot be made narrower ({error}); set the width (model.width) to 'full'") from error
     return build
 
 
-def _pretrained(name: str, where: bool | str | Path, options: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """The weights of the full network without its classifier."""
+def _pretrained_weights(name: str, source: bool | str | Path, options: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Returns the weights of the network in full width, without its classifier."""
     if not timm.is_model(name):
         raise InputError(f"there are no pretrained weights of {name}, which is not a network of timm")
     local: dict[str, Any] = {}
-    if where is not True and not Path(str(where)).is_file():
-        raise InputError(f"pretrained weights '{where}': no such file")
+    if source is not True and not Path(str(source)).is_file():
+        raise InputError(f"pretrained weights '{source}': no such file")
     try:
-        if where is not True:
-            # Read here, because earlier versions of timm would run what a pickle asks for.
-            weights = timm.models.load_state_dict(str(where), weights_only=True)
+        if source is not True:
+            # Read here, because for some networks timm expects a file of another format.
+            weights = timm.models.load_state_dict(str(source), weights_only=True)
             local = {"pretrained_cfg_overlay": {"state_dict": weights}}
         network = timm.create_model(name, pretrained=True, num_classes=0, **local, **options)
-    except Exception as error:  # the hub, the file and the network each have their own
+    except Exception as error:  # the type depends on the hub, the file and the network
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        hint = "" if where is not True else "; without a network, give a file of weights instead of true"
+        hint = "" if source is not True else "; without internet access, give a file of weights instead of true"
         raise InputError(f"pretrained weights of {name} cannot be loaded ({reason}){hint}") from error
     return network.state_dict()  # type: ignore[no-any-return]
 
 
-def _must_know_image_size(name: str) -> bool:
-    """Whether a network's embeddings or windows are made for one size of images."""
+def _needs_image_size(name: str) -> bool:
+    """Whether the embeddings or windows of a network depend on the size of the images."""
     if not timm.is_model(name):
         return False
     with torch.device("meta"):
@@ -175,9 +179,12 @@ def _must_know_image_size(name: str) -> bool:
 
 
 def _widths(name: str, full: Sequence[int], width: Width) -> tuple[int, ...]:
-    shared, own = tuple(full[:-NUM_NARROWED]), tuple(full[-NUM_NARROWED:])
+    """Returns the widths of all stages."""
+    first, last = tuple(full[:-NUM_NARROWED]), tuple(full[-NUM_NARROWED:])
     if isinstance(width, str):
-        return shared + (own if width == "full" else tuple(channels * 3 // 4 for channels in own))
+        return first + (last if width == "full" else tuple(channels * 3 // 4 for channels in last))
     if len(width) != NUM_NARROWED:
-        raise InputError(f"width {list(width)} of {name}: {NUM_NARROWED} numbers, for its last stages, {list(own)}")
-    return shared + tuple(width)
+        raise InputError(
+            f"width {list(width)} of {name}: must be {NUM_NARROWED} numbers, for its last stages {list(last)}"
+        )
+    return first + tuple(width)

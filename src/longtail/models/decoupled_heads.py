@@ -1,9 +1,9 @@
-"""Other classifiers on features that are learned already: the second half of decoupled training.
+"""Heads for decoupled training, on features that are already trained: Decoupling (Kang et al., 2020), section 4.
 
-All of Decoupling (Kang et al., 2020), section 4. Letters in shapes: N images, E experts, C classes, D features.
+Letters in shapes: N images, E experts, C classes, D features.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,25 +14,25 @@ from longtail.models.initialisation import skip_init
 from longtail.utils.errors import InputError, did_you_mean
 
 Distance = Literal["cosine", "centred cosine", "euclidean"]
-DISTANCES: tuple[Distance, ...] = ("cosine", "centred cosine", "euclidean")
+DISTANCES: tuple[Distance, ...] = get_args(Distance)
 
 
 def tau_normalised(head: nn.Module, tau: float) -> nn.Linear:
-    """A linear head without what its weights' lengths say of how common a class was: rows ``w / ||w||^tau``, bias 0.
+    """Returns a linear head with rows ``w / ||w||^tau`` and bias 0, as in the original code.
 
-    The original code leaves the bias out.
+    The lengths of the rows grow with the class counts; tau-normalisation removes this effect.
 
     Args:
-        head: linear; it is left as it is.
-        tau: 0 changes the bias only, 1 makes all rows of length 1; the paper chooses it on validation images.
+        head: linear; it is not changed.
+        tau: 0 changes only the bias, 1 gives all rows length 1. The paper selects it on validation images.
 
     Raises:
-        InputError: the head is a cosine classifier.
+        InputError: the head is not linear.
     """
     if not isinstance(head, nn.Linear):
         raise InputError(
-            "tau-normalisation changes nothing about a cosine head, whose class weights have no length; it is for "
-            "linear heads"
+            "tau-normalisation needs a linear head; it changes nothing about a cosine head, which ignores the lengths "
+            "of its class weights"
         )
     weight = head.weight.detach()
     lengths = weight.norm(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
@@ -40,15 +40,14 @@ def tau_normalised(head: nn.Module, tau: float) -> nn.Linear:
 
 
 class ScaledClassifier(nn.Module):
-    """Learnable weight scaling: a frozen head, and one factor per class, which alone is trained.
+    """Learnable weight scaling: a frozen head, and one trainable factor per class.
 
-    ``scales[k] * logit[k]``, to be trained with cross-entropy on class-balanced draws. As in the original code, the
-    factor multiplies the bias too.
+    Its logits are ``scales[k] * logit[k]``. Train the factors with cross-entropy and class-balanced sampling. As in the
+    original code, the factor multiplies the bias too.
 
-    It can stand in for the head while a model is in memory. A linear head takes the factors in, see `fuse_batch_norms`. A cosine
-    head cannot, as it looks at the directions of its weights only: factors then make logits that no cosine classifier
-    yields, and to give them to a linear one would multiply an image's logits by the length of its feature, which
-    changes the ensemble. For a cosine head that is to be saved, train its directions anew instead.
+    It replaces a head of a model in memory. To save the model, convert it with `to_linear`. A scaled cosine head cannot
+    be converted: a cosine head ignores the lengths of its weights, and a linear head would multiply the logits of an
+    image by the length of its feature, which changes the ensemble. Retrain a cosine head instead.
 
     Args:
         head: linear or cosine; it is frozen.
@@ -61,7 +60,7 @@ class ScaledClassifier(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The frozen head's (C, D)."""
+        """Weight of the frozen head: (C, D)."""
         return self.head.weight
 
     def forward(self, features: Tensor) -> Tensor:
@@ -69,16 +68,16 @@ class ScaledClassifier(nn.Module):
         logits: Tensor = self.head(features)
         return self.scales * logits
 
-    def fuse_batch_norms(self) -> nn.Linear:
-        """An ordinary linear head with the same logits.
+    def to_linear(self) -> nn.Linear:
+        """Returns a linear head with the same logits.
 
         Raises:
-            InputError: the head is a cosine classifier.
+            InputError: the frozen head is a cosine head.
         """
         if not isinstance(self.head, nn.Linear):
             raise InputError(
-                "a cosine head cannot take in learned scales, as its class weights have no length; learnable weight "
-                "scaling is for linear heads"
+                "learnable weight scaling needs a linear head; the factors cannot become part of a cosine head, which "
+                "ignores the lengths of its class weights"
             )
         scales, bias = self.scales.detach(), self.head.bias
         weight = scales[:, None] * self.head.weight
@@ -92,20 +91,20 @@ def nearest_mean_heads(
     distance: Distance = "cosine",
     scale: float = 30.0,
 ) -> list[nn.Module]:
-    """Heads that answer with the class whose mean feature is nearest (NCM): one for each expert.
+    """Returns a head per expert that predicts the class with the nearest mean feature (nearest class mean, NCM).
 
     cosine
-        By angle, a cosine head. Features are brought to unit length, and so are their class means.
+        A cosine head. Features and class means are normalised to length 1.
     centred cosine
-        The same with the mean of all images as origin ("CL2N" in the original code). It is a linear head, whose logits
-        are the cosines times the length of an image's centred feature: each expert answers with the same class, while
-        in an ensemble an expert weighs more on images far from its centre.
+        The same, with the mean of all images as origin ("CL2N" in the original code). The head is linear: its logits
+        are the cosines times the length of the image's centred feature. The prediction of each expert is the same as
+        with cosines, but in an ensemble an expert has more weight on images far from its centre.
     euclidean
-        By distance, a linear head ``2 mean . x - ||mean||^2``: minus the squared distance but for ``||x||^2``, which
-        is the same for all classes. A centre would change nothing.
+        A linear head ``2 mean . x - ||mean||^2``. This is minus the squared distance plus ``||x||^2``, which is the
+        same for all classes.
 
     Args:
-        features: of training images, as they enter the heads (N, E, D).
+        features: inputs of the heads for the training images, (N, E, D).
         labels: (N,).
         num_classes: C.
         distance: one of the above.
@@ -115,12 +114,14 @@ def nearest_mean_heads(
         InputError: a class has no images, or the distance is unknown.
     """
     if distance not in DISTANCES:
-        raise InputError(f"distance '{distance}': one of {', '.join(DISTANCES)}{did_you_mean(distance, DISTANCES)}")
-    return [_nearest_mean(own, labels, num_classes, distance, scale) for own in features.detach().unbind(dim=1)]
+        hint = did_you_mean(distance, DISTANCES)
+        raise InputError(f"distance '{distance}': must be one of {', '.join(DISTANCES)}{hint}")
+    experts = features.detach().unbind(dim=1)
+    return [_nearest_mean_head(inputs, labels, num_classes, distance, scale) for inputs in experts]
 
 
 def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Mean feature of each class: (N, D) and (N,) -> (C, D), as exact as in float64.
+    """Returns the mean feature of each class, computed in float64: (N, D) and (N,) -> (C, D).
 
     Raises:
         InputError: a class has no images.
@@ -128,15 +129,16 @@ def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     counts = labels.bincount(minlength=num_classes)
     if missing := (counts == 0).nonzero().flatten().tolist():
         raise InputError(
-            f"{len(missing)} of {num_classes} classes have no images to take a mean of; first {missing[0]}"
+            f"{len(missing)} of {num_classes} classes have no images and no mean; the first is {missing[0]}"
         )
     sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, device=features.device)
     sums.index_add_(0, labels, features.double())
     return (sums / counts[:, None]).to(features.dtype)
 
 
-def _nearest_mean(features: Tensor, labels: Tensor, num_classes: int, distance: Distance, scale: float) -> nn.Module:
-    """One expert's head, from its features (N, D)."""
+def _nearest_mean_head(
+    features: Tensor, labels: Tensor, num_classes: int, distance: Distance, scale: float
+) -> nn.Module:
     if distance == "euclidean":
         means = class_means(features, labels, num_classes)
         return _linear(2 * means, -means.square().sum(dim=1))
@@ -152,7 +154,7 @@ def _nearest_mean(features: Tensor, labels: Tensor, num_classes: int, distance: 
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A linear head that holds (C, D) and (C,)."""
+    """Returns a linear head with the given weight (C, D) and bias (C,)."""
     with skip_init():
         head = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
     head.weight.data.copy_(weight)

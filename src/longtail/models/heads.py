@@ -1,4 +1,4 @@
-"""Classifiers on top of an expert's features."""
+"""Classifiers on the features of an expert. Letters in shapes: B images, C classes, D features."""
 
 from typing import Literal
 
@@ -14,9 +14,9 @@ from longtail.runtime.precision import full_precision
 
 
 def classify(head: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (B, C) of features (B, D), and the features; both in the head's own precision.
+    """Returns the logits (B, C) and the features (B, D), both in the precision of the head, also under autocast.
 
-    A head costs little, and the margins of a loss are finer than what is left of a logit of 30 in half precision.
+    Heads cost little, and the margins of a loss are smaller than the precision of a logit of 30 in half precision.
     """
     weight: Tensor = head.weight  # type: ignore[assignment]
     features = features.to(weight.dtype)
@@ -25,9 +25,9 @@ def classify(head: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class CosineClassifier(nn.Module):
-    """Logits ``scale * cos(feature, class weight)``: the length of a frequent class's weights gives it no edge.
+    """Logits ``scale * cos(feature, class weight)``, which do not depend on the lengths of the class weights.
 
-    Wang et al., NormFace (2017), eq. 6; used with LDAM (Cao et al., 2019) and by RIDE.
+    NormFace (Wang et al., 2017), equation 6; used with LDAM (Cao et al., 2019) and by RIDE.
     """
 
     def __init__(self, num_features: int, num_classes: int, scale: float = 30.0):
@@ -47,7 +47,7 @@ def create_heads(
     head: Literal["cosine", "linear"] = "cosine",
     scale: float = 30.0,
 ) -> list[nn.Module]:
-    """Freshly drawn classifiers of features (B, D), one for each expert; ``scale`` is for cosine ones."""
+    """Returns a new head for each expert; ``scale`` is used by cosine heads."""
     return [
         CosineClassifier(num_features, num_classes, scale) if head == "cosine" else nn.Linear(num_features, num_classes)
         for _ in range(num_experts)
@@ -55,10 +55,11 @@ def create_heads(
 
 
 def initialise_like(head: nn.Module, trunk: nn.Module) -> None:
-    """Draws the first weights of a classifier as the network it belongs to draws those of its linear layers.
+    """Draws the initial weights of a head as the trunk's network draws those of its linear layers.
 
-    The original's CIFAR networks: Kaiming-normal (fan-in); transformers: normal with deviation 0.02, cut off, and
-    biases 0; others leave them as they are. What starts out large learns slowly, also where only its direction counts.
+    The original's CIFAR networks: Kaiming-normal (fan-in). Transformers: truncated normal with standard deviation 0.02,
+    and zero biases. All other networks: torch's default. Large initial weights learn slowly, even if only their
+    direction matters.
     """
     weight: Tensor = head.weight  # type: ignore[assignment]
     if isinstance(trunk, SwinTransformer | VisionTransformer | Eva):

@@ -1,4 +1,4 @@
-"""Building a network whose weights are loaded right afterwards, without drawing random ones first."""
+"""Construction of networks without random initial weights."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
-# What random initialisation, of torch and of timm, spends its time on. Building a network clamps nothing else.
+# The slow functions of random initialisation in torch and timm. Construction of a network clamps nothing else.
 _DRAWS = {
     *(Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.clamp_),
     *(init.uniform_, init.normal_, init.kaiming_uniform_, init.kaiming_normal_),
@@ -16,10 +16,10 @@ _DRAWS = {
 
 
 class skip_init(TorchFunctionMode):
-    """Within this context random weights are zeros.
+    """Context in which random initial weights are zeros, for models whose weights are loaded right afterwards.
 
-    For models that ``load_state_dict(..., strict=True)`` fills at once. They are not left as they come out of memory:
-    truncated distributions are drawn again until no value is out of bounds, which such values may be for ever.
+    Weights do not stay uninitialised: torch draws truncated distributions again until all values are within bounds,
+    which never ends if uninitialised memory contains other values.
     """
 
     def __torch_function__(
@@ -29,7 +29,7 @@ class skip_init(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Fills a tensor that was to be drawn with zeros."""
+        """Fills a tensor with zeros instead of random numbers."""
         kwargs = kwargs or {}
         if func in _DRAWS:
             with torch.no_grad():

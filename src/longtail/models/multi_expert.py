@@ -1,4 +1,7 @@
-"""The multi-expert classifier: one shared trunk, several branches with a head each."""
+"""The multi-expert classifier: a shared trunk, and a branch and a head for each expert.
+
+Letters in shapes: B images, E experts, C classes, D features.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +13,9 @@ from torch import Tensor, nn
 from longtail.models.backbones import Width, backbone
 from longtail.models.heads import classify, create_heads, initialise_like
 from longtail.models.resnet_cifar import CifarResNet
-from longtail.models.router import RoutedOutput, Router, should_continue, thresholds
+from longtail.models.router import RoutedOutput, Router, should_continue, step_thresholds
 from longtail.models.split import Identity, split_backbone
-from longtail.utils.ensembles import AVERAGES, SUMMING, Average, ensemble
+from longtail.utils.ensembles import AVERAGES, RUNNING_AVERAGES, Average, ensemble
 from longtail.utils.errors import InputError, did_you_mean
 
 
@@ -21,6 +24,7 @@ class ExpertOutput(NamedTuple):
 
     logits: Tensor
     """(B, E, C)"""
+
     features: Tensor
     """(B, E, D), pooled; the inputs of the heads"""
 
@@ -34,15 +38,15 @@ class ExpertOutput(NamedTuple):
 
 
 class MultiExpert(nn.Module):
-    """``heads[e](neck(branches[e](trunk(images))))`` for every expert e.
+    """Computes ``heads[e](neck(branches[e](trunk(images))))`` for every expert e.
 
     Args:
-        trunk: images to shared feature maps.
-        branches: an expert's own part, shared feature maps to features; E of them.
-        heads: features (B, D) to logits (B, C); E of them.
-        neck: what all experts' features go through at the end; nothing by default.
-        router: decides how many experts an image sees, in `route`; `forward` does not use it.
-        average: what of the experts makes the answers of `answer` and `route`.
+        trunk: images -> shared feature maps.
+        branches: shared feature maps -> features, one module per expert.
+        heads: features (B, D) -> logits (B, C), one module per expert.
+        neck: shared last part of all branches; None if there is none.
+        router: decides in `route` how many experts run on an image; `forward` does not use it.
+        average: what the ensemble averages.
     """
 
     def __init__(
@@ -60,41 +64,36 @@ class MultiExpert(nn.Module):
         self.branches = nn.ModuleList(branches)
         self.neck = neck or Identity()
         self.heads = nn.ModuleList(heads)
-        # None is not registered as a submodule: strict loading would pass over weights under its name.
+        # None is not registered as a submodule: strict loading would ignore weights of a router.
         self.router: Router | None = router
         self.average: Average = average
 
     @property
     def num_experts(self) -> int:
-        """How many experts the model has."""
+        """E."""
         return len(self.branches)
 
     @property
     def num_classes(self) -> int:
-        """C, what an expert's head yields."""
-        return self._head_shape[0]
+        """C."""
+        return int(self.heads[0].weight.shape[0])  # type: ignore[index, arg-type]
 
     @property
     def num_features(self) -> int:
-        """D, what an expert's head takes."""
-        return self._head_shape[1]
-
-    @property
-    def _head_shape(self) -> torch.Size:
-        weight: Tensor = self.heads[0].weight  # type: ignore[assignment]
-        return weight.shape
+        """D."""
+        return int(self.heads[0].weight.shape[1])  # type: ignore[index, arg-type]
 
     @property
     def num_parameters(self) -> int:
-        """Trainable numbers in all parts."""
+        """Number of parameters, including the router."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def forward(self, images: Tensor, experts: Sequence[int] | None = None) -> ExpertOutput:
-        """Images (B, 3, H, W) -> logits (B, E, C) and features (B, E, D).
+        """Returns the logits (B, E, C) and features (B, E, D) of images (B, 3, H, W).
 
         Args:
             images: normalised images.
-            experts: run only these experts, in this order; all by default.
+            experts: run only these experts, in this order; None: all.
         """
         shared = self.trunk(images)
         chosen = range(self.num_experts) if experts is None else experts
@@ -102,53 +101,72 @@ class MultiExpert(nn.Module):
         return ExpertOutput(torch.stack(logits, dim=1), torch.stack(features, dim=1), self.average)
 
     def expert(self, number: int, shared: Tensor) -> tuple[Tensor, Tensor]:
-        """One expert (from 0) on what the trunk yields: its logits (B, C) and features (B, D)."""
+        """Runs one expert (from 0) on the output of the trunk; returns its logits (B, C) and features (B, D)."""
         return classify(self.heads[number], self.neck(self.branches[number](shared)))
 
     def predict_logits(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> logits (B, C) of the ensemble of all experts, by the model's average."""
+        """Returns the logits of the ensemble of all experts: (B, 3, H, W) -> (B, C)."""
         output: ExpertOutput = self(images)
         return output.ensemble
 
     def route(self, images: Tensor, threshold: float | Sequence[float] | None = None) -> RoutedOutput:
-        """Images (B, 3, H, W) -> logits (B, C) and how many experts each image was shown to (B,).
+        """Runs as many experts on each image as the router decides: RIDE (Wang et al., 2021), section 3.
 
-        Experts are asked in turn. Those images go on to the next one for which the router's probability is above the
-        threshold; the branches of later experts never run on the others. RIDE (Wang et al., 2021), section 3.
+        Experts run in turn. An image continues to the next expert if the router's probability is above the threshold.
+        The branches of later experts never run on the other images. Use eval mode: in training mode the batch norms of
+        each branch would see different images.
 
         Args:
-            images: normalised images. The model is to be in eval mode: in training mode a batch norm would see
-                different images in each branch.
-            threshold: one for all steps, or one for each of the E - 1; the router's own by default. The higher, the
-                fewer experts are asked: with a negative one every image sees all experts, from 1 on only the first.
+            images: normalised images (B, 3, H, W).
+            threshold: one for all steps, or one for each of the E - 1 steps; None: that of the router. With a negative
+                threshold all experts run, from 1 on only the first.
+
+        Returns:
+            Logits (B, C) and number of experts (B,) of each image.
 
         Raises:
             InputError: the model has no router, or the number of thresholds is wrong.
         """
         if self.router is None:
             raise InputError("the model has no router; 'longtail router RUN' trains one and adds it to the run")
-        limits = thresholds(self.router.threshold if threshold is None else threshold, self.num_experts - 1)
+        limits = step_thresholds(self.router.threshold if threshold is None else threshold, self.num_experts - 1)
         shared = self.trunk(images)
-        total, features = self.expert(0, shared)
-        term, add, average = SUMMING[self.average]
-        said = term(total)  # summed up for the answers; the router sees mean logits, whatever these are
-        answers = average(said, 1)
-        experts_used = torch.ones(len(images), dtype=torch.int64, device=images.device)
-        # What follows is of the images that still go on: their positions in the batch, and their mean logits.
-        going, mean = torch.arange(len(images), device=images.device), total
+        logits, features = self.expert(0, shared)
+        # Two sums over experts: the router uses mean logits, whatever the ensemble averages.
+        term, add, mean = RUNNING_AVERAGES[self.average]
+        logit_sum, ensemble_sum = logits, term(logits)
+        outputs = mean(ensemble_sum, 1)
+        used = torch.ones(len(images), dtype=torch.int64, device=images.device)
+        active = torch.arange(len(images), device=images.device)  # positions in the batch; all else follows them
+        mean_logits = logits
         for step, limit in enumerate(limits):
-            # The only wait for the device: how many images go on is the size of all that follows.
-            kept = should_continue(self.router.step(step, features, mean), limit).nonzero().squeeze(1)
+            # The only synchronisation with the device: the number of active images is the size of all that follows.
+            kept = should_continue(self.router.step(step, features, mean_logits), limit).nonzero().squeeze(1)
             if len(kept) == 0:
                 break
             # Indexing keeps channels_last, which index_select does not.
-            shared, total, said, going = shared[kept], total[kept], said[kept], going[kept]
+            active, shared, logit_sum, ensemble_sum = active[kept], shared[kept], logit_sum[kept], ensemble_sum[kept]
             logits, features = self.expert(step + 1, shared)
-            total, said = total + logits, add(said, term(logits))
-            mean = total / (step + 2)
-            answers = answers.index_copy(0, going, average(said, step + 2))
-            experts_used = experts_used.index_fill(0, going, step + 2)
-        return RoutedOutput(answers, experts_used)
+            logit_sum, ensemble_sum = logit_sum + logits, add(ensemble_sum, term(logits))
+            mean_logits = logit_sum / (step + 2)
+            outputs = outputs.index_copy(0, active, mean(ensemble_sum, step + 2))
+            used = used.index_fill(0, active, step + 2)
+        return RoutedOutput(outputs, used)
+
+
+def compile_model(model: MultiExpert) -> MultiExpert:
+    """Returns a model with the same weights whose trunk and branches are compiled on first use.
+
+    The model itself does not change. Use it for routing, whose batches have many sizes.
+    """
+
+    def compiled(module: nn.Module) -> nn.Module:
+        # One program per batch size, of which training has few. A program for all sizes, made when the last batch of an
+        # epoch is smaller, would replace the faster one.
+        return torch.compile(module, dynamic=False)  # type: ignore[return-value]
+
+    branches = [compiled(branch) for branch in model.branches]
+    return MultiExpert(compiled(model.trunk), branches, list(model.heads), model.neck, model.router, model.average)
 
 
 def create_model(
@@ -166,22 +184,23 @@ def create_model(
     average: Average = "logits",
     **options: Any,
 ) -> MultiExpert:
-    """Builds a freshly initialised multi-expert model.
+    """Builds a multi-expert model with new weights.
 
     Args:
         name: the backbone: resnet20/32/44/56/110 for small images, or any hierarchical network or plain vision
             transformer of timm.
         num_classes: classes C.
         num_experts: experts E.
-        width: channels of an expert's stages: ``"narrow"`` (RIDE's three quarters), ``"full"``, or the numbers.
+        width: channels of the last two stages: ``"narrow"`` (RIDE's three quarters), ``"full"``, or two numbers.
         head: ``"cosine"`` or ``"linear"``.
-        scale: what a cosine head multiplies its cosines by.
-        expert_stages: how many of the last stages belong to each expert, see `longtail.models.split.split_backbone`.
-        pretrained: trunk and all branches start from timm's published weights, or from those in a file.
-        image_size: height and width of the images, for networks that must know it; their own by default.
-        router: gives the model a router: ``{}``, or other ``top_choices``, ``hidden``, ``shared`` or ``threshold`` of
-            `longtail.models.router.Router`.
-        average: what of the experts makes the model's answers, ``"logits"`` or ``"probabilities"``.
+        scale: factor of the cosines of a cosine head.
+        expert_stages: number of last stages that each expert has for itself, see
+            `longtail.models.split.split_backbone`.
+        pretrained: start trunk and all branches from timm's published weights, or from the weights in a file.
+        image_size: height and width of the images, for networks that need it; None: that of the published network.
+        router: ``{}`` adds a router with default options. The options are ``top_choices``, ``hidden``, ``shared`` and
+            ``threshold`` of `longtail.models.router.Router`.
+        average: what the ensemble averages, ``"logits"`` or ``"probabilities"``.
         options: of the network's constructor in timm, such as ``drop_path_rate``.
 
     Raises:
@@ -190,9 +209,9 @@ def create_model(
     if num_classes < 1 or num_experts < 1:
         raise InputError(f"num_classes is {num_classes} and num_experts {num_experts}; both must be at least 1")
     if head not in ("cosine", "linear"):
-        raise InputError(f"head '{head}': 'cosine' or 'linear'")
+        raise InputError(f"head '{head}': must be 'cosine' or 'linear'")
     if average not in AVERAGES:
-        raise InputError(f"average '{average}': one of {', '.join(AVERAGES)}{did_you_mean(average, AVERAGES)}")
+        raise InputError(f"average '{average}': must be one of {', '.join(AVERAGES)}{did_you_mean(average, AVERAGES)}")
     build = backbone(name, width, pretrained, image_size, **options)
     trunk, branches, neck, num_features = split_backbone(build, num_experts, expert_stages, image_size)
     heads = create_heads(num_experts, num_features, num_classes, head, scale)
@@ -205,12 +224,12 @@ def create_model(
 
 
 def create_router(model: MultiExpert, **options: Any) -> Router:
-    """A fresh router that fits a model, to be set as its ``router``.
+    """Returns a new router that fits a model; assign it to ``model.router``.
 
     Args:
         model: with at least two experts.
-        options: of `Router`: top_choices, hidden, shared, threshold; kaiming is as the original has it for the model's
-            network.
+        options: of `Router`: top_choices, hidden, shared, threshold. The default of kaiming depends on the backbone, as
+            in the original.
 
     Raises:
         InputError: the model has one expert, or an option is unknown or out of range.

@@ -1,4 +1,4 @@
-"""The expert-assignment head: after each expert, whether an image needs one more."""
+"""The router (expert assignment). Letters in shapes: B images, E experts, C classes, D features."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,27 +12,25 @@ from longtail.utils.ensembles import partial_ensembles
 from longtail.utils.errors import InputError
 
 THRESHOLD = 0.5
-"""The original's"""
-
-TOP_CHOICES, HIDDEN = 30, 16
-"""The original's for CIFAR; for a thousand classes and more it looks at 50 choices."""
+"""Default threshold, that of the original"""
 
 
 class Router(nn.Module):
-    """At step i, with experts 0 to i heard, one logit per image: above 0, the next expert is worth asking.
+    """After each expert except the last, predicts whether an image needs the next one: one logit per image and step.
 
-    It sees the largest of the mean logits so far, and the last expert's feature through a small layer of the step's
-    own. RIDE (Wang et al., 2021), section 3, "routing diversified experts".
+    Its inputs are the largest mean logits of the experts so far, and the feature of the last of them, which passes
+    through a small layer. RIDE (Wang et al., 2021), section 3, "routing diversified experts".
 
     Args:
         num_experts: experts E; there are E - 1 steps.
-        num_features: D of an expert.
+        num_features: D.
         num_classes: C.
-        top_choices: how many of the largest mean logits it sees, the largest first; at most C are taken.
-        hidden: numbers that a step makes of the feature.
-        shared: one last layer for all steps, or one for each.
-        threshold: above which probability an image goes on, unless told otherwise.
-        kaiming: Kaiming-normal weights, as the original's CIFAR networks have them; by default torch's own.
+        top_choices: number of largest mean logits that are inputs, at most C. The original uses 30 for CIFAR, 50 for
+            more classes.
+        hidden: outputs of the small layer.
+        shared: use the same last layer for all steps.
+        threshold: an image continues to the next expert if its probability is above this.
+        kaiming: Kaiming-normal initial weights, as in the original's CIFAR networks; otherwise torch's default.
 
     Raises:
         InputError: an argument is out of range.
@@ -44,15 +42,15 @@ class Router(nn.Module):
         num_features: int,
         num_classes: int,
         *,
-        top_choices: int = TOP_CHOICES,
-        hidden: int = HIDDEN,
+        top_choices: int = 30,
+        hidden: int = 16,
         shared: bool = True,
         threshold: float = THRESHOLD,
         kaiming: bool = False,
     ):
         super().__init__()
         if num_experts < 2:
-            raise InputError(f"num_experts is {num_experts}; a router chooses among at least 2 experts")
+            raise InputError(f"num_experts is {num_experts}; a router needs at least 2 experts")
         if top_choices < 1 or hidden < 1:
             raise InputError(f"router: top_choices is {top_choices} and hidden {hidden}; both must be at least 1")
         self.top_choices = min(top_choices, num_classes)
@@ -72,12 +70,12 @@ class Router(nn.Module):
         return {"top_choices": self.top_choices, "hidden": hidden, "shared": shared, "threshold": self.threshold}
 
     def step(self, step: int, features: Tensor, mean_logits: Tensor) -> Tensor:
-        """Whether to go on after expert ``step`` (from 0), as a logit: (B,).
+        """Returns the logits (B,) for continuing after one expert.
 
         Args:
-            step: how many experts were heard before this one.
-            features: this expert's (B, D).
-            mean_logits: mean of the logits of the experts heard, this one included, (B, C).
+            step: number of this expert, from 0.
+            features: of this expert, (B, D).
+            mean_logits: mean logits of the experts up to this one, (B, C).
         """
         with full_precision(features):
             hidden = F.relu(self.hidden[step](F.normalize(features)))
@@ -87,47 +85,49 @@ class Router(nn.Module):
         return logit.squeeze(1)
 
     def forward(self, logits: Tensor, features: Tensor) -> Tensor:
-        """All steps at once, from what all experts say: (B, E, C) and (B, E, D) -> (B, E - 1)."""
+        """Runs all steps on the outputs of all experts: (B, E, C) and (B, E, D) -> (B, E - 1)."""
         means = partial_ensembles(logits)
         steps = range(len(self.hidden))
         return torch.stack([self.step(i, features[:, i], means[:, i]) for i in steps], dim=1)
 
 
 class RoutedOutput(NamedTuple):
-    """What the experts that were asked say about a batch of B images: E experts, C classes."""
+    """Outputs of a routed model for a batch of B images. C classes."""
 
     logits: Tensor
-    """(B, C), of the ensemble of the experts asked"""
+    """(B, C), of the ensemble of the experts that ran"""
 
     experts_used: Tensor
     """(B,), int64, from 1 to E"""
 
 
 def experts_used(router_logits: Tensor, threshold: float | Sequence[float] = THRESHOLD) -> Tensor:
-    """How many experts each image is shown to: (B, E - 1) -> (B,), int64, from 1 to E.
+    """Returns how many experts run on each image: (B, E - 1) -> (B,), int64, from 1 to E.
 
     Raises:
         InputError: the number of thresholds is wrong.
     """
-    limits = thresholds(threshold, router_logits.shape[1])
-    going = [should_continue(router_logits[:, i], limit) for i, limit in enumerate(limits)]
-    # Whoever stops once does not go on later, whatever the router says then.
-    return 1 + torch.stack(going, dim=1).long().cumprod(dim=1).sum(dim=1)
+    limits = step_thresholds(threshold, router_logits.shape[1])
+    active = [should_continue(router_logits[:, i], limit) for i, limit in enumerate(limits)]
+    # An image that stops at one expert is not shown to later ones.
+    return 1 + torch.stack(active, dim=1).long().cumprod(dim=1).sum(dim=1)
 
 
 def should_continue(router_logits: Tensor, threshold: float) -> Tensor:
-    """Which images are to see the next expert: (B,) -> bool (B,)."""
+    """Returns which images continue to the next expert: (B,) -> bool (B,)."""
     return router_logits.sigmoid() > threshold
 
 
-def thresholds(given: float | Sequence[float], num_steps: int) -> list[float]:
-    """One threshold for each step.
+def step_thresholds(threshold: float | Sequence[float], num_steps: int) -> list[float]:
+    """Returns one threshold per step, from one for all steps or one per step.
 
     Raises:
-        InputError: there are several, but not as many as steps.
+        InputError: the number of thresholds is wrong.
     """
-    if not isinstance(given, Sequence):
-        return [given] * num_steps
-    if len(given) != num_steps:
-        raise InputError(f"{len(given)} thresholds {list(given)}: one for all steps, or one for each of {num_steps}")
-    return list(given)
+    if not isinstance(threshold, Sequence):
+        return [threshold] * num_steps
+    if len(threshold) != num_steps:
+        raise InputError(
+            f"{len(threshold)} thresholds {list(threshold)}: give one for all steps, or one for each of {num_steps}"
+        )
+    return list(threshold)

@@ -1,4 +1,4 @@
-"""The cut: one network becomes a trunk that all experts share, a branch for each, and perhaps a shared neck."""
+"""Splits a network into a trunk that all experts share, a branch per expert, and possibly a shared neck."""
 
 from collections.abc import Iterator, Sequence
 from math import isqrt
@@ -15,12 +15,13 @@ from longtail.utils.errors import InputError
 
 
 class SplitModel(NamedTuple):
-    """What a network is cut into: ``neck(branch(trunk(images)))`` are the pooled features (B, D)."""
+    """A split network: ``neck(branch(trunk(images)))`` are pooled features (B, D)."""
 
     trunk: nn.Module
     branches: list[nn.Module]
     neck: nn.Module
-    """Shared end of all branches; passes everything on where there is none."""
+    """Shared last part of all branches; `Identity` if there is none"""
+
     num_features: int
     """D"""
 
@@ -28,95 +29,96 @@ class SplitModel(NamedTuple):
 def split_backbone(
     build: Build, num_branches: int, expert_stages: int | None = None, image_size: int | None = None
 ) -> SplitModel:
-    """Cuts a network so that ``neck(branch(trunk(x))) == network(x)``.
+    """Splits a network so that ``neck(branch(trunk(x))) == network(x)``.
 
-    The parts keep the network's own code and parameter names; modules that belong to another part are blanked. Each
-    branch comes from a fresh build, so that experts start out different.
+    Each part runs the network's own code and keeps its parameter names; modules of the other parts are replaced by
+    `Identity`. Each branch is a new network, so that experts start with different weights.
 
     Args:
-        build: makes the network, without a classifier.
+        build: builds the network, without a classifier.
         num_branches: experts E.
-        expert_stages: how many of the last stages belong to each expert, 2 by default (RIDE's choice). Of plain
-            vision transformers, blocks, by default a quarter of them.
-        image_size: height and width of the images; what the network is made for by default.
+        expert_stages: number of last stages that each expert has for itself; 2 by default, as in RIDE. For plain
+            vision transformers, the number of blocks; a quarter of them by default.
+        image_size: height and width of the images; None: that of the published network.
 
     Raises:
-        InputError: the network is not one that can be cut, has too few stages, or does not take images of this size.
+        InputError: the network cannot be split, has too few stages, or does not accept images of this size.
     """
-    with torch.device("meta"):  # tried without computing anything
+    with torch.device("meta"):  # a trial without computation
         network = build()
         size = _input_size(network) if image_size is None else (3, image_size, image_size)
-        images = torch.empty(2, *size)  # two, as batch norm in training needs
+        images = torch.empty(2, *size)  # batch norm in training mode needs two
         try:
             network(images)
-        except Exception as error:  # each network has its own way to fail
+        except Exception as error:  # the type depends on the network
             raise InputError(
-                f"{type(network).__name__} does not take images of {size[1]} x {size[2]} pixels"
+                f"{type(network).__name__} does not accept images of {size[1]} x {size[2]} pixels"
             ) from error
         try:
-            trunk, (branch,), neck, num_features = _cut(build, 1, expert_stages)
-            whole = neck(branch(trunk(images))).shape == (2, num_features)
+            trunk, (branch,), neck, num_features = _split(build, 1, expert_stages)
+            works = neck(branch(trunk(images))).shape == (2, num_features)
         except InputError:
             raise
-        except Exception:  # a blanked module can fail in any way
-            whole = False
-    if not whole:
+        except Exception:  # a network without some of its modules can fail in any way
+            works = False
+    if not works:
         raise InputError(
-            f"{type(network).__name__} cannot be cut: its stages do not simply follow one another. Networks that can "
-            "be cut are ResNet, ConvNeXt, Swin, RegNet, EfficientNet, MobileNet, DenseNet, ViT, DeiT, EVA and more"
+            f"{type(network).__name__} cannot be split: its stages do not simply follow one another. Networks that can "
+            "be split include ResNet, ConvNeXt, Swin, RegNet, EfficientNet, MobileNet, DenseNet, ViT, DeiT and EVA"
         )
-    return _cut(build, num_branches, expert_stages)
+    return _split(build, num_branches, expert_stages)
 
 
-def _cut(build: Build, num_branches: int, expert_stages: int | None) -> SplitModel:
+def _split(build: Build, num_branches: int, expert_stages: int | None) -> SplitModel:
     network = build()
     if isinstance(network, VisionTransformer | Eva):
-        return _cut_blocks(network, build, num_branches, expert_stages)
-    return _cut_stages(network, build, num_branches, 2 if expert_stages is None else expert_stages)
+        return _split_blocks(network, build, num_branches, expert_stages)
+    return _split_stages(network, build, num_branches, 2 if expert_stages is None else expert_stages)
 
 
-def _cut_stages(network: nn.Module, build: Build, num_branches: int, expert_stages: int) -> SplitModel:
+def _split_stages(network: nn.Module, build: Build, num_branches: int, expert_stages: int) -> SplitModel:
     stages = [info["module"] for info in network.feature_info]  # type: ignore[union-attr]
     _check_number(network, "stages", expert_stages, len(stages))
     last_shared = stages[-expert_stages - 1]
     swin = isinstance(network, SwinTransformer)
-    if swin:  # RIDE-Swin shares the down-sampling between trunk and experts, and the final norm
+    if swin:  # in RIDE-Swin the experts share the down-sampling into their first stage, and the final norm
         last_shared = f"{stages[-expert_stages]}.downsample"
     units = list(_units(network, [*stages, last_shared]))
     end = units.index(last_shared) + 1
     start_of_neck = units.index("norm") if swin else len(units)
     trunk, branch, neck = units[:end], units[end:start_of_neck], units[start_of_neck:]
     return SplitModel(
-        _features_only(_blank(network, branch + neck)),
-        [_blank(build(), trunk + neck) for _ in range(num_branches)],
-        _blank(build(), trunk + branch) if neck else Identity(),
+        _without_pooling(_remove(network, branch + neck)),
+        [_remove(build(), trunk + neck) for _ in range(num_branches)],
+        _remove(build(), trunk + branch) if neck else Identity(),
         _num_features(network),
     )
 
 
 def _units(module: nn.Module, marks: Sequence[str], prefix: str = "") -> Iterator[str]:
-    """Names of the modules in the order they run, containers opened where a mark lies inside."""
+    """Yields names of modules in the order in which they run; the children of a container that contains a mark."""
     for name, child in module.named_children():
-        full = f"{prefix}{name}"
-        if any(mark.startswith(f"{full}.") for mark in marks):
-            yield from _units(child, marks, f"{full}.")
+        full_name = f"{prefix}{name}"
+        if any(mark.startswith(f"{full_name}.") for mark in marks):
+            yield from _units(child, marks, f"{full_name}.")
         else:
-            yield full
+            yield full_name
 
 
-def _cut_blocks(network: nn.Module, build: Build, num_branches: int, expert_blocks: int | None) -> SplitModel:
-    """The cut of a plain vision transformer, between two of its blocks, all of which have the same width."""
+def _split_blocks(network: nn.Module, build: Build, num_branches: int, expert_blocks: int | None) -> SplitModel:
+    """Splits a plain vision transformer between two of its blocks."""
     depth = len(network.blocks)  # type: ignore[arg-type]
-    own = max(depth // 4, 1) if expert_blocks is None else expert_blocks
-    _check_number(network, "blocks", own, depth)
+    expert_blocks = max(depth // 4, 1) if expert_blocks is None else expert_blocks
+    _check_number(network, "blocks", expert_blocks, depth)
     if getattr(network, "rope_mixed", False):
-        raise InputError("vision transformers with mixed rotary embeddings cannot be cut; those with fixed ones can")
+        raise InputError("vision transformers with mixed rotary embeddings cannot be split; those with fixed ones can")
+    num_shared = depth - expert_blocks
     children = [name for name, _ in network.named_children()]
     after = children[children.index("blocks") + 1 :]
     num_features = _num_features(network)
-    branches: list[nn.Module] = [_TokenBranch(build(), depth - own) for _ in range(num_branches)]
-    trunk = _features_only(_blank(network, [name for name in after if name != "rope"]))
-    trunk.blocks = trunk.blocks[: depth - own]  # type: ignore[index]
+    branches: list[nn.Module] = [_TokenBranch(build(), num_shared) for _ in range(num_branches)]
+    trunk = _without_pooling(_remove(network, [name for name in after if name != "rope"]))
+    trunk.blocks = trunk.blocks[:num_shared]  # type: ignore[index]
     return SplitModel(trunk, branches, Identity(), num_features)
 
 
@@ -128,23 +130,23 @@ class _TokenBranch(nn.Module):
         children = [name for name, _ in network.named_children()]
         self.blocks = network.blocks[num_shared:]  # type: ignore[index]
         self.rope = getattr(network, "rope", None)
-        # What follows the blocks stays the network's own code; blocks and everything before them is dropped.
+        # Only the modules after the blocks are used.
         before = children[: children.index("blocks") + 1]
-        self.network = _blank(network, [name for name in [*before, "rope"] if name in children])
+        self.network = _remove(network, [name for name in [*before, "rope"] if name in children])
         for name, parameter in list(network.named_parameters(recurse=False)):
             if parameter is not None:
                 setattr(network, name, None)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, D)."""
-        options = {} if self.rope is None else {"rope": self._places(tokens)}
+        options = {} if self.rope is None else {"rope": self._rotary_embedding(tokens)}
         for block in self.blocks:
             tokens = block(tokens, **options)
         features: Tensor = self.network.forward_head(self.network.norm(tokens))  # type: ignore[operator]
         return features
 
-    def _places(self, tokens: Tensor) -> Tensor:
-        """What EVA and its kin turn queries and keys by in every block, for a square grid of patches."""
+    def _rotary_embedding(self, tokens: Tensor) -> Tensor:
+        """Returns the embedding that EVA and similar networks pass to each block, for a square grid of patches."""
         side = isqrt(tokens.shape[1] - self.network.num_prefix_tokens)  # type: ignore[operator]
         dynamic = self.network.dynamic_img_size
         embedding: Tensor = self.rope.get_embed(shape=(side, side)) if dynamic else self.rope.get_embed()  # type: ignore
@@ -152,36 +154,35 @@ class _TokenBranch(nn.Module):
 
 
 class Identity(nn.Identity):
-    """Hands its first input on, whatever else it is called with."""
+    """Returns its first argument and ignores all others."""
 
-    def forward(self, input: Tensor, *others: Any, **options: Any) -> Tensor:
-        """The same tensor."""
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns the input."""
         return input
 
 
-def _blank(network: nn.Module, names: Sequence[str]) -> nn.Module:
+def _remove(network: nn.Module, names: Sequence[str]) -> nn.Module:
     for name in names:
         network.set_submodule(name, Identity())
     return network
 
 
-def _features_only(network: nn.Module) -> nn.Module:
-    """A network without the pooling that `forward` ends with, which a trunk's feature maps are not to go through."""
+def _without_pooling(network: nn.Module) -> nn.Module:
     network.forward = network.forward_features  # type: ignore[method-assign,assignment]
     return network
 
 
-def _check_number(network: nn.Module, kind: str, own: int, total: int) -> None:
-    if not 1 <= own < total:
+def _check_number(network: nn.Module, kind: str, number: int, total: int) -> None:
+    if not 1 <= number < total:
         name = type(network).__name__
-        raise InputError(f"expert_stages is {own}; {name} has {total} {kind}, so it must be from 1 to {total - 1}")
+        raise InputError(f"expert_stages is {number}; {name} has {total} {kind}, so it must be from 1 to {total - 1}")
 
 
 def _input_size(network: nn.Module) -> tuple[int, ...]:
     if size := getattr(getattr(network, "patch_embed", None), "img_size", None):
-        return (3, *size)  # chosen by the caller
-    settings: Any = getattr(network, "pretrained_cfg", None) or {}
-    return tuple(settings.get("input_size", (3, 224, 224)))
+        return (3, *size)  # may differ from that of the published network
+    published: Any = getattr(network, "pretrained_cfg", None) or {}
+    return tuple(published.get("input_size", (3, 224, 224)))
 
 
 def _num_features(network: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""RIDE's narrowed Swin: the last stages with fewer channels and as many heads."""
+"""Swin transformers with narrow last stages, as in RIDE."""
 
 from collections.abc import Sequence
 
@@ -9,41 +9,41 @@ from longtail.utils.errors import InputError
 
 
 def narrow_swin(network: SwinTransformer, widths: Sequence[int]) -> SwinTransformer:
-    """Gives the stages of a Swin transformer other widths, one for each; those that change start afresh.
+    """Changes the widths of the stages of a Swin transformer; changed stages get new random weights.
 
-    timm's constructor only knows widths that double from stage to stage. The down-sampling into a stage, which timm
-    keeps at the stage's beginning, goes to the stage's width directly: from C to 3C/2 for RIDE's three quarters.
+    timm's constructor only supports widths that double from stage to stage. The down-sampling into a stage, which timm
+    puts at the start of the stage, maps directly to the width of the stage: from C to 3C/2 for RIDE's three quarters.
+
+    Args:
+        network: it is changed in place.
+        widths: channels of each stage.
 
     Raises:
-        InputError: a width is no multiple of its stage's number of heads.
+        InputError: a width is not a multiple of the number of heads in its stage.
     """
-    width = widths[0]
-    for position, wanted in enumerate(widths):
-        stage: SwinTransformerStage = network.layers[position]
+    in_width = widths[0]
+    for index, width in enumerate(widths):
+        stage: SwinTransformerStage = network.layers[index]
         block: SwinTransformerBlock = stage.blocks[0]
-        if wanted % block.attn.num_heads:
-            raise InputError(f"width {wanted}: must be a multiple of the stage's {block.attn.num_heads} heads")
-        if (width, wanted) != (stage.dim, block.dim):  # what enters it, and its own width
-            network.layers[position] = SwinTransformerStage(
-                dim=width,
-                out_dim=wanted,
+        if width % block.attn.num_heads:
+            raise InputError(f"width {width}: must be a multiple of the stage's {block.attn.num_heads} heads")
+        if (in_width, width) != (stage.dim, block.dim):
+            network.layers[index] = SwinTransformerStage(
+                dim=in_width,
+                out_dim=width,
                 input_resolution=stage.input_resolution,
                 depth=stage.depth,
-                downsample=position > 0,
+                downsample=index > 0,
                 num_heads=block.attn.num_heads,
                 window_size=block.window_size,
                 mlp_ratio=block.mlp_ratio,
                 qkv_bias=block.attn.qkv.bias is not None,
-                drop_path=[_drop_prob(other.drop_path1) for other in stage.blocks],
+                drop_path=[getattr(old.drop_path1, "drop_prob", 0.0) for old in stage.blocks],
                 proj_drop=block.attn.proj_drop.p,
                 attn_drop=block.attn.attn_drop.p,
             )
-        width = wanted
-    network.num_features = network.head_hidden_size = width
-    network.norm = nn.LayerNorm(width, eps=network.norm.eps)
+        in_width = width
+    network.num_features = network.head_hidden_size = in_width
+    network.norm = nn.LayerNorm(in_width, eps=network.norm.eps)
     network.init_weights()
     return network
-
-
-def _drop_prob(layer: nn.Module) -> float:
-    return getattr(layer, "drop_prob", 0.0)

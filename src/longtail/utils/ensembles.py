@@ -1,7 +1,8 @@
-"""What experts say together: the arithmetic that models, losses and metrics share.
+"""Averages over experts, which models, losses and metrics share.
 
-Experts are averaged by their logits, as RIDE does, or by their probabilities. An ensemble of probabilities is given as
-their logarithms, which are logits like any others: softmax, argmax and calibration take them as they are.
+An ensemble averages logits, as RIDE does, or probabilities. The logarithm of averaged probabilities serves as the
+ensemble's logits: softmax, argmax and calibration apply to it as to any logits. Letters in shapes: B images, E experts,
+C classes.
 """
 
 import math
@@ -16,48 +17,50 @@ Average = Literal["logits", "probabilities"]
 AVERAGES: tuple[Average, ...] = get_args(Average)
 
 
-class Summing(NamedTuple):
-    """An average over experts that are heard one after the other; they go on adding to the same sum."""
+class RunningAverage(NamedTuple):
+    """An average over experts that run one after the other, computed from a running sum."""
 
     term: Callable[[Tensor], Tensor]
-    """An expert's logits (..., C) -> what is added up (..., C)"""
+    """Logits of an expert (..., C) -> term of the sum (..., C)"""
+
     add: Callable[[Tensor, Tensor], Tensor]
     """Two sums or terms -> their sum"""
+
     mean: Callable[[Tensor, int], Tensor]
-    """A sum over so many experts -> the ensemble's logits (..., C)"""
+    """A sum, and its number of experts -> logits of the ensemble (..., C)"""
 
 
-SUMMING: dict[Average, Summing] = {
-    "logits": Summing(lambda logits: logits, torch.add, lambda total, number: total / number),
-    # Logarithms of probabilities: a sum of probabilities themselves would lose those of unlikely classes.
-    "probabilities": Summing(
+RUNNING_AVERAGES: dict[Average, RunningAverage] = {
+    "logits": RunningAverage(lambda logits: logits, torch.add, lambda total, number: total / number),
+    # Sums of logarithms: small probabilities would be lost in a sum of probabilities.
+    "probabilities": RunningAverage(
         lambda logits: logits.log_softmax(dim=-1), torch.logaddexp, lambda total, number: total - math.log(number)
     ),
 }
 
 
 def ensemble(expert_logits: Tensor, average: Average = "logits") -> Tensor:
-    """Logits of the ensemble of all experts: (B, E, C) -> (B, C)."""
+    """Returns the logits of the ensemble of all experts: (B, E, C) -> (B, C)."""
     if average == "logits":
         return expert_logits.mean(dim=1)
     return expert_logits.log_softmax(dim=2).logsumexp(dim=1) - math.log(expert_logits.shape[1])
 
 
 def partial_ensembles(expert_logits: Tensor, average: Average = "logits") -> Tensor:
-    """Ensembles of the first expert, of the first two, ..., of all: (B, E, C) -> (B, E, C)."""
-    term, add, mean = SUMMING[average]
-    # Added one by one, as routing does it: a cumulative sum may round otherwise.
+    """Returns the logits of the ensembles of the first expert, the first two, ..., all: (B, E, C) -> (B, E, C)."""
+    term, add, mean = RUNNING_AVERAGES[average]
+    # Added one by one, with the same rounding as in routing; a cumulative sum can round differently.
     sums = accumulate(map(term, expert_logits.unbind(dim=1)), add)
     return torch.stack([mean(total, number) for number, total in enumerate(sums, start=1)], dim=1)
 
 
 def weighted_ensemble(expert_logits: Tensor, weights: Tensor, average: Average = "logits") -> Tensor:
-    """Logits of an ensemble in which experts count by their weights: (B, E, C) and (E,) -> (B, C).
+    """Returns the logits of a weighted ensemble: (B, E, C) and (E,) -> (B, C).
 
     Args:
         expert_logits: (B, E, C).
-        weights: (E,), which sum to 1; with equal ones it is `ensemble`.
-        average: what is weighted.
+        weights: (E,), which sum to 1. Equal weights give the same result as `ensemble`.
+        average: what is averaged.
     """
     if average == "logits":
         return torch.einsum("bec,e->bc", expert_logits, weights)
