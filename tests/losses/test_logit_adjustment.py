@@ -1,6 +1,7 @@
 """Focal loss, logit adjustment and the methods made of them, against slow versions of the papers' formulas."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from longtail.losses import (
     inverse_log_prior,
     log_prior,
 )
-from longtail.models import build as model_build
+from longtail.losses.build import build_criterion
 
 COUNTS = [90, 500, 12, 40, 5]
 WEIGHT = [0.2, 0.5, 1.0, 1.5, 1.8]
@@ -293,7 +294,7 @@ def test_same_on_the_gpu(name, batch):
 def test_recipes_are_the_methods(name, batch):
     logits, labels, _ = (torch.from_numpy(array) for array in batch)
     config = load_recipe(f"cifar100-lt-{name}")
-    ours = model_build.criterion(config, COUNTS)
+    ours = build_criterion(config.loss, COUNTS, config.training.epochs, config.model.scale)
     if name == "cb":
         theirs = cross_entropy(logits, labels, effective_number_weights(COUNTS).double()).item()
         ours = ours.double()
@@ -334,13 +335,12 @@ def test_a_sum_over_experts_is_the_mean_with_another_rate_and_weight_decay():
 
 
 WRONG = [
-    (["--loss.focal_gamma", "-1"], ["loss.focal_gamma", "-1", "0 or more"]),
-    (["--loss.prior_exponents", "[0, 1]"], ["loss.prior_exponents", "[0", "each expert: 3"]),
-    (["--loss.prior_exponents", "[]"], ["loss.prior_exponents", "each expert: 3"]),
-    (["--loss.inverse_exponents", "[0, 0, -2, 1]"], ["loss.inverse_exponents", "each expert: 3"]),
-    (["--model.num_experts", "4"], ["loss.prior_exponents", "each expert: 4"]),
+    (["--loss.focal_gamma", "-1"], ["loss.focal_gamma", "-1", "at least 0"]),
+    (["--loss.prior_exponents", "[0, 1]"], ["loss.prior_exponents", "[0", "1 number, or 3"]),
+    (["--loss.prior_exponents", "[]"], ["loss.prior_exponents", "1 number, or 3"]),
+    (["--loss.inverse_exponents", "[0, 0, -2, 1]"], ["loss.inverse_exponents", "1 number, or 3"]),
+    (["--model.num_experts", "4"], ["loss.prior_exponents", "1 number, or 4"]),
     (["--loss.prior_exponents", "[.nan]"], ["loss.prior_exponents", "finite"]),
-    (["--loss.name", "balanced_softmax"], ["loss.name", "logit_adjustment"]),
 ]
 
 
@@ -357,3 +357,9 @@ def test_wrong_settings_are_named_in_one_line(arguments, named):
 def test_exponents_matter_to_logit_adjustment_only():
     config = resolve("cifar100-lt-balpoe", {}, ["--loss.name", "ride", "--model.num_experts", "4"])
     assert config.model.num_experts == 4
+
+
+def test_unknown_loss_is_named_with_the_known_ones():
+    settings = replace(load_recipe("cifar100-lt-balanced-softmax").loss, name="logit_adjustmen")
+    with pytest.raises(longtail.InputError, match=r"logit_adjustmen.*ride.*did you mean 'logit_adjustment'"):
+        build_criterion(settings, COUNTS, 200, 30.0)

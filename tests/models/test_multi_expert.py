@@ -136,7 +136,7 @@ def test_stages_may_become_narrower():
         ([24, 49], "24 -> 49 do not"),
         ([24], "2 numbers, for its last stages"),
         ([16, 24, 48], "2 numbers, for its last stages"),
-        ("wide", "width 'wide': 'narrow', 'full' or"),
+        ("wide", "width 'wide': .*'narrow', 'full' or"),
     ],
 )
 def test_bad_widths(width, message):
@@ -155,7 +155,7 @@ def test_unknown_backbones_are_told_the_near_one(name, near):
 
 
 def test_unknown_backbone_unlike_any():
-    with pytest.raises(ValueError, match=r"unknown backbone 'swim'; there are resnet20, ") as error:
+    with pytest.raises(ValueError, match=r"unknown backbone 'swim'; .*resnet20, ") as error:
         create_model("swim", 5)
     assert "Did you mean" not in str(error.value)
 
@@ -165,7 +165,7 @@ def test_unknown_backbone_unlike_any():
     [
         ({"num_classes": 0}, "num_classes is 0"),
         ({"num_classes": 5, "num_experts": 0}, "num_experts 0"),
-        ({"num_classes": 5, "head": "cosin"}, "head 'cosin': 'cosine' or 'linear'"),
+        ({"num_classes": 5, "head": "cosin"}, "head 'cosin': .*'cosine' or 'linear'"),
     ],
 )
 def test_other_bad_arguments(arguments, message):
@@ -324,21 +324,17 @@ def test_settings_come_before_the_networks_own_format(tmp_path):
     own = load_recipe(
         "folder", {"data.root": str(tmp_path), "model.backbone": "vit_tiny_patch16_224", "model.width": "full"}
     )
-    dataset = data_build.load_data(own)
+    dataset = data_build.load_data(own.data)
     given = {"data.image_size": 96, "data.mean": [0.1, 0.2, 0.3], "data.interpolation": "bilinear"}
-    form = data_build.preprocessing(recipe_without_size(own), dataset)
+    form = data_build.preprocessing(replace(own.data, image_size=None), own.model.backbone, dataset)
     assert form == (224, 256, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     changed = load_recipe("folder", {"data.root": str(tmp_path), "model.backbone": "vit_tiny_patch16_224", **given})
-    form = data_build.preprocessing(changed, dataset)
+    form = data_build.preprocessing(changed.data, changed.model.backbone, dataset)
     assert form == (96, 110, "bilinear", (0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
-    metadata = RunContext(None, changed, dataset, Runtime(), None).metadata()
+    metadata = RunContext(None, changed, dataset, Runtime()).new_metadata()
     assert (metadata.image_size, metadata.resize, metadata.interpolation, metadata.mean) == (
         96,
         110,
         "bilinear",
         (0.1, 0.2, 0.3),
     )
-
-
-def recipe_without_size(config):
-    return replace(config, data=replace(config.data, image_size=None))

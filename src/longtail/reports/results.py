@@ -86,7 +86,7 @@ def _predictions(
     paths: Iterable[Path], outputs: ModelOutputs, class_names: Sequence[str], root: str
 ) -> Iterator[tuple[object, ...]]:
     """The prediction of the ensemble for each image."""
-    yield "picture", "class", "predicted", "probability"
+    yield "image", "class", "predicted", "probability"
     blocks = torch.split(outputs.logits, BLOCK)
     best = (ensemble(block, outputs.average).softmax(dim=1).max(dim=1) for block in blocks)
     predicted = (pair for block in best for pair in zip(*map(Tensor.tolist, block), strict=True))

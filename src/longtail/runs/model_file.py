@@ -87,6 +87,10 @@ def load_model_file(path: Path) -> tuple[MultiExpert, ModelMetadata]:
     metadata = load_metadata(path)
     tensors, _ = read_tensors(path)
     try:
+        experts = metadata.architecture.get("num_experts", 3)
+        heads = sum(name.startswith("heads.") and name.endswith(".weight") for name in tensors)
+        if experts != heads:
+            raise ValueError(f"num_experts is {experts}, and there are weights of {heads} heads")
         with torch.device("meta"):  # finds wrong sizes before memory is allocated for them
             shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
             create_model(**metadata.architecture).load_state_dict(shapes, strict=True)
@@ -133,7 +137,7 @@ def model_path(source: str | Path) -> Path:
 
 
 def _mismatch(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path}: the weights do not match the metadata ({' '.join(str(error).split())})")
+    return InputError(f"{path}: the weights do not match the metadata ({' '.join(str(error).split())[:300]})")
 
 
 def _check_metadata(metadata: ModelMetadata) -> None:

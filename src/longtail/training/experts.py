@@ -42,6 +42,8 @@ class ExpertStage:
         self.model = context.to_device(model)
         if config.training.checkpoint_activations:
             checkpoint_activations(model)
+        counts, epochs = context.dataset.class_counts, config.training.epochs
+        self.criterion = build_criterion(config.loss, counts, epochs, config.model.scale)
         self.loader = context.train_loader()
         self.checkpoint = stage_checkpoint(context, "experts")
 
@@ -82,13 +84,12 @@ class ExpertStage:
         return metadata
 
     def _task(self, teacher: MultiExpert | None) -> TrainExperts:
-        config, dataset = self.context.config, self.context.dataset
-        model = self._prepared_model()
-        criterion = build_criterion(config.loss, dataset.class_counts, config.training.epochs, config.model.scale)
+        model, how = self._prepared_model(), self.context.config.distillation
         if teacher is None:
-            return TrainExperts(model, criterion)
-        how = config.distillation
-        distilled = DistilledLoss(criterion, temperature=how.temperature, factor=how.factor, published=how.published)
+            return TrainExperts(model, self.criterion)
+        distilled = DistilledLoss(
+            self.criterion, temperature=how.temperature, factor=how.factor, published=how.published
+        )
         return DistillExperts(model, distilled, teacher_function(teacher))
 
     def _prepared_model(self) -> MultiExpert:

@@ -73,7 +73,7 @@ def load_teacher(path: Path, context: RunContext) -> MultiExpert:
     student = context.new_metadata()
     if path.suffix in ORIGINAL_SUFFIXES:
         try:
-            model, problem = load_original(read_original(path).state_dict).model, ""
+            model, problem = load_original(read_original(path).state_dict)[0], ""
         except InputError as error:
             raise InputError(f"teacher {path}: {error}") from error
     else:
