@@ -111,7 +111,7 @@ def test_only_scales_are_trained(kind, features, labels):
 
 
 def test_scales_of_a_cosine_head_cannot_be_folded():
-    with pytest.raises(InputError, match="linear head.*cosine head"):
+    with pytest.raises(InputError, match=r"linear head.*cosine head"):
         ScaledClassifier(CosineClassifier(DIM, CLASSES)).to_linear()
 
 
@@ -198,7 +198,7 @@ def test_class_means_are_exact(labels):
 
 
 def test_what_has_no_mean_is_refused(features, labels):
-    with pytest.raises(InputError, match="1 of 5 classes .* 4"):
+    with pytest.raises(InputError, match=r"1 of 5 classes .* 4"):
         nearest_mean_heads(features, labels, 5)
     with pytest.raises(InputError, match=r"distance 'euclid': .* did you mean 'euclidean'"):
         nearest_mean_heads(features, labels, CLASSES, "euclid")

@@ -156,7 +156,7 @@ def test_models_route_and_answer_by_their_average(average):
 
 
 def test_unknown_averages_are_refused():
-    with pytest.raises(InputError, match="'logit'.*logits, probabilities.*did you mean 'logits'"):
+    with pytest.raises(InputError, match=r"'logit'.*logits, probabilities.*did you mean 'logits'"):
         create_model("resnet20", 4, average="logit")
 
 

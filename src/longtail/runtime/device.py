@@ -80,9 +80,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(
-            f"device is '{name}', which is not on this machine; 'auto' and 'cpu' always work"
-        ) from error
+        raise InputError(f"device is '{name}', which is not on this machine; 'auto' and 'cpu' always work") from error
     return device
 
 
