@@ -1,4 +1,4 @@
-"""Losses against the original code, and against slow versions written from the papers' formulas."""
+"""Losses against the original code, and against slow versions of the papers' formulas."""
 
 import math
 
@@ -7,10 +7,15 @@ import pytest
 import torch
 from helpers import golden
 
+import longtail
+from longtail.config.schema import LossConfig
 from longtail.losses import (
+    Criterion,
     CrossEntropyLoss,
     DistilledLoss,
+    FocalLoss,
     LDAMLoss,
+    LogitAdjustedLoss,
     RIDELoss,
     class_temperatures,
     cross_entropy,
@@ -19,8 +24,11 @@ from longtail.losses import (
     effective_number_weights,
     ldam,
     ldam_margins,
+    register,
     subtract_margins,
 )
+from longtail.losses.base import REGISTRY
+from longtail.losses.build import build_criterion, list_losses
 from longtail.utils.errors import InputError
 
 REWEIGHT_AFTER = 160
@@ -31,8 +39,8 @@ def counts() -> list[int]:
     return golden.arrays("losses/ride_losses.npz")["cls_num_list"].tolist()
 
 
-def assert_same(ours, theirs, tolerance=1e-5):
-    np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance * np.abs(theirs).max())
+def assert_close(values, expected, tolerance=1e-5):
+    np.testing.assert_allclose(values, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
 
 
 # ---- the original code ----
@@ -43,8 +51,8 @@ def ride_cases() -> list[str]:
     return [name for name in cases if name.split("/")[0] in ("ride", "ldam", "ce")]
 
 
-def ours(name: str, case: dict, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """What our losses make of one of the original's cases; logits (B, E, C)."""
+def ride_loss(name: str, case: dict, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Computes the loss of one of the original's cases, from logits (B, E, C)."""
     arguments = case.get("args", {})
     factor = arguments.get("additional_diversity_factor")
     margins = {"max_margin": arguments.get("max_m", 0.5), "scale": arguments.get("s", 30.0)}
@@ -80,19 +88,19 @@ def ours(name: str, case: dict, logits: torch.Tensor, targets: torch.Tensor) -> 
 
 
 @pytest.mark.parametrize("name", ride_cases())
-def test_original_values_and_gradients(name):
+def test_values_and_gradients_of_ride(name):
     arrays = golden.arrays("losses/ride_losses.npz")
     case = golden.table("losses/ride_losses.json")["cases"][name]
     value, gradient = arrays[f"{name}/loss_value"], arrays[f"{name}/grad"]
     experts = len(gradient) if gradient.ndim == 3 else 1
-    given = torch.from_numpy(arrays["expert_logits"][:experts]).requires_grad_()
-    loss = ours(name, case, given.transpose(0, 1), torch.from_numpy(arrays["targets"]))
+    inputs = torch.from_numpy(arrays["expert_logits"][:experts]).requires_grad_()
+    loss = ride_loss(name, case, inputs.transpose(0, 1), torch.from_numpy(arrays["targets"]))
     loss.backward()
-    assert_same(loss.item(), value)
-    assert_same(given.grad.reshape(gradient.shape), gradient)
+    assert_close(loss.item(), value)
+    assert_close(inputs.grad.reshape(gradient.shape), gradient)
 
 
-def test_all_kinds_of_original_losses_are_compared():
+def test_every_case_of_ride_is_compared():
     assert len(ride_cases()) == 33
     assert {name.split("/")[1] for name in ride_cases() if name.startswith("ride")} == {
         *("m045", "zero", "p045", "m020", "basetemp2", "baseloss05", "rf002", "maxm03_s10"),
@@ -105,11 +113,11 @@ def distilled_cases() -> list[str]:
 
 
 @pytest.mark.parametrize("name", distilled_cases())
-def test_original_distillation(name):
+def test_values_and_gradients_of_distillation(name):
     arrays = golden.arrays("losses/ride_losses.npz")
     case = golden.table("losses/ride_losses.json")["cases"][name]
-    given = torch.from_numpy(arrays["expert_logits"]).requires_grad_()
-    logits, teacher = given.transpose(0, 1), torch.from_numpy(arrays["teacher_logits"])
+    inputs = torch.from_numpy(arrays["expert_logits"]).requires_grad_()
+    logits, teacher = inputs.transpose(0, 1), torch.from_numpy(arrays["teacher_logits"])
     labels, epoch = torch.from_numpy(arrays["targets"]), case["epoch"]
     if name == "distill/noextra":
         loss = cross_entropy(logits.mean(dim=1, keepdim=True), labels)
@@ -117,18 +125,18 @@ def test_original_distillation(name):
         arguments = case["args"]
         factor = arguments["additional_diversity_factor"]
         ride = RIDELoss(counts(), diversity_factor=factor, reweight_after=160, collaborative=factor == 0)
-        # Theirs weighs both parts, ours the teacher's.
-        own = arguments.get("ride_loss_factor", 1.0)
-        weight = arguments.get("additional_distill_loss_factor", 1.0) / own
+        # The original has a factor for both terms, `DistilledLoss` one for the teacher's term.
+        ride_factor = arguments.get("ride_loss_factor", 1.0)
+        factor = arguments.get("additional_distill_loss_factor", 1.0) / ride_factor
         temperature = arguments["distill_temperature"]
-        criterion = DistilledLoss(ride, temperature=temperature, factor=weight, published=True)
-        loss = own * criterion(logits, labels, epoch, teacher_logits=teacher)
+        criterion = DistilledLoss(ride, temperature=temperature, factor=factor, published=True)
+        loss = ride_factor * criterion(logits, labels, epoch, teacher_logits=teacher)
     loss.backward()
-    assert_same(loss.item(), arrays[f"{name}/loss_value"])
-    assert_same(given.grad.reshape(arrays[f"{name}/grad"].shape), arrays[f"{name}/grad"])
+    assert_close(loss.item(), arrays[f"{name}/loss_value"])
+    assert_close(inputs.grad.reshape(arrays[f"{name}/grad"].shape), arrays[f"{name}/grad"])
 
 
-def test_all_kinds_of_original_distillation_are_compared():
+def test_every_case_of_distillation_is_compared():
     assert len(distilled_cases()) == 11
 
 
@@ -136,8 +144,8 @@ def swin_cases() -> list[str]:
     return list(golden.table("losses/swin_losses.json")["cases"])
 
 
-def ours_of_swin(name: str, case: dict, logits: torch.Tensor, labels: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
-    """What our losses make of one of RIDE-Swin's cases; cosines (B, E, C), which its losses scale themselves."""
+def swin_loss(name: str, case: dict, logits: torch.Tensor, labels: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
+    """Computes the loss of one of RIDE-Swin's cases, from cosines (B, E, C), which RIDE-Swin's losses scale."""
     arguments, margins, scaled = case["args"], ldam_margins(counts()), 30 * logits
     match name.split("/"):
         case ["ride", *_]:
@@ -165,39 +173,39 @@ def ours_of_swin(name: str, case: dict, logits: torch.Tensor, labels: torch.Tens
 
 
 @pytest.mark.parametrize("name", swin_cases())
-def test_original_swin_values_and_gradients(name):
+def test_values_and_gradients_of_ride_swin(name):
     arrays = golden.arrays("losses/swin_losses.npz")
     case = golden.table("losses/swin_losses.json")["cases"][name]
     value, gradient = arrays[f"{name}/loss_value"], arrays[f"{name}/grad"]
     experts = len(gradient) if gradient.ndim == 3 else 1
-    given = torch.from_numpy(arrays["expert_logits"][:experts]).requires_grad_()
+    inputs = torch.from_numpy(arrays["expert_logits"][:experts]).requires_grad_()
     labels, soft = (torch.from_numpy(arrays[key]) for key in ("hard_targets", "soft_targets"))
-    loss = ours_of_swin(name, case, given.transpose(0, 1), labels, soft)
+    loss = swin_loss(name, case, inputs.transpose(0, 1), labels, soft)
     loss.backward()
-    assert_same(loss.item(), value)
-    assert_same(given.grad.reshape(gradient.shape), gradient)
+    assert_close(loss.item(), value)
+    assert_close(inputs.grad.reshape(gradient.shape), gradient)
 
 
-def test_all_kinds_of_original_swin_losses_are_compared():
+def test_every_case_of_ride_swin_is_compared():
     assert len(swin_cases()) == 26
     assert {name.split("/")[0] for name in swin_cases()} == {"ride", "ldam_soft", "ldam_hard", "soft_ce"}
 
 
-def test_original_constants():
+def test_constants():
     ride, swin = golden.arrays("losses/ride_losses.npz"), golden.arrays("losses/swin_losses.npz")
-    assert_same(ldam_margins(counts()), ride["ride/margins"], 1e-6)
-    assert_same(ldam_margins(counts()), swin["ldam/margins"], 1e-6)
-    assert_same(effective_number_weights(counts()), ride["ride/class_weights"], 1e-6)
-    assert_same(effective_number_weights(counts()), swin["ride/class_weights"], 1e-6)
+    assert_close(ldam_margins(counts()), ride["ride/margins"], 1e-6)
+    assert_close(ldam_margins(counts()), swin["ldam/margins"], 1e-6)
+    assert_close(effective_number_weights(counts()), ride["ride/class_weights"], 1e-6)
+    assert_close(effective_number_weights(counts()), swin["ride/class_weights"], 1e-6)
     for name, beta in (("idx0", 0.0), ("idx1", 0.9999)):
-        assert_same(effective_number_weights(counts(), beta), swin[f"ldam/{name}/class_weights"], 1e-6)
-    for spread, theirs in (
+        assert_close(effective_number_weights(counts(), beta), swin[f"ldam/{name}/class_weights"], 1e-6)
+    for spread, expected in (
         (0.05, ride["ride/diversity_temperature_rf005"]),
         (0.02, ride["ride/diversity_temperature_rf002"]),
         (0.015, ride["ride/diversity_temperature_rf0015"]),
         (0.02, swin["ride/diversity_temperature"]),
     ):
-        assert_same(class_temperatures(counts(), spread), theirs, 1e-6)
+        assert_close(class_temperatures(counts(), spread), expected, 1e-6)
 
 
 # ---- slow versions ----
@@ -217,7 +225,7 @@ def slow_cross_entropy(logits: np.ndarray, targets: np.ndarray, weight: list[flo
 
 
 def slow_margins(class_counts: list[int], max_margin: float) -> list[float]:
-    """LDAM: a constant over n^(1/4), the constant such that the largest is ``max_margin``."""
+    """Margins of LDAM: a constant divided by n^(1/4), so that the largest margin is ``max_margin``."""
     constant = max_margin * min(class_counts) ** 0.25
     return [constant / n**0.25 for n in class_counts]
 
@@ -274,7 +282,7 @@ def test_cross_entropy_with_soft_targets(batch, weighted):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
-def test_distillation_of_each_expert(batch, temperature):
+def test_distillation(batch, temperature):
     logits, labels = batch
     teacher = np.random.default_rng(7).standard_normal((len(labels), 5))
     slow = 0.0
@@ -283,11 +291,11 @@ def test_distillation_of_each_expert(batch, temperature):
         for expert in logits[b]:
             q = softmax(list(expert / temperature))
             slow += temperature**2 * sum(p[k] * math.log(p[k] / q[k]) for k in range(5)) / len(labels)
-    given = torch.from_numpy(logits), torch.from_numpy(labels)
-    assert distillation(given[0], torch.from_numpy(teacher), temperature).item() == pytest.approx(slow, rel=1e-12)
+    inputs = torch.from_numpy(logits), torch.from_numpy(labels)
+    assert distillation(inputs[0], torch.from_numpy(teacher), temperature).item() == pytest.approx(slow, rel=1e-12)
     criterion = DistilledLoss(CrossEntropyLoss(COUNTS), temperature=temperature, factor=0.5)
-    whole = criterion(*given, 1, teacher_logits=torch.from_numpy(teacher)).item()
-    assert whole == pytest.approx(cross_entropy(*given).item() + 0.5 * slow, rel=1e-12)
+    total = criterion(*inputs, 1, teacher_logits=torch.from_numpy(teacher)).item()
+    assert total == pytest.approx(cross_entropy(*inputs).item() + 0.5 * slow, rel=1e-12)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -298,21 +306,21 @@ def test_ldam(batch, weighted):
     lowered = logits.copy()
     for b, target in enumerate(targets):
         lowered[b, :, target] -= 7 * margins[target]
-    given = torch.from_numpy(logits)
-    kept = given.clone()
+    inputs = torch.from_numpy(logits)
+    copy = inputs.clone()
     fast = ldam(
-        given,
+        inputs,
         torch.from_numpy(targets),
         torch.tensor(margins, dtype=torch.float64),
         7.0,
         torch.tensor(weight, dtype=torch.float64) if weighted else None,
     )
     assert fast.item() == pytest.approx(slow_cross_entropy(lowered, targets, weight), rel=1e-12)
-    assert torch.equal(given, kept), "logits given are left as they are"
+    assert torch.equal(inputs, copy), "the inputs are not changed"
 
 
 def test_subtract_margins_keeps_half_precision():
-    """Margins are float32; under autocast logits are not."""
+    """Under autocast logits are in half precision, and margins in float32."""
     logits = torch.zeros(2, 3, 5, dtype=torch.bfloat16)
     lowered = subtract_margins(logits, torch.tensor([4, 0]), ldam_margins(COUNTS), 10.0)
     assert lowered.dtype == torch.bfloat16
@@ -323,14 +331,14 @@ def test_subtract_margins_keeps_half_precision():
 @pytest.mark.parametrize("temperature", [1.0, 2.5, [1.0, 0.9, 0.85, 0.8, 0.7]])
 def test_divergence(batch, temperature):
     logits, _ = batch
-    each = temperature if isinstance(temperature, list) else [temperature] * 5
-    given = torch.tensor(temperature, dtype=torch.float64) if isinstance(temperature, list) else temperature
-    fast = divergence(torch.from_numpy(logits), given)
-    assert fast.item() == pytest.approx(slow_divergence(logits, each), rel=1e-10, abs=1e-12)
+    per_class = temperature if isinstance(temperature, list) else [temperature] * 5
+    argument = torch.tensor(temperature, dtype=torch.float64) if isinstance(temperature, list) else temperature
+    fast = divergence(torch.from_numpy(logits), argument)
+    assert fast.item() == pytest.approx(slow_divergence(logits, per_class), rel=1e-10, abs=1e-12)
 
 
 def test_divergence_of_certain_experts_is_finite():
-    """An ensemble that rules a class out (probability 0 in float32) yields no nan."""
+    """A class whose probability is 0 in float32 does not lead to nan."""
     logits = torch.tensor([[[500.0, 0.0, -500.0], [480.0, 0.0, -300.0]]], requires_grad=True)
     loss = divergence(logits)
     loss.backward()
@@ -339,10 +347,7 @@ def test_divergence_of_certain_experts_is_finite():
 
 
 def test_gradient_of_divergence(batch):
-    """With p the ensemble and q an expert, it is q - p over B: nothing comes through the ensemble.
-
-    (It would sum to zero over the experts anyway: log p is the mean of the experts' log q but for a constant.)
-    """
+    """It is (q - p) / B for the ensemble p and an expert q, because the ensemble is a constant."""
     logits = torch.from_numpy(batch[0]).requires_grad_()
     divergence(logits).backward()
     expert, ensemble = logits.detach().softmax(2), logits.detach().mean(1, keepdim=True).softmax(2)
@@ -355,8 +360,8 @@ def test_margins(max_margin):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.9, 0.9999])
-def test_effective_numbers(beta):
-    """The effective number of n images is the sum of beta^i over i below n; weights are its inverse, of mean 1."""
+def test_effective_number_weights(beta):
+    """The weights are proportional to the inverse of the effective number, the sum of beta^i over i below n."""
     effective = [sum(beta**i for i in range(n)) for n in COUNTS]
     inverse = [1 / number for number in effective]
     expected = [value * len(COUNTS) / sum(inverse) for value in inverse]
@@ -370,7 +375,7 @@ def test_class_temperatures(spread):
     assert class_temperatures(COUNTS, spread).tolist() == pytest.approx([t / max(raw) for t in raw], rel=1e-6)
 
 
-def test_too_large_a_spread_is_refused():
+def test_spread_that_is_too_large():
     with pytest.raises(InputError, match=r"spread 1\.2"):
         class_temperatures(COUNTS, 1.2)
 
@@ -384,7 +389,7 @@ def random_batch(experts: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("criterion", [CrossEntropyLoss, LDAMLoss, RIDELoss])
-def test_deferred_reweighting_begins_after_its_epoch(criterion):
+def test_deferred_reweighting_starts_after_its_epoch(criterion):
     logits, targets = random_batch()
     deferred, never, always = (criterion(COUNTS, reweight_after=after) for after in (7, None, 0))
     early, late = never(logits, targets, 1), always(logits, targets, 1)
@@ -393,15 +398,15 @@ def test_deferred_reweighting_begins_after_its_epoch(criterion):
     assert [deferred(logits, targets, epoch).item() for epoch in (8, 200)] == [late.item()] * 2
 
 
-def test_temperatures_differ_between_classes_only_after_reweighting_began():
+def test_temperatures_differ_between_classes_only_after_reweighting_started():
     logits, targets = random_batch()
     spread, even = (RIDELoss(COUNTS, reweight_after=7, temperature_spread=spread) for spread in (0.5, 0.0))
     assert spread(logits, targets, 7).item() == even(logits, targets, 7).item()
     assert spread(logits, targets, 8).item() != pytest.approx(even(logits, targets, 8).item(), rel=1e-3)
 
 
-def test_class_weights_need_not_be_asked_for():
-    """What crashes in the original: no re-weighting."""
+def test_ride_without_class_weights():
+    """The original crashes."""
     logits, targets = random_batch()
     expected = ldam(logits, targets, ldam_margins(COUNTS)) - 0.45 * divergence(logits)
     torch.testing.assert_close(RIDELoss(COUNTS)(logits, targets, 500), expected)
@@ -412,11 +417,11 @@ def test_ride_without_diversity_is_ldam_of_each_expert(epoch):
     logits, targets = random_batch()
     ride = RIDELoss(COUNTS, diversity_factor=0.0, reweight_after=7)
     single = LDAMLoss(COUNTS, reweight_after=7)
-    each = sum(single(logits[:, e : e + 1], targets, epoch) for e in range(3))
-    torch.testing.assert_close(ride(logits, targets, epoch), each)
+    expected = sum(single(logits[:, e : e + 1], targets, epoch) for e in range(3))
+    torch.testing.assert_close(ride(logits, targets, epoch), expected)
 
 
-def test_collaborative_experts_share_one_gradient():
+def test_collaborative_experts_have_the_same_gradient():
     logits, targets = random_batch()
     logits.requires_grad_()
     loss = LDAMLoss(COUNTS, collaborative=True)(logits, targets, 1)
@@ -425,24 +430,94 @@ def test_collaborative_experts_share_one_gradient():
     torch.testing.assert_close(logits.grad, logits.grad[:, :1].expand_as(logits))
 
 
-@pytest.mark.parametrize("criterion", [CrossEntropyLoss, LDAMLoss, RIDELoss])
-def test_constants_move_with_the_criterion(criterion):
+CRITERIA = [CrossEntropyLoss, FocalLoss, LDAMLoss, LogitAdjustedLoss, RIDELoss]
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_constants_move_with_the_criterion_and_are_not_saved(criterion):
     logits, targets = random_batch()
     moved = criterion(COUNTS, reweight_after=0).to(torch.float64)
     assert moved(logits.double(), targets, 1).dtype == torch.float64
-    elsewhere = criterion(COUNTS, reweight_after=0).to("meta")
-    assert elsewhere(logits.to("meta"), targets.to("meta"), 1).device.type == "meta"
-    assert {buffer.device.type for buffer in elsewhere.buffers()} == {"meta"}
+    on_meta = criterion(COUNTS, reweight_after=0).to("meta")
+    assert on_meta(logits.to("meta"), targets.to("meta"), 1).device.type == "meta"
+    assert {buffer.device.type for buffer in on_meta.buffers()} == {"meta"}
+    assert not on_meta.state_dict()
 
 
-@pytest.mark.parametrize("criterion", [CrossEntropyLoss, LDAMLoss, RIDELoss])
-def test_constants_are_no_part_of_a_checkpoint(criterion):
-    assert list(criterion(COUNTS).buffers())
-    assert not criterion(COUNTS).state_dict()
+@pytest.mark.parametrize("epoch", [7, 8])
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_losses_of_the_parts_of_a_batch_average_to_the_loss_of_the_batch(criterion, soft, epoch):
+    logits, labels = random_batch()
+    soft_targets = torch.rand(6, 5).softmax(dim=1) if soft else None
+    loss = criterion(COUNTS, reweight_after=7)
+    expected = loss(logits, labels, epoch, soft_targets)
+    total = 0.0
+    for rows in (slice(0, 1), slice(1, 4), slice(4, 6)):
+        targets = None if soft_targets is None else soft_targets[rows]
+        total += (rows.stop - rows.start) * loss(logits[rows], labels, epoch, targets, rows)
+    torch.testing.assert_close(total / 6, expected)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_logits_of_one_expert_need_no_dimension_for_experts(criterion):
+    logits, labels = random_batch(experts=1)
+    loss = criterion(COUNTS, reweight_after=7)
+    assert torch.equal(loss(logits[:, 0], labels, 8), loss(logits, labels, 8))
+    distilled, teacher_logits = DistilledLoss(loss, published=True), torch.randn(6, 5)
+    flat, full = (distilled(inputs, labels, 8, teacher_logits=teacher_logits) for inputs in (logits[:, 0], logits))
+    assert torch.equal(flat, full)
+
+
+def test_functions_have_the_names_of_modules():
+    """`longtail.losses.focal` is the function, whatever module was imported first."""
+    list_losses()
+    for name in ("cross_entropy", "distillation", "focal", "ldam"):
+        assert callable(getattr(longtail.losses, name))
+
+
+# ---- settings ----
+
+
+@pytest.mark.parametrize("name", list_losses())
+def test_every_loss_can_be_built_from_the_settings(name):
+    criterion = build_criterion(LossConfig(name=name, reweight_after=0.75), COUNTS, epochs=8, scale=20.0)
+    assert criterion.reweight_after == 6
+    assert criterion(*random_batch(), 8).isfinite()
+
+
+def test_settings_reach_the_criterion():
+    settings = LossConfig(
+        name="ride", max_margin=0.3, diversity_factor=-0.2, temperature_spread=0.1, collaborative=True
+    )
+    ride = build_criterion(settings, COUNTS, epochs=200, scale=20.0)
+    assert (ride.scale, ride.diversity_factor, ride.collaborative, ride.reweight_after) == (20.0, -0.2, True, 160)
+    assert torch.equal(ride.margins, ldam_margins(COUNTS, 0.3))
+    assert torch.equal(ride.temperatures, class_temperatures(COUNTS, 0.1))
+    assert build_criterion(LossConfig(name="focal", focal_gamma=3.0), COUNTS, 200, 30.0).gamma == 3.0
+
+
+def test_a_new_loss_registers_itself():
+    @register("shifted", shift="max_margin")
+    class ShiftedLoss(Criterion):
+        def __init__(self, class_counts, *, shift):
+            super().__init__(class_counts)
+            self.shift = shift
+
+    try:
+        assert "shifted" in list_losses()
+        assert build_criterion(LossConfig(name="shifted", max_margin=0.25), COUNTS, 200, 30.0).shift == 0.25
+    finally:
+        del REGISTRY["shifted"]
+
+
+def test_unknown_loss():
+    with pytest.raises(InputError, match=r"'ridee'.*cross_entropy, focal, ldam.*did you mean 'ride'"):
+        build_criterion(LossConfig(name="ridee"), COUNTS, 200, 30.0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_same_on_the_gpu():
+def test_losses_on_the_gpu_equal_those_on_the_cpu():
     logits, targets = random_batch()
     criterion = RIDELoss(COUNTS, reweight_after=0)
     on_cpu = criterion(logits, targets, 1)

@@ -1,7 +1,6 @@
-"""Focal loss, logit adjustment and the methods made of them, against slow versions of the papers' formulas."""
+"""Focal loss and logit adjustment, and methods that use them, against slow versions of the papers' formulas."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,7 +36,7 @@ METHODS = {
 }
 
 
-# ---- slow versions: what one image costs one expert, if ``target`` is its class ----
+# ---- slow versions: the loss of one image and one expert ----
 
 
 def softmax(row: list[float]) -> list[float]:
@@ -51,13 +50,13 @@ def slow_focal(logits: list[float], target: int, gamma: float) -> float:
 
 
 def slow_balanced_softmax(logits: list[float], target: int, tau: float = 1.0) -> float:
-    """Ren et al., equation 3: the counts themselves stand before the exponentials; Menon et al.: to the power tau."""
+    """Ren et al., equation 3: the counts multiply the exponentials; Menon et al.: the counts to the power tau."""
     terms = [n**tau * math.exp(value) for n, value in zip(COUNTS, logits, strict=True)]
     return -math.log(terms[target] / sum(terms))
 
 
 def slow_inverse_softmax(logits: list[float], target: int, strength: float) -> float:
-    """SADE: logits plus log pi, minus strength times log of pi with the order of the classes' frequencies inverted."""
+    """SADE: logits plus log pi minus strength times the log of pi with inverted ranks."""
     shares = [n / sum(COUNTS) for n in COUNTS]
     ranked = sorted(shares)
     inverted = [sorted(shares, reverse=True)[ranked.index(share)] for share in shares]
@@ -66,9 +65,9 @@ def slow_inverse_softmax(logits: list[float], target: int, strength: float) -> f
 
 
 def slow_balpoe(logits: list[float], target: int, lam: float) -> float:
-    """BalPoE: an expert for the prior to the power lambda learns, with the logits moved by (1 - lambda) log pi."""
-    moved = [z + (1 - lam) * math.log(n / sum(COUNTS)) for z, n in zip(logits, COUNTS, strict=True)]
-    return -math.log(softmax(moved)[target])
+    """BalPoE: the expert for the prior to the power lambda has logits plus (1 - lambda) log pi."""
+    adjusted = [z + (1 - lam) * math.log(n / sum(COUNTS)) for z, n in zip(logits, COUNTS, strict=True)]
+    return -math.log(softmax(adjusted)[target])
 
 
 SLOW = {
@@ -85,7 +84,7 @@ SLOW = {
 
 
 def slow_mean(name: str, logits: np.ndarray, labels: np.ndarray, soft: np.ndarray | None, weight: list[float]) -> float:
-    """Summed over experts; over images a weighted mean with hard targets, and a plain one with soft targets."""
+    """Sum over experts; mean over images, which is weighted if the targets are hard."""
     total = 0.0
     for b, label in enumerate(labels):
         shares = [float(k == label) for k in range(5)] if soft is None else soft[b]
@@ -109,14 +108,14 @@ def test_methods_without_and_with_class_weights(name, epoch, soft, batch):
     weight = effective_number_weights(COUNTS).tolist() if epoch > 5 else [1.0] * 5
     slow = slow_mean(name, logits, labels, targets if soft else None, weight)
     criterion = METHODS[name](reweight_after=5).double()
-    given = [torch.from_numpy(array) for array in (logits, labels, targets)]
-    fast = criterion(*given[:2], epoch, given[2] if soft else None)
+    inputs = [torch.from_numpy(array) for array in (logits, labels, targets)]
+    fast = criterion(*inputs[:2], epoch, inputs[2] if soft else None)
     assert fast.item() == pytest.approx(slow, rel=1e-6)  # constants are float32
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_class_balanced_from_the_start(name, batch):
-    """Cui et al.: any loss with weights by the effective number of images."""
+def test_class_weights_from_the_first_epoch(name, batch):
+    """Class-balanced loss (Cui et al.): any loss with weights by the effective number of images."""
     logits, labels, _ = (torch.from_numpy(array) for array in batch)
     balanced, plain = METHODS[name](reweight_after=0).double(), METHODS[name]()
     assert balanced(logits, labels, 1).item() != pytest.approx(plain(logits, labels, 1).item(), rel=1e-3)
@@ -139,9 +138,9 @@ def test_focal(gamma, weighted, soft, batch):
         for row in logits[b].tolist():
             total += weight[label] * sum(shares[k] * slow_focal(row, k, gamma) for k in range(5))
     slow = total / (len(labels) if soft else sum(weight[label] for label in labels))
-    given = [torch.from_numpy(array) for array in (logits, labels, targets)]
-    each = torch.tensor(WEIGHT, dtype=torch.float64) if weighted else None
-    fast = focal(*given[:2], gamma, each, given[2] if soft else None)
+    inputs = [torch.from_numpy(array) for array in (logits, labels, targets)]
+    class_weights = torch.tensor(WEIGHT, dtype=torch.float64) if weighted else None
+    fast = focal(*inputs[:2], gamma, class_weights, inputs[2] if soft else None)
     assert fast.item() == pytest.approx(slow, rel=1e-12)
 
 
@@ -153,7 +152,7 @@ def test_focal_with_gamma_0_is_cross_entropy(weight, batch):
 
 @pytest.mark.parametrize("gamma", [0.0, 0.1, 0.5, 1.0, 2.0])
 def test_focal_of_certain_experts_is_finite(gamma):
-    """Certain of the label, where (1 - p)^gamma may have an infinite slope, and of another class."""
+    """The experts are certain of the label, where (1 - p)^gamma can have an infinite slope, and of another class."""
     logits = torch.tensor([[[500.0, 0.0, -500.0], [-500.0, 0.0, 500.0]]], requires_grad=True)
     loss = focal(logits, torch.tensor([0]), gamma)
     loss.backward()
@@ -166,30 +165,30 @@ def focal_cases() -> list[str]:
     return [name for name in cases if name.startswith("focal")]
 
 
-def test_all_original_focal_losses_are_compared():
+def test_every_case_of_the_original_focal_loss_is_compared():
     assert len(focal_cases()) == 14
 
 
 @pytest.mark.parametrize("name", focal_cases())
 def test_original_focal_loss(name):
-    """It weighs the cross-entropy inside the exponential already, and takes a plain mean; `focal` is the paper's.
+    """The original multiplies the cross-entropy by the class weight before the exponential, unlike the paper.
 
-    Without weights they are the same.
+    Without class weights they are equal.
     """
     arrays = golden.arrays("losses/ride_losses.npz")
     case = golden.table("losses/ride_losses.json")["cases"][name]
     logits = arrays["small_logits"] if case.get("logits") == "small_logits" else arrays["expert_logits"][0]
-    given, labels = torch.from_numpy(logits).requires_grad_(), torch.from_numpy(arrays["targets"])
+    inputs, labels = torch.from_numpy(logits).requires_grad_(), torch.from_numpy(arrays["targets"])
     gamma, weighted = case["args"]["gamma"], case["args"]["weight"] is not None
     if weighted:
         weight = torch.from_numpy(arrays["focal/weight"]).float()
-        loss = -focused(-torch.nn.functional.cross_entropy(given, labels, weight, reduction="none"), gamma).mean()
+        loss = -focused(-torch.nn.functional.cross_entropy(inputs, labels, weight, reduction="none"), gamma).mean()
     else:
-        loss = focal(given[:, None], labels, gamma)
+        loss = focal(inputs[:, None], labels, gamma)
     loss.backward()
     gradient = arrays[f"{name}/grad"]
     assert loss.item() == pytest.approx(arrays[f"{name}/loss_value"].item(), rel=1e-5)
-    np.testing.assert_allclose(given.grad, gradient, rtol=1e-5, atol=1e-5 * np.abs(gradient).max())
+    np.testing.assert_allclose(inputs.grad, gradient, rtol=1e-5, atol=1e-5 * np.abs(gradient).max())
 
 
 # ---- logit adjustment ----
@@ -203,23 +202,23 @@ def test_priors():
     assert inverse_log_prior(COUNTS).tolist() == log_prior(inverted).tolist()
 
 
-def test_classes_as_common_as_others_keep_their_order_in_the_inverse_prior():
+def test_equally_common_classes_keep_their_order_in_the_inverse_prior():
     assert inverse_log_prior([7, 7, 7, 7]).tolist() == log_prior([7, 7, 7, 7]).tolist()
     assert inverse_log_prior([9, 3, 3, 1]).tolist() == log_prior([1, 3, 3, 9]).tolist()
 
 
-def test_one_exponent_or_one_for_each_expert(batch):
+def test_one_exponent_or_one_per_expert(batch):
     logits = torch.from_numpy(batch[0])
     prior = log_prior(COUNTS)
-    each = adjust_logits(logits, prior, torch.tensor([0.0, 1.0, -0.5]))
+    adjusted = adjust_logits(logits, prior, torch.tensor([0.0, 1.0, -0.5]))
     for expert, tau in enumerate([0.0, 1.0, -0.5]):
-        torch.testing.assert_close(each[:, expert], adjust_logits(logits[:, expert], prior, tau))
+        torch.testing.assert_close(adjusted[:, expert], adjust_logits(logits[:, expert], prior, tau))
     assert torch.equal(adjust_logits(logits, prior), adjust_logits(logits, prior, torch.ones(3)))
-    assert torch.equal(each[:, 0], logits[:, 0])
+    assert torch.equal(adjusted[:, 0], logits[:, 0])
 
 
 def test_post_hoc_adjustment_undoes_the_prior():
-    """Logits that fit the long tail, log p(k | x), become log p(x | k), as for balanced classes."""
+    """Logits log p(k | x) of the long tail become log p(x | k), as for balanced classes."""
     likelihoods = np.random.default_rng(3).dirichlet([1.0] * 6, 5)  # p(x | k) of 6 images: (C, 6)
     joint = likelihoods * np.array(COUNTS)[:, None] / sum(COUNTS)
     posterior = torch.from_numpy((joint / joint.sum(0)).T)
@@ -228,17 +227,17 @@ def test_post_hoc_adjustment_undoes_the_prior():
     torch.testing.assert_close(adjusted.softmax(2)[:, 0], balanced, rtol=1e-6, atol=0)
 
 
-def test_the_mean_of_balpoes_experts_is_for_balanced_classes():
-    """If each expert fits the long tail but for its own exponent, the priors of all together cancel: mean tau 1."""
+def test_mean_of_balpoe_experts_fits_balanced_classes():
+    """The mean of tau over the experts is 1, so the priors cancel."""
     balanced = torch.from_numpy(np.random.default_rng(4).dirichlet([1.0] * 5, 6))
-    posterior = (balanced * torch.tensor(COUNTS)).log()  # what an expert's adjusted logits fit
+    posterior = (balanced * torch.tensor(COUNTS)).log()  # the adjusted logits of each expert fit it
     taus = torch.tensor([0.0, 1.0, 2.0])
     experts = adjust_logits(posterior[:, None].expand(-1, 3, -1), log_prior(COUNTS), -taus)
     torch.testing.assert_close(experts.mean(1).softmax(1), balanced, rtol=1e-6, atol=0)
 
 
 def test_minimising_balanced_softmax_finds_the_balanced_classifier():
-    """On the expected loss of one image, under the long-tailed posterior as soft target."""
+    """Minimises the expected loss of one image, with the long-tailed posterior as soft target."""
     balanced = torch.tensor([0.1, 0.2, 0.3, 0.25, 0.15], dtype=torch.float64)
     posterior = balanced * torch.tensor(COUNTS)
     logits = torch.zeros(1, 1, 5, dtype=torch.float64, requires_grad=True)
@@ -261,8 +260,8 @@ def test_exponent_0_is_cross_entropy(batch):
     assert torch.equal(plain, CrossEntropyLoss(COUNTS)(logits, labels, 1))
 
 
-def test_half_precision_is_no_less_exact():
-    """Under autocast logits are in half precision; the sum with a prior is not rounded to it."""
+def test_sum_with_the_prior_is_not_rounded_to_half_precision():
+    """Under autocast logits are in half precision."""
     logits = torch.zeros(1, 3, 5, dtype=torch.bfloat16)
     assert torch.equal(adjust_logits(logits, log_prior(COUNTS))[0, 0], log_prior(COUNTS))
 
@@ -270,19 +269,9 @@ def test_half_precision_is_no_less_exact():
 # ---- criteria and settings ----
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_constants_move_with_the_criterion_and_are_no_part_of_a_checkpoint(name, batch):
-    logits, labels, _ = (torch.from_numpy(array) for array in batch)
-    criterion = METHODS[name](reweight_after=0)
-    assert not criterion.state_dict()
-    elsewhere = criterion.to("meta")
-    assert elsewhere(logits.to("meta"), labels.to("meta"), 1).device.type == "meta"
-    assert {buffer.device.type for buffer in elsewhere.buffers()} == {"meta"}
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", METHODS)
-def test_same_on_the_gpu(name, batch):
+def test_losses_on_the_gpu_equal_those_on_the_cpu(name, batch):
     logits, labels, soft = (torch.from_numpy(array).float() if array.ndim > 1 else torch.from_numpy(array)
                             for array in batch)  # fmt: skip
     criterion = METHODS[name](reweight_after=0)
@@ -291,24 +280,24 @@ def test_same_on_the_gpu(name, batch):
 
 
 @pytest.mark.parametrize("name", ["focal", "balanced-softmax", "sade", "balpoe", "cb"])
-def test_recipes_are_the_methods(name, batch):
+def test_recipes_have_the_losses_of_their_methods(name, batch):
     logits, labels, _ = (torch.from_numpy(array) for array in batch)
     config = load_recipe(f"cifar100-lt-{name}")
-    ours = build_criterion(config.loss, COUNTS, config.training.epochs, config.model.scale)
+    criterion = build_criterion(config.loss, COUNTS, config.training.epochs, config.model.scale)
     if name == "cb":
-        theirs = cross_entropy(logits, labels, effective_number_weights(COUNTS).double()).item()
-        ours = ours.double()
+        expected = cross_entropy(logits, labels, effective_number_weights(COUNTS).double()).item()
+        criterion = criterion.double()
     else:
         method = {"balanced-softmax": "balanced softmax", "sade": "SADE", "balpoe": "BalPoE"}.get(name, name)
-        theirs = slow_mean(method, batch[0], batch[1], None, [1.0] * 5)
+        expected = slow_mean(method, batch[0], batch[1], None, [1.0] * 5)
     for epoch in (1, config.training.epochs):
-        assert ours(logits, labels, epoch).item() == pytest.approx(theirs, rel=1e-6)
+        assert criterion(logits, labels, epoch).item() == pytest.approx(expected, rel=1e-6)
     experts = 3 if name in ("sade", "balpoe") else 1
     assert (config.model.num_experts, config.model.width) == (experts, "narrow" if name == "sade" else "full")
 
 
-def test_published_settings_of_sade_and_balpoe():
-    """Those of their configurations; BalPoE's rate and weight decay are for a mean over the experts."""
+def test_recipes_of_sade_and_balpoe_have_the_published_settings():
+    """BalPoE's published learning rate and weight decay are for the mean over experts."""
     sade, balpoe = load_recipe("cifar100-lt-sade"), load_recipe("cifar100-lt-balpoe")
     for config, summands in ((sade, 1), (balpoe, 3)):
         training = config.training
@@ -319,11 +308,11 @@ def test_published_settings_of_sade_and_balpoe():
     assert (sade.augmentation.mixup, balpoe.augmentation.mixup) == (0.0, 0.4)
 
 
-def test_a_sum_over_experts_is_the_mean_with_another_rate_and_weight_decay():
-    """What the BalPoE recipe relies on."""
-    parts = {"mean": (1 / 3, 0.1, 5e-4), "sum": (1.0, 0.1 / 3, 1.5e-3)}
+def test_sum_over_experts_equals_the_mean_with_another_learning_rate_and_weight_decay():
+    """The recipe of BalPoE uses this."""
+    settings = {"mean": (1 / 3, 0.1, 5e-4), "sum": (1.0, 0.1 / 3, 1.5e-3)}
     found = {}
-    for name, (factor, rate, decay) in parts.items():
+    for name, (factor, rate, decay) in settings.items():
         weight = torch.linspace(-1, 1, 5, dtype=torch.float64).requires_grad_()
         optimizer = torch.optim.SGD([weight], rate, momentum=0.9, nesterov=True, weight_decay=decay)
         for _ in range(5):
@@ -354,12 +343,6 @@ def test_wrong_settings_are_named_in_one_line(arguments, named):
         assert word in message
 
 
-def test_exponents_matter_to_logit_adjustment_only():
+def test_exponents_are_checked_for_logit_adjustment_only():
     config = resolve("cifar100-lt-balpoe", {}, ["--loss.name", "ride", "--model.num_experts", "4"])
     assert config.model.num_experts == 4
-
-
-def test_unknown_loss_is_named_with_the_known_ones():
-    settings = replace(load_recipe("cifar100-lt-balanced-softmax").loss, name="logit_adjustmen")
-    with pytest.raises(longtail.InputError, match=r"logit_adjustmen.*ride.*did you mean 'logit_adjustment'"):
-        build_criterion(settings, COUNTS, 200, 30.0)
