@@ -285,7 +285,7 @@ class Official:
     def __init__(self, folder: Path):
         self.sound, self.broken = folder / "sound.pth", folder / "broken.pth"
         self.output, self.marker = folder / "out", folder / "was-run"
-        weights = load("cifar_resnet32_e3_rd1_un1").official
+        weights = load("cifar_resnet32_e3_rd1_un1").original
         tensors = {name: tensor[:2].clone() for name, tensor in list(weights.items())[:4]}
         torch.save({"state_dict": tensors, "epoch": 3, "arch": "ResNet32Model"}, self.sound)
 

@@ -20,19 +20,19 @@ def test_every_loss_case_is_kept():
     assert gradients >= {name for name in cases if name.startswith(("ride/", "ldam/", "ce/"))}
 
 
-@pytest.mark.skipif(not golden.WHOLE.is_dir(), reason=f"{golden.WHOLE} is absent")
+@pytest.mark.skipif(not golden.FULL.is_dir(), reason=f"{golden.FULL} is absent")
 @pytest.mark.parametrize("name", KEPT_ARRAYS)
-def test_arrays_are_those_of_the_whole(name):
-    with np.load(golden.SMALL / name) as small, np.load(golden.WHOLE / name) as whole:
+def test_arrays_equal_those_of_the_full_set(name):
+    with np.load(golden.SMALL / name) as small, np.load(golden.FULL / name) as full:
         assert small.files
         for array in small.files:
-            assert small[array].dtype == whole[array].dtype
-            np.testing.assert_array_equal(small[array], whole[array], strict=True)
+            assert small[array].dtype == full[array].dtype
+            np.testing.assert_array_equal(small[array], full[array], strict=True)
 
 
-@pytest.mark.skipif(not golden.WHOLE.is_dir(), reason=f"{golden.WHOLE} is absent")
+@pytest.mark.skipif(not golden.FULL.is_dir(), reason=f"{golden.FULL} is absent")
 @pytest.mark.parametrize("name", KEPT_TABLES)
-def test_tables_are_those_of_the_whole(name):
-    small, whole = (json.loads((root / name).read_text()) for root in (golden.SMALL, golden.WHOLE))
+def test_tables_equal_those_of_the_full_set(name):
+    small, full = (json.loads((root / name).read_text()) for root in (golden.SMALL, golden.FULL))
     assert small
-    assert small == {key: whole[key] for key in small}
+    assert small == {key: full[key] for key in small}

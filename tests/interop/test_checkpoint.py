@@ -1,4 +1,4 @@
-"""Original checkpoint files: what they hold becomes data, and nothing in them is ever run."""
+"""Checkpoint files of the original code are read as data. Nothing in them is executed."""
 
 import pathlib
 import pickle
@@ -22,7 +22,7 @@ TRAP = "raise SystemExit('imported')"
 
 @pytest.fixture
 def foreign(tmp_path, monkeypatch):
-    """Makes a class of a module that exists while saving; later importing the module ends the tests."""
+    """Makes a class of a module that exists while a file is saved. Importing the module later ends the tests."""
     (tmp_path / "modules").mkdir()
     monkeypatch.syspath_prepend(tmp_path / "modules")
 
@@ -41,7 +41,7 @@ def save(path, **content):
     return path
 
 
-def test_ride_file_with_its_settings(tmp_path, foreign):
+def test_file_of_ride_with_settings(tmp_path, foreign):
     settings = foreign("parse_config", "ConfigParser")()
     settings._config = OrderedDict(name="a run", arch={"args": {"num_classes": 7}})
     settings._save_dir = pathlib.PurePosixPath("saved/models")
@@ -54,31 +54,33 @@ def test_ride_file_with_its_settings(tmp_path, foreign):
     torch.testing.assert_close(file.state_dict, WEIGHTS)
 
 
-def test_swin_file_with_its_settings(tmp_path, foreign):
+def test_file_of_ride_swin_with_settings(tmp_path, foreign):
     settings = foreign("yacs", "CfgNode", dict)(MODEL=1)
     settings.__dict__["frozen"] = True
     torch.save({"model": WEIGHTS, "epoch": 299, "config": settings}, tmp_path / "a.pth")
     del sys.modules["yacs"]
     file = read_original(tmp_path / "a.pth")
     assert "yacs" not in sys.modules
-    assert (file.epoch, file.arch, file.config) == (300, "", {})  # theirs counts from 0
+    assert (file.epoch, file.arch, file.config) == (300, "", {})  # RIDE-Swin counts from 0
     torch.testing.assert_close(file.state_dict, WEIGHTS)
 
 
-def test_mere_weights(tmp_path):
+def test_file_of_weights_alone(tmp_path):
     torch.save(WEIGHTS, tmp_path / "a.pth")
     file = read_original(tmp_path / "a.pth")
     torch.testing.assert_close(file.state_dict, WEIGHTS)
     assert file.epoch == 0
 
 
-@pytest.mark.parametrize("epoch", [np.int32(7), np.int64(7), np.uint8(7), 7])
-def test_numbers_of_numpy(tmp_path, epoch):
-    assert read_original(save(tmp_path / "a.pth", epoch=epoch)).epoch == 7
+@pytest.mark.parametrize("number", [np.int32(7), np.float64(7), np.uint8(7)])
+def test_numbers_of_numpy_are_dropped(tmp_path, number):
+    file = read_original(save(tmp_path / "a.pth", monitor_best=number, epoch=number))
+    assert file.epoch == 0
+    torch.testing.assert_close(file.state_dict, WEIGHTS)
 
 
 def test_foreign_functions_are_not_called(tmp_path, foreign):
-    """A call of what only the original's own modules have yields an empty object."""
+    """A call of a function of the original's modules gives an empty object."""
     kind = foreign("parse_config", "ConfigParser")
     path = save(tmp_path / "a.pth", config=Call(kind, "touch", tmp_path.name))
     del sys.modules["parse_config"]
@@ -86,14 +88,14 @@ def test_foreign_functions_are_not_called(tmp_path, foreign):
     assert "parse_config" not in sys.modules
 
 
-@pytest.mark.parametrize("place", ["config", "optimizer", "state_dict"])
+@pytest.mark.parametrize("key", ["config", "optimizer", "state_dict"])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_pickle_is_refused_and_not_run(tmp_path, name, place):
+def test_hostile_pickle_is_refused_and_not_run(tmp_path, name, key):
     marker = tmp_path / "was-run"
-    path = save(tmp_path / "a.pth", **{place: HOSTILE[name](f"touch {marker}")})
+    path = save(tmp_path / "a.pth", **{key: HOSTILE[name](f"touch {marker}")})
     with pytest.raises(InputError, match="refused") as error:
         read_original(path)
-    # Functions lie in modules that Python names as it likes (numpy.load in numpy or below it).
+    # Python may name a submodule (numpy.lib for numpy.load).
     library, _, function = name.partition(".")
     assert str(path) in str(error.value)
     assert f"{library}." in str(error.value)
@@ -101,8 +103,8 @@ def test_hostile_pickle_is_refused_and_not_run(tmp_path, name, place):
     assert not marker.exists()
 
 
-def test_the_hostile_pickle_would_run(tmp_path):
-    """The test above can fail: Python's own unpickler runs the command."""
+def test_pythons_unpickler_runs_the_hostile_pickle(tmp_path):
+    """Shows that the test above can fail."""
     marker = tmp_path / "was-run"
     pickle.loads(pickle.dumps(HOSTILE["posix.system"](f"touch {marker}")))
     assert marker.exists()
@@ -118,12 +120,11 @@ def test_hostile_pickle_of_another_protocol(tmp_path, protocol):
     assert not marker.exists()
 
 
-def test_object_scalars_of_numpy_are_refused(tmp_path):
-    """NumPy would take the bytes for the address of an object."""
+def test_object_scalars_of_numpy_are_dropped(tmp_path):
+    """NumPy would use the bytes as the address of an object."""
     scalar = np.float64(0).__reduce__()[0]
     path = save(tmp_path / "a.pth", epoch=Call(scalar, np.dtype("O"), b"\x10\0\0\0\0\0\0\0"))
-    with pytest.raises(InputError, match="refused"):
-        read_original(path)
+    assert read_original(path).epoch == 0
 
 
 def cut_off(path):
@@ -151,28 +152,28 @@ DAMAGED = {
     "changed": (change_names, "damaged"),
     "another zip": (other_zip, "damaged, truncated or not a checkpoint"),
     "empty": (lambda path: path.write_bytes(b""), "not a checkpoint"),
-    "text": (lambda path: path.write_text("a picture of a rare bird"), "not a checkpoint"),
+    "text": (lambda path: path.write_text("an image of a rare bird"), "not a checkpoint"),
     "old format": (
         lambda path: torch.save({"state_dict": WEIGHTS}, path, _use_new_zipfile_serialization=False),
         "before 1.6",
     ),
     "safetensors": (lambda path: save_file(WEIGHTS, path), "safetensors"),
-    "list": (lambda path: torch.save([1, 2], path), "neither 'state_dict'"),
-    "no tensors": (lambda path: torch.save({"state_dict": {"a": 3}}, path), "neither 'state_dict'"),
-    "no weights": (lambda path: torch.save({"state_dict": {}}, path), "neither 'state_dict'"),
+    "list": (lambda path: torch.save([1, 2], path), "state_dict"),
+    "no tensors": (lambda path: torch.save({"state_dict": {"a": 3}}, path), "state_dict"),
+    "no weights": (lambda path: torch.save({"state_dict": {}}, path), "state_dict"),
     "absent": (lambda path: path.unlink(), "No such file"),
     "folder": (lambda path: (path.unlink(), path.mkdir()), "directory"),
 }
 
 
 @pytest.mark.parametrize("how", DAMAGED)
-def test_damaged_file_is_one_clear_line(tmp_path, how):
+def test_damaged_file_is_one_line(tmp_path, how):
     path = save(tmp_path / "a.pth")
     assert read_original(path).epoch == 200
-    damage, says = DAMAGED[how]
+    damage, fact = DAMAGED[how]
     damage(path)
-    with pytest.raises(InputError, match=says) as error:
+    with pytest.raises(InputError, match=fact) as error:
         read_original(path)
     assert str(error.value).startswith(str(path))
     assert len(str(error.value).splitlines()) == 1
-    assert "weights_only" not in str(error.value)  # nobody is told to switch the protection off
+    assert "weights_only" not in str(error.value)  # PyTorch's message recommends to switch it off

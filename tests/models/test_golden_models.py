@@ -165,7 +165,7 @@ def test_a_wrong_weight_is_noticed():
 
 def test_the_recipe_of_the_weights_is_checked():
     keys = cached("cifar_resnet32_e1_rd0_un0").keys
-    with pytest.raises(AssertionError, match="not the weights"):
+    with pytest.raises(AssertionError, match="weights"):
         weights(keys | {"state_dict": keys["state_dict"][1:]})
 
 

@@ -80,7 +80,7 @@ def test_the_published_arithmetic_is_a_setting(experts_run, tmp_path):
     assert published[0]["loss"] > 2 * ours[0]["loss"]  # it counts the loss once for each of three experts
 
 
-@pytest.mark.skipif(golden.ROOT == golden.SMALL, reason=f"{golden.WHOLE} is absent")
+@pytest.mark.skipif(golden.ROOT == golden.SMALL, reason=f"{golden.FULL} is absent")
 def test_an_original_checkpoint_teaches(tmp_path):
     images = ImageSplit(np.arange(100), pixels=np.zeros((100, 32, 32, 3), np.uint8))
     dataset = DataSplits(images, None, images, tuple(f"class {k}" for k in range(100)))

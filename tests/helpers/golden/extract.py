@@ -1,6 +1,6 @@
-"""Takes the small part of the golden values, which the repository keeps, out of the whole.
+"""Extracts the small part of the golden values that the repository keeps from the full set.
 
-python tests/golden/extract.py ../shared/golden
+PYTHONPATH=tests python -m helpers.golden.extract ../shared/golden
 """
 
 import json
@@ -12,7 +12,7 @@ import numpy as np
 
 HERE = Path(__file__).parents[2] / "golden"
 
-# File -> arrays to keep (npz) or the part of the file to keep (json), as one regular expression over names.
+# File -> arrays to keep (npz) or the entries to keep (json), as one regular expression over names.
 KEPT_ARRAYS = {
     "models/cifar_resnet32_e1_rd0_un0/outputs.npz": ".*",
     "models/cifar_resnet32_e3_rd1_un1/outputs.npz": ".*",
@@ -43,13 +43,13 @@ KEPT_TABLES = {
 def main() -> None:
     if len(sys.argv) != 2:
         raise SystemExit(__doc__)
-    whole = Path(sys.argv[1])
+    source = Path(sys.argv[1])
     for name, kept in KEPT_ARRAYS.items():
-        with np.load(whole / name) as file:
+        with np.load(source / name) as file:
             arrays = {key: file[key] for key in file.files if re.fullmatch(kept, key)}
         np.savez_compressed(_target(name), **arrays)
     for name, kept in KEPT_TABLES.items():
-        entries = json.loads((whole / name).read_text())
+        entries = json.loads((source / name).read_text())
         entries = {key: value for key, value in entries.items() if re.fullmatch(kept, key)}
         _target(name).write_text(json.dumps(entries, separators=(",", ":")) + "\n")
     sizes = [(HERE / name).stat().st_size for name in (*KEPT_ARRAYS, *KEPT_TABLES)]

@@ -1,7 +1,7 @@
-"""Our counts beside those of the original code, with every difference between the two put in numbers.
+"""Compares our counts of multiply-accumulates with those of the original code, and explains every difference.
 
-The original RIDE counts with thop, which adds batch norms and pooling; RIDE-Swin with formulas of its own, which add
-layer norms. Both leave something out or count it twice as well. `Comparison.terms` derives all of it from the shapes.
+The original RIDE counts with thop, which adds batch norms and pooling. RIDE-Swin has its own formulas, which add layer
+norms. Both also omit some operations or count them twice. `Comparison.terms` computes all of these from the shapes.
 """
 
 import re
@@ -19,45 +19,45 @@ from longtail.models.initialisation import skip_init
 from longtail.models.multi_expert import MultiExpert, create_model
 
 THOP = {"0.1.1": ("flops/ride_gflops.json", 4), "0.0.31": ("flops/ride_gflops_thop_0.0.31.json", 2)}
-"""Release -> its counts, and what it counts for each number that leaves a batch norm."""
+"""Release -> file of its counts, and its count for each output of a batch norm"""
 
 NETWORKS = ("ResNet32", "ResNet10", "ResNet50", "ResNeXt50", "ResNet101", "ResNet152", "ResNeXt152")
-"""What `ride` takes, smallest first."""
+"""Networks for `ride`, smallest first"""
 
 CLASSES = {0: 1000, 1: 8142, 2: 100}
-"""By the number that the original's counter calls a data set: ImageNet-LT, iNaturalist 2018, CIFAR-100-LT."""
+"""Classes of ImageNet-LT, iNaturalist 2018 and CIFAR-100-LT, by the number of the data set in the original's counter"""
 
 TOP_CHOICES, HIDDEN = 5, 16
-"""The router as the counter builds it. In training it has 30 or 50 choices."""
+"""Router of the original's counter. In training it has 30 or 50 choices"""
 
 
 class Comparison(NamedTuple):
-    """One network, pluralize twice; in multiply-accumulates."""
+    """Two counts of one network, in multiply-accumulates."""
 
     name: str
     ours: float
     theirs: float
     terms: dict[str, float]
-    """What they add to our count"""
+    """Differences between the counts, by cause"""
 
     @property
     def unexplained(self) -> float:
-        """Theirs, less ours, less the terms."""
+        """The difference without the terms."""
         return self.theirs - self.ours - sum(self.terms.values())
 
 
 class Measured(NamedTuple):
-    """A network's cost and, as nobody else counts them, the numbers that leave its norms."""
+    """The cost of a network, and the number of outputs of its norms."""
 
     cost: Cost
     trunk_norms: int
     branch_norms: list[int]
-    """each with its use of the neck"""
+    """Of each branch and the neck after it"""
     num_features: int
 
 
 def ride(release: str, network: str) -> Iterator[Comparison]:
-    """The networks of one depth, such as ``ResNet32``, routed ones included, by thop of one release."""
+    """Yields the networks of one depth, such as ``ResNet32``, counted by one release of thop; some have a router."""
     file, per_norm = THOP[release]
     found = golden.table(file)
     entries = [
@@ -69,26 +69,26 @@ def ride(release: str, network: str) -> Iterator[Comparison]:
         arguments = {key: entry[key] for key in ("num_classes", "use_norm")}
         arguments |= {"num_experts": entry["experts"], "reduce_dimension": entry["reduce_dim"]}
         last = ",".join(["0"] * (entry["experts"] - 1) + ["100"])
-        name = f"{entry['model']} {entry['num_classes']} {entry['experts']} experts, all asked"
+        name = f"{entry['model']} {entry['num_classes']} {entry['experts']} experts, all used"
         yield _ride(name, {"class": entry["model"], "args": arguments}, entry["macs"], per_norm, last)
 
 
 def swin(size: str) -> Iterator[Comparison]:
-    """RIDE-Swin's networks of a size, by its own formulas."""
+    """Yields the networks of RIDE-Swin of one size, counted by its formulas."""
     found = golden.table("flops/swin_flops.json")["flops"]
     for name, theirs in ((name, theirs) for name, theirs in found.items() if size in name):
         _, size, experts, variant = name.split("_", 3)
         num_experts, num_classes = int(experts[1:]), 1000
         narrow = num_experts > 1 and variant != "origdim"
         width: Any = "narrow" if narrow else "full"
-        if variant == "branch3":  # the experts' one stage is narrow, the one before is not
+        if variant == "branch3":  # only the last stage, which belongs to the experts, is narrow
             width = (384, 576)
         ours = _measure(
             SWIN_SIZES[size], num_classes, num_experts, width=width, expert_stages=1 if variant == "branch3" else 2
         )
         channels, positions = ours.num_features, 7 * 7
-        # The first narrow down-sampling: 4C -> 3C/2 at half the resolution, pluralize as 4C -> 2C. The same number in
-        # either stage, as channels double and positions are quartered.
+        # The first narrow downsampling, 4C -> 3C/2 at half the resolution, is counted as 4C -> 2C. The difference is the
+        # same in both stages, because channels double and positions are divided by four.
         patches, entering = 14 * 14, 192
         yield Comparison(
             name,
@@ -96,17 +96,17 @@ def swin(size: str) -> Iterator[Comparison]:
             theirs,
             {
                 "layer norm": ours.trunk_norms + sum(ours.branch_norms),
-                "final norm, once and as of 4 times the positions": channels * positions * (4 - num_experts),
-                "down-sampling, as if not narrow": narrow * patches * 4 * entering * entering // 2,
-                "heads, only one pluralize": -(num_experts - 1) * channels * num_classes,
+                "final norm, counted once with 4 times the positions": channels * positions * (4 - num_experts),
+                "downsampling, counted with full width": narrow * patches * 4 * entering * entering // 2,
+                "heads, of which one is counted": -(num_experts - 1) * channels * num_classes,
             },
         )
 
 
 def _ride(name: str, keys: dict[str, Any], theirs: float, per_norm: int, percents: str | None) -> Comparison:
-    """One network; with ``percents``, routed such that those shares of the images use 1, 2, ... experts."""
+    """Compares one network; with ``percents``, a routed one whose images use 1, 2, ... experts in these shares."""
     arguments = architecture(keys | {"args": {"top_choices_num": TOP_CHOICES} | keys["args"]})
-    arguments.pop("router", None)  # the counter's own is added below
+    arguments.pop("router", None)  # `_measure` adds that of the counter
     num_experts, num_classes = arguments["num_experts"], arguments["num_classes"]
     cosine = arguments["head"] == "cosine"
     ours = _measure(**arguments, routed=percents is not None)
@@ -117,23 +117,23 @@ def _ride(name: str, keys: dict[str, Any], theirs: float, per_norm: int, percent
     else:
         shares = [float(percent) / 100 for percent in percents.split(",")]
         count = ours.cost.expected(shares)
-    # Of cosine heads the counter knows those of single experts and of routed ResNets, for which it adds one number per
-    # feature; it passes over the others.
-    known = num_experts == 1 or (percents is not None and "ResNeXt" not in name)
-    head = channels if known else -channels * num_classes
+    # The counter supports the cosine heads of single experts and of routed ResNets, and adds one number per feature for
+    # them. It ignores the others.
+    is_counted = num_experts == 1 or (percents is not None and "ResNeXt" not in name)
+    head = channels if is_counted else -channels * num_classes
     terms = {
         "batch norm": per_norm * (ours.trunk_norms + _mean(shares, ours.branch_norms)),
         "pooling": 0 if num_classes == 100 else _mean(shares, [channels] * num_experts),  # CIFAR's is not a module
         "cosine heads": _mean(shares, [head] * num_experts) if cosine else 0,
     }
-    if percents is not None:  # the step that tells an image to stop; after the last expert there is none
+    if percents is not None:  # the step after which an image stops; there is none after the last expert
         stops = zip(shares, ours.cost.router, strict=False)
-        terms["router's last step, not pluralize"] = -sum(share * step for share, step in stops)
+        terms["router's last step, not counted"] = -sum(share * step for share, step in stops)
     return Comparison(name, count, theirs, terms)
 
 
 def _mean(shares: list[float], each: list[int]) -> float:
-    """Sum over the experts used, in the mean."""
+    """Returns the mean of the sum over the experts that are used."""
     return sum(share * sum(each[:used]) for used, share in enumerate(shares, start=1))
 
 
@@ -145,7 +145,7 @@ def _name(entry: dict[str, Any]) -> str:
 
 
 def _arguments(entry: dict[str, Any]) -> dict[str, Any]:
-    """As `golden.networks.architecture` takes them."""
+    """Returns the arguments of `golden.networks.architecture`."""
     options = entry["options"]
     arguments: dict[str, Any] = {
         "num_classes": CLASSES[entry["dataset"]],
@@ -182,7 +182,7 @@ def _measure_once(
 def router(
     num_experts: int, num_features: int, num_inputs: int, hidden: int = HIDDEN, shared: bool = True
 ) -> nn.Module:
-    """The linear layers of a router, which is all that its cost depends on."""
+    """Returns the linear layers of a router; its cost depends on nothing else."""
     found = nn.Module()
     steps = range(num_experts - 1)
     found.hidden = nn.ModuleList(nn.Linear(num_features, hidden) for _ in steps)
@@ -191,7 +191,7 @@ def router(
 
 
 def _norms(model: MultiExpert, image: torch.Tensor) -> tuple[int, list[int]]:
-    """Numbers that leave the trunk's norms, and those of each branch and the neck after it."""
+    """Returns the number of outputs of the trunk's norms, and of those of each branch and the neck after it."""
     sizes: dict[str, int] = {}
     hooks = []
     for name, module in model.named_modules():

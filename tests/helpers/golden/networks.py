@@ -1,4 +1,4 @@
-"""Rebuilds a network of the original code with its golden weights, and measures how far ours is from it."""
+"""Rebuilds networks of the original code with their golden weights, and compares their outputs with golden values."""
 
 import hashlib
 import math
@@ -27,7 +27,7 @@ CIFAR_CASES = (
     "cifar_resnet32_e3_rd1_un1_use02",
     "cifar_resnet32_c10_e3_rd1_un1",
 )
-# The rest need the whole golden values.
+# The following need the full golden values.
 RESNET10_CASES = (
     "imagenet_resnet10_e1_rd0_un0",
     "imagenet_resnet10_e1_rd1_un1",
@@ -56,7 +56,7 @@ SLOW_CASES = (
     "swin_small_e1_lt_nobranch",
     "swin_small_e2_ride",
 )
-# Only names and shapes are stored of these: the original was not run.
+# Only names and shapes of these are stored, because the original was not run.
 COUNTED_CASES = (
     "imagenet_resnet50_e2_rd1_un1",
     "imagenet_resnet50_e6_rd1_un1",
@@ -78,16 +78,16 @@ SWIN_SIZES = {"tiny": "swin_tiny_patch4_window7_224", "small": "swin_small_patch
 
 
 class Case(NamedTuple):
-    """One network of the original code and what it computes."""
+    """A network of the original code and its outputs."""
 
     keys: dict[str, Any]
-    """keys.json: how it was built, its names and shapes"""
+    """keys.json: arguments, names and shapes"""
 
     outputs: golden.Arrays
-    """outputs.npz: what it yields for `images`"""
+    """outputs.npz: outputs for `images`"""
 
-    official: dict[str, Tensor]
-    """its weights, under its own names"""
+    original: dict[str, Tensor]
+    """Weights by original name"""
 
     @property
     def images(self) -> Tensor:
@@ -97,29 +97,29 @@ class Case(NamedTuple):
 
     @property
     def experts(self) -> list[int] | None:
-        """Which experts are switched on; None: all."""
-        chosen = self.keys.get("args", {}).get("use_experts")
-        return None if chosen is None else [int(e) for e in chosen.split(",")]
+        """Positions of the experts that run; None: all."""
+        used = self.keys.get("args", {}).get("use_experts")
+        return None if used is None else [int(expert) for expert in used.split(",")]
 
     def model(self) -> MultiExpert:
-        """Our network with the same weights."""
+        """Returns a model of longtail with the same weights."""
         options: dict[str, Any] = {}
-        if "model_section" in self.keys:  # RIDE-Swin scales in the loss; and its values are without drop path
+        if "model_section" in self.keys:  # RIDE-Swin scales in the loss; its golden values are without drop path
             options = {"scale": 1.0, "drop_path_rate": 0.0}
         with skip_init():
             model = create_model(**architecture(self.keys) | options)
-        model.load_state_dict(convert_state_dict(self.official), strict=True)
+        model.load_state_dict(convert_state_dict(self.original), strict=True)
         return model
 
     def tolerance(self, array: str, smallest: float) -> float:
-        """How far off float32 may be: five times as far as the original's own float32 is from its float64."""
+        """Returns the largest allowed error: five times the original's difference between float32 and float64."""
         mode, _, name = array.partition("_")
         noise = self.keys["float32_minus_float64"].get(mode, {}).get(name)
         return max(smallest, 5 * noise["max_abs_diff"] / noise["max_abs"] if noise else 0.0)
 
 
 def architecture(keys: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `create_model` that say the same as those the original was built with."""
+    """Returns the arguments of `create_model` that match the arguments of the original network."""
     router: dict[str, Any] = {}
     if section := keys.get("model_section"):
         experts, size = section["NUM_EXPERTS"], keys["case"].split("_")[1]
@@ -127,17 +127,21 @@ def architecture(keys: dict[str, Any]) -> dict[str, Any]:
         cosine, backbone, num_classes = section["USE_NORMED_LINEAR"], SWIN_SIZES[size], section["NUM_CLASSES"]
         width: Any = "narrow" if narrow else "full"
     else:
-        given = keys["args"]
-        experts, cosine, num_classes = given["num_experts"], given.get("use_norm", False), given["num_classes"]
+        arguments = keys["args"]
+        experts, cosine, num_classes = (
+            arguments["num_experts"],
+            arguments.get("use_norm", False),
+            arguments["num_classes"],
+        )
         depth = re.fullmatch(r"(ResNe[Xx]?t)(\d+)(EA)?Model", keys["class"])
         assert depth, keys["class"]
         backbone = f"{depth[1].lower()}{depth[2]}{'_32x4d' if 'X' in depth[1] else ''}"
-        width = "narrow" if given["reduce_dimension"] else "full"
-        if "layer2_output_dim" in given:
-            width = [given["layer2_output_dim"], given["layer3_output_dim"]]
+        width = "narrow" if arguments["reduce_dimension"] else "full"
+        if "layer2_output_dim" in arguments:
+            width = [arguments["layer2_output_dim"], arguments["layer3_output_dim"]]
         if depth[3]:
-            shared = given.get("share_expert_help_pred_fc", True)
-            router = {"router": {"top_choices": given["top_choices_num"], "hidden": 16, "shared": shared}}
+            shared = arguments.get("share_expert_help_pred_fc", True)
+            router = {"router": {"top_choices": arguments["top_choices_num"], "hidden": 16, "shared": shared}}
     return router | {
         "name": backbone,
         "num_classes": num_classes,
@@ -149,28 +153,28 @@ def architecture(keys: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def our_names(official: list[str]) -> list[str]:
-    """What the converter makes of each name."""
-    # Each tensor carries its position through the conversion.
-    numbered = {name: torch.full((1, 1), position) for position, name in enumerate(official)}
+def our_names(original: list[str]) -> list[str]:
+    """Returns the converted name of each original name."""
+    # The value of each tensor is its position, which the conversion does not change.
+    numbered = {name: torch.full((1, 1), position) for position, name in enumerate(original)}
     ours = {int(position): name for name, position in convert_state_dict(numbered).items()}
-    return [ours[position] for position in range(len(official))]
+    return [ours[position] for position in range(len(original))]
 
 
 def load(name: str) -> Case:
-    """The case of this name."""
+    """Returns a case with its weights and outputs."""
     keys = golden.table(f"models/{name}/keys.json")
     return Case(keys, golden.arrays(f"models/{name}/outputs.npz"), weights(keys))
 
 
 def shapes(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """keys.json of any case, and tensors of its names and shapes that hold nothing."""
+    """Returns keys.json of a case, and meta tensors of its names and shapes."""
     keys = golden.table(f"models/{name}/keys.json")
     return keys, {key: torch.empty(shape, device="meta") for key, shape, _ in keys["state_dict"]}
 
 
 def weights(keys: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights that the golden values were computed with, from names and shapes (NOTES.md, section 1)."""
+    """Returns the weights of the golden values, which follow from names and shapes (NOTES.md, section 1)."""
     names = {name for name, _, _ in keys["state_dict"]}
     overrides = keys.get("overrides", {})
     digest, state = hashlib.sha256(), {}
@@ -185,7 +189,7 @@ def weights(keys: dict[str, Any]) -> dict[str, Tensor]:
         digest.update(value.astype("<f4").tobytes())
         state[name] = torch.from_numpy(value)
     stored = keys["weights_sha256_with_overrides" if overrides else "weights_sha256"]
-    assert digest.hexdigest() == stored, f"{keys['case']}: not the weights of the golden values"
+    assert digest.hexdigest() == stored, f"{keys['case']}: other weights than those of the golden values"
     return state
 
 
@@ -207,11 +211,11 @@ def _weight(name: str, shape: list[int], is_cosine: bool) -> np.ndarray:
 
 
 class Measured(NamedTuple):
-    """What our network yields in one mode, under the names of the golden arrays."""
+    """Outputs of our network in one mode, by the names of the golden arrays."""
 
     values: dict[str, np.ndarray]
     gradient_norms: np.ndarray
-    """(P,), in the original's order of parameters; -1 where there is none"""
+    """(P,), in the order of the original's parameters; -1 for a parameter without gradient"""
 
 
 def measure(case: Case, mode: str, dtype: torch.dtype = torch.float32, gradients: bool = True) -> Measured:
@@ -241,6 +245,6 @@ def measure(case: Case, mode: str, dtype: torch.dtype = torch.float32, gradients
 
 
 def distance(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Largest difference, relative to the largest magnitude."""
+    """Returns the largest difference relative to the largest magnitude."""
     assert ours.shape == theirs.shape
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())

@@ -1,4 +1,4 @@
-"""What our routed networks yield for the golden weights and images."""
+"""Outputs of our routed networks for the golden weights and images."""
 
 from typing import NamedTuple
 
@@ -9,20 +9,20 @@ from helpers.golden.networks import Case, our_names
 from longtail.losses import router_loss, router_targets
 
 TAGS = ("trainhook", "trainhook_targets_b", "trainnohook", "trainnohook_targets_b")
-"""How the original's batch norms were when it trained a router ("hook": as in evaluation), and for which labels."""
+"""Mode of the original's batch norms when it trained a router ("hook": as in evaluation), and its labels"""
 
 
 class Routed(NamedTuple):
-    """What a network with a router yields, under the names of the golden arrays."""
+    """Outputs of a network with a router, by the names of the golden arrays."""
 
     values: dict[str, np.ndarray]
 
     gradient_norms: dict[str, np.ndarray]
-    """Of each of `TAGS`: (P,), in the original's order of parameters; -1 where there is none"""
+    """For each of `TAGS`: (P,), in the order of the original's parameters; -1 for a parameter without gradient"""
 
 
 def measure_routed(case: Case) -> Routed:
-    """Routes the case's images, and takes the router's loss for each of `TAGS`; trunk and experts are frozen."""
+    """Routes the images, and computes the router's loss and gradients for each of `TAGS`; the experts are frozen."""
     model = case.model().eval()
     images, names = case.images, our_names(case.keys["params"])
     with torch.no_grad():
@@ -39,13 +39,17 @@ def measure_routed(case: Case) -> Routed:
     }
     norms = {}
     for tag in TAGS:
-        heard = in_training if tag.startswith("trainnohook") else out
+        output = in_training if tag.startswith("trainnohook") else out
         labels = torch.from_numpy(case.outputs["targets_b" if tag.endswith("targets_b") else "targets"])
         model.zero_grad()
-        router_logits = model.router(heard.logits, heard.features)
-        loss = router_loss(router_logits, router_targets(heard.logits, labels), case.keys["args"]["pos_weight"])
+        router_logits = model.router(output.logits, output.features)
+        loss = router_loss(router_logits, router_targets(output.logits, labels), case.keys["args"]["pos_weight"])
         loss.backward()
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
         norms[tag] = np.array([-1.0 if (g := gradients[name]) is None else float(g.norm()) for name in names])
-        values |= {f"{tag}_output": heard.ensemble, f"{tag}_router_outputs": router_logits.T, f"loss_{tag}": loss[None]}
+        values |= {
+            f"{tag}_output": output.ensemble,
+            f"{tag}_router_outputs": router_logits.T,
+            f"loss_{tag}": loss[None],
+        }
     return Routed({name: value.detach().numpy() for name, value in values.items()}, norms)

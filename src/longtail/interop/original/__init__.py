@@ -1,1 +1,1 @@
-"""Checkpoints of the original RIDE and RIDE-Swin repositories, read without executing anything in them."""
+"""Checkpoints of the original RIDE and RIDE-Swin code, read without running code from them."""

@@ -1,22 +1,23 @@
-"""What network an original checkpoint holds, read off its names and shapes, and that network with its weights."""
+"""The network in a checkpoint of the original code: its architecture from names and shapes, and the network itself."""
 
 import re
 from collections.abc import Mapping, Sequence
 from math import isqrt
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from torch import Tensor
 
-from longtail.interop.original.names import convert_state_dict, listed
+from longtail.interop.original.names import convert_state_dict
 from longtail.models import resnet_cifar
 from longtail.models.initialisation import skip_init
 from longtail.models.multi_expert import MultiExpert, create_model
 from longtail.utils.errors import InputError
+from longtail.utils.format import shortened_list
 
 SCALE = 30.0
-"""What every recipe of the original multiplies cosines by: RIDE in the model, RIDE-Swin in the loss."""
+"""Factor of cosines in all recipes of the original; RIDE applies it in the model, RIDE-Swin in the loss"""
 
-# (bottleneck, width of a group, blocks of each stage) -> name. Networks without groups have the width 64.
+# (bottleneck, width of a group, blocks in each stage) -> name. Networks without groups have width 64.
 RESNETS: dict[tuple[bool, int, tuple[int, ...]], str] = {
     (False, 64, (1, 1, 1, 1)): "resnet10",
     (False, 64, (2, 2, 2, 2)): "resnet18",
@@ -29,7 +30,7 @@ RESNETS: dict[tuple[bool, int, tuple[int, ...]], str] = {
     (True, 4, (3, 8, 36, 3)): "resnext152_32x4d",
 }
 
-# (channels of the first stage, blocks of each stage) -> size
+# (channels of the first stage, blocks in each stage) -> size
 SWINS: dict[tuple[int, tuple[int, ...]], str] = {
     (96, (2, 2, 6, 2)): "tiny",
     (96, (2, 2, 18, 2)): "small",
@@ -38,53 +39,46 @@ SWINS: dict[tuple[int, tuple[int, ...]], str] = {
 }
 
 Shapes = Mapping[str, Sequence[int]]
+Stages = tuple[str, Sequence[int], list[int]]
+"""Name of a network, full widths of its last two stages, and their widths in the checkpoint"""
 
 
-class OriginalModel(NamedTuple):
-    """An original checkpoint as ours."""
-
-    model: MultiExpert
-    architecture: dict[str, Any]
-    """Arguments of `create_model`"""
-
-
-def load_original(official: Mapping[str, Tensor]) -> OriginalModel:
-    """Our network with the weights of an original checkpoint.
+def load_original(original: Mapping[str, Tensor]) -> tuple[MultiExpert, dict[str, Any]]:
+    """Returns the network of an original checkpoint with its weights, and the arguments of `create_model`.
 
     Raises:
-        InputError: names or shapes do not fit any network of the original; all of these are named.
+        InputError: names or shapes do not fit any network of the original.
     """
-    architecture = infer_architecture(official)
-    weights = convert_state_dict(official)
+    architecture, weights = infer_architecture(original), convert_state_dict(original)
     with skip_init():
         model = create_model(**architecture)
     if problems := _differences(_shapes(model.state_dict()), _shapes(weights)):
         experts = architecture["num_experts"]
-        raise InputError(f"does not fit {architecture['name']} with {experts} expert(s): {listed(problems)}")
+        raise InputError(f"does not fit {architecture['name']} with {experts} expert(s): {shortened_list(problems)}")
     model.load_state_dict(weights, strict=True)
-    return OriginalModel(model, architecture)
+    return model, architecture
 
 
-def infer_architecture(official: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arguments of `create_model` for the network of an original checkpoint.
+def infer_architecture(original: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Returns the arguments of `create_model` for the network of an original checkpoint.
 
     Args:
-        official: its tensors under their own names; only names and shapes matter.
+        original: the tensors by original name; only names and shapes are used.
 
     Raises:
         InputError: the original has no such network.
     """
-    shapes = _shapes(convert_state_dict(official))
-    # The whole network of the first expert, under timm's names.
+    shapes = _shapes(convert_state_dict(original))
+    # The full network of the first expert, under timm's names.
     first = {re.sub(r"^(trunk|branches\.0|neck)\.", "", name): shape for name, shape in shapes.items()}
     try:
-        name, full, widths = _swin(first) if "patch_embed.proj.weight" in first else _resnet(first)
+        name, full, widths = (_swin if "patch_embed.proj.weight" in first else _resnet)(first)
         num_classes, _ = shapes["heads.0.weight"]
+    except InputError:
+        raise
     except (KeyError, IndexError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"not a whole RIDE checkpoint: {error} is missing or of a strange shape") from error
-    own = {match[1] for key in shapes if (match := re.match(r"branches\.0\.(layer\d|layers\.\d\.blocks)\.", key))}
+        raise InputError(f"incomplete checkpoint: {error} is missing or has another shape") from error
+    branch = {match[1] for key in shapes if (match := re.match(r"branches\.0\.(layer\d|layers\.\d\.blocks)\.", key))}
     architecture = {
         "name": name,
         "num_classes": num_classes,
@@ -92,24 +86,20 @@ def infer_architecture(official: Mapping[str, Tensor]) -> dict[str, Any]:
         "width": _width(full, widths),
         "head": "linear" if "heads.0.bias" in shapes else "cosine",
         "scale": SCALE,
-        "expert_stages": len(own),
+        "expert_stages": len(branch),
     }
-    router = _router(shapes)
-    return architecture if router is None else architecture | {"router": router}
+    hidden, output = shapes.get("router.hidden.0.weight"), shapes.get("router.output.0.weight")
+    if hidden and output and len(output) == 2:
+        # The output layer takes the largest logits and the hidden units.
+        architecture["router"] = {
+            "top_choices": output[1] - hidden[0],
+            "hidden": hidden[0],
+            "shared": "router.output.1.weight" not in shapes,  # the same for two experts, which have one layer
+        }
+    return architecture
 
 
-def _router(shapes: Shapes) -> dict[str, Any] | None:
-    """The options of the checkpoint's router, or None where it has none."""
-    step, output = shapes.get("router.hidden.0.weight"), shapes.get("router.output.0.weight")
-    if step is None or output is None:
-        return None
-    hidden = step[0]
-    # It sees the largest logits and the hidden numbers. Of two experts, one layer is as good as shared.
-    return {"top_choices": output[1] - hidden, "hidden": hidden, "shared": "router.output.1.weight" not in shapes}
-
-
-def _resnet(shapes: Shapes) -> tuple[str, Sequence[int], list[int]]:
-    """Name, the full widths of the last two stages, and those that the checkpoint has."""
+def _resnet(shapes: Shapes) -> Stages:
     depths = _depths(shapes, r"layer(\d)\.(\d+)\.conv1\.weight")
     if len(depths) == 3:
         names = {(blocks,) * 3: name for name, blocks in resnet_cifar.BLOCKS_PER_STAGE.items()}
@@ -120,24 +110,24 @@ def _resnet(shapes: Shapes) -> tuple[str, Sequence[int], list[int]]:
     key = (bottleneck, shapes["layer1.0.conv2.weight"][1] if depths else 0, depths)
     if key not in RESNETS:
         raise _unknown(f"{depths} blocks in its stages and groups of {key[1]} channels")
-    # A bottleneck is named by its planes; its output has four times as many.
+    # timm names a bottleneck's width by its planes; its output has four times as many channels.
     last, expansion = ("conv3", 4) if bottleneck else ("conv2", 1)
     return RESNETS[key], (256, 512), [shapes[f"layer{stage}.0.{last}.weight"][0] // expansion for stage in (3, 4)]
 
 
-def _swin(shapes: Shapes) -> tuple[str, Sequence[int], list[int]]:
+def _swin(shapes: Shapes) -> Stages:
     depths = _depths(shapes, r"layers\.(\d)\.blocks\.(\d+)\.norm1\.weight")
     channels = shapes["patch_embed.proj.weight"][0]
     if (channels, depths) not in SWINS:
         raise _unknown(f"{depths} blocks in its stages and {channels} channels")
-    # The table has an entry for each of (2 window - 1)^2 distances.
+    # The table has an entry for each of (2 window - 1)^2 relative positions.
     window = (isqrt(shapes["layers.0.blocks.0.attn.relative_position_bias_table"][0]) + 1) // 2
     name = f"swin_{SWINS[channels, depths]}_patch4_window{window}_{32 * window}"
     return name, (4 * channels, 8 * channels), [shapes[f"layers.{stage}.blocks.0.norm1.weight"][0] for stage in (2, 3)]
 
 
 def _depths(shapes: Shapes, pattern: str) -> tuple[int, ...]:
-    """Blocks of each stage."""
+    """Returns the number of blocks in each stage."""
     stages = [match[1] for name in shapes if (match := re.fullmatch(pattern, name))]
     return tuple(stages.count(stage) for stage in sorted(set(stages)))
 
@@ -152,19 +142,15 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _differences(needed: Shapes, given: Shapes) -> list[str]:
-    missing = [f"{name} is missing" for name in needed if name not in given]
-    unknown = [f"{name} is not part of it" for name in given if name not in needed]
-    others = [
-        f"{name} is {given[name]} and not {shape}"
-        for name, shape in needed.items()
-        if name in given and given[name] != shape
-    ]
-    return missing + unknown + others
+def _differences(expected: Shapes, found: Shapes) -> list[str]:
+    missing = [f"{name} is missing" for name in expected if name not in found]
+    unknown = [f"{name} is not part of it" for name in found if name not in expected]
+    both = [(name, found[name], shape) for name, shape in expected.items() if name in found]
+    return missing + unknown + [f"{name} is {ours} and not {shape}" for name, ours, shape in both if ours != shape]
 
 
-def _unknown(found: str) -> InputError:
+def _unknown(description: str) -> InputError:
     return InputError(
-        f"no network of the original repositories has {found}; known are {', '.join(RESNETS.values())}, "
-        f"swin {', '.join(SWINS.values())} and {', '.join(resnet_cifar.BLOCKS_PER_STAGE)}"
+        f"no network of the original code has {description}; known networks: {', '.join(RESNETS.values())}, "
+        f"swin {', '.join(SWINS.values())}, {', '.join(resnet_cifar.BLOCKS_PER_STAGE)}"
     )

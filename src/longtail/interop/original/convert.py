@@ -1,4 +1,4 @@
-"""An original checkpoint file -> a run folder."""
+"""Converts a checkpoint file of the original code to a run folder."""
 
 import json
 from collections.abc import Mapping
@@ -29,30 +29,19 @@ from longtail.runs.run import Run, new_run
 from longtail.runtime.device import environment
 from longtail.utils.errors import InputError
 
-DATA: dict[int, dict[str, Any]] = {
-    10: {"name": "cifar10"},
-    100: {"name": "cifar100"},
-    365: {"name": "places-lt"},
-    1000: {"name": "imagenet-lt"},
-    8142: {"name": "inaturalist2018", "mean": (0.466, 0.471, 0.380), "std": (0.195, 0.194, 0.192)},
-}
-"""By the number of its classes, what each data set of the originals is called here."""
+DATA_SETS = {10: "cifar10", 100: "cifar100", 365: "places-lt", 1000: "imagenet-lt", 8142: "inaturalist2018"}
+"""Number of classes -> data set of the originals"""
 
-RECIPES = {
-    "imagenet-lt": "imagenet-lt-resnet50-ride",
-    "inaturalist2018": "inaturalist2018-resnet50-ride",
-    "places-lt": "places-lt-resnet152-ride",
-}
-"""The ResNets' recipes for large images."""
+RECIPES = {"inaturalist2018": "inaturalist2018-resnet50-ride", "places-lt": "places-lt-resnet152-ride"}
+"""Data set -> recipe for ResNets whose augmentation the original used; for all others that of ImageNet-LT"""
 
-CIFAR = {"imbalance": "exponential", "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
 CIFAR_IMAGES = {"cifar10": 5000, "cifar100": 500}
-"""Training images of a class before most are left out."""
+"""Training images of each class in the full data set"""
 
 PROFILES = {"exp": "exponential", "step": "step"}
 LOSSES = {"RIDELoss": "ride", "LDAMLoss": "ldam", "CrossEntropyLoss": "cross_entropy"}
 
-# Our setting -> where it stands in their config.json.
+# Setting -> its path in the original's config.json
 TRAINING = {
     "epochs": "trainer.epochs",
     "batch_size": "data_loader.args.batch_size",
@@ -71,100 +60,110 @@ LOSS = {
 
 
 def convert(file: str | Path, output: str | Path) -> Run:
-    """Makes a run folder of a checkpoint that the original RIDE or RIDE-Swin saved.
+    """Makes a run folder from a checkpoint of the original RIDE or RIDE-Swin.
 
-    The network is read off the weights' names and shapes; the data set off the number of classes; settings come from
-    the ``config.json`` beside the file, or else from those inside it.
+    The network follows from the names and shapes of the weights, the data set from the number of classes, the settings
+    from ``config.json`` in the same folder or else from the checkpoint.
 
     Raises:
-        InputError: the file cannot be read or is not an original checkpoint, or ``output`` holds something already.
+        InputError: the file cannot be read or is not such a checkpoint, or ``output`` exists already.
     """
     file = Path(file)
     run = new_run(file.stem, output)
-    official = read_original(file)
+    checkpoint = read_original(file)
     try:
-        model, architecture = load_original(official.state_dict)
+        model, architecture = load_original(checkpoint.state_dict)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
-    beside = file.with_name("config.json")
-    theirs = _read_settings(beside) if beside.is_file() else official.config
-    if theirs and (given := _find(theirs, "arch.args.num_classes")) not in (None, architecture["num_classes"]):
-        raise InputError(f"{beside} is about {given} classes and {file} has {architecture['num_classes']}")
+    path = file.with_name("config.json")
+    original = _read_settings(path) if path.is_file() else checkpoint.config
+    num_classes = _find(original, "arch.args.num_classes")
+    if num_classes not in (None, architecture["num_classes"]):
+        raise InputError(f"{path} has {num_classes} classes, {file} has {architecture['num_classes']}")
     try:
-        config = checked_types(_config(file.stem, theirs, architecture))
+        config = checked_types(_config(file.stem, original, architecture))
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{beside}: {error}") from error
-    source = {"converted_from": str(file), "converted_class": official.arch}
+        raise InputError(f"{path}: {error}") from error
+    source = {"converted_from": str(file), "converted_class": checkpoint.arch}
     with run.lock():
         run.start(config, environment(torch.device("cpu"), 1) | source)
-        run.save_model(model, _metadata(config, architecture, official.epoch))
+        run.save_model(model, _metadata(config.data, architecture, checkpoint.epoch))
     return run
 
 
-def _config(name: str, theirs: Mapping[str, Any], architecture: Mapping[str, Any]) -> Config:
-    arch = {key: architecture[key] for key in ("num_experts", "width", "head", "scale")}
-    arch["expert_stages"] = architecture.get("expert_stages")
-    data = dict(DATA.get(architecture["num_classes"], {"name": "folder"}))
-    small = architecture["name"] in BLOCKS_PER_STAGE
-    if data["name"] in CIFAR_IMAGES:
-        data = data | CIFAR if small else {"name": "folder"}
-        if profile := _find(theirs, "data_loader.args.imb_type"):
-            data["imbalance"] = PROFILES.get(profile, "none")
-        if factor := _find(theirs, "data_loader.args.imb_factor"):
-            data["imbalance_factor"] = float(factor)
-    if root := _find(theirs, "data_loader.args.data_dir"):
-        data["root"] = str(root)
-    swin = architecture["name"].startswith("swin")
-    # Not what timm's networks of these names were published with.
-    usual = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-    usual |= {"interpolation": "bicubic" if swin else "bilinear", "image_size": 32 if small else 224}
-    if swin:
-        usual["image_size"] = int(architecture["name"].rsplit("_", 1)[1])
-    data = usual | data
-    # The two repositories draw the lines between many, medium and few shots differently.
-    evaluation = EvaluationConfig(many_above=99, few_below=21) if swin else EvaluationConfig()
+def _config(name: str, original: Mapping[str, Any], architecture: Mapping[str, Any]) -> Config:
+    """Returns the settings of a run, from those of the original and the network."""
+    backbone = architecture["name"]
+    family = "cifar" if backbone in BLOCKS_PER_STAGE else "swin" if backbone.startswith("swin") else "resnet"
+    data = _data(original, architecture, family)
     loss, training = LossConfig(), TrainingConfig()
-    if theirs and "router" not in architecture:  # those of a routed model are about training its router
-        loss, training = _loss(theirs), _training(theirs)
+    if original and "router" not in architecture:  # otherwise they are about the training of the router
+        loss, training = _loss(original), _training(original)
+    options: dict[str, Any] = {
+        key: architecture.get(key) for key in ("num_experts", "width", "head", "scale", "expert_stages")
+    }
     return Config(
-        name=str(theirs.get("name", name)),
-        data=DataConfig(**data),
-        augmentation=_augmentation(data["name"], small, swin),
-        model=ModelConfig(backbone=architecture["name"], **arch),
+        name=str(original.get("name", name)),
+        data=data,
+        augmentation=_augmentation(data.name, family),
+        model=ModelConfig(backbone=backbone, **options),
         loss=loss,
         training=training,
-        evaluation=evaluation,
+        # RIDE-Swin has other shot limits than RIDE.
+        evaluation=EvaluationConfig(many_above=99, few_below=21) if family == "swin" else EvaluationConfig(),
     )
 
 
-def _augmentation(data: str, small: bool, swin: bool) -> AugmentationConfig:
-    """What the experts were trained with, for the routers and classifiers that follow; their files do not say it."""
-    if small:
+def _data(original: Mapping[str, Any], architecture: Mapping[str, Any], family: str) -> DataConfig:
+    # All fields are set, because timm's networks of the same name can have other values.
+    data: dict[str, Any] = {
+        "name": DATA_SETS.get(architecture["num_classes"], "folder"),
+        "image_size": {"cifar": 32, "resnet": 224}.get(family) or int(architecture["name"].rsplit("_", 1)[1]),
+        "interpolation": "bicubic" if family == "swin" else "bilinear",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+    }
+    if data["name"] == "inaturalist2018":
+        data |= {"mean": (0.466, 0.471, 0.380), "std": (0.195, 0.194, 0.192)}
+    elif data["name"] in CIFAR_IMAGES and family == "cifar":
+        data |= {"imbalance": "exponential", "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+        if profile := _find(original, "data_loader.args.imb_type"):
+            data["imbalance"] = PROFILES.get(profile, "none")
+        if factor := _find(original, "data_loader.args.imb_factor"):
+            data["imbalance_factor"] = float(factor)
+    elif data["name"] in CIFAR_IMAGES:  # other data with as many classes
+        data["name"] = "folder"
+    if root := _find(original, "data_loader.args.data_dir"):
+        data["root"] = str(root)
+    return DataConfig(**data)
+
+
+def _augmentation(data: str, family: str) -> AugmentationConfig:
+    """Returns the augmentation of the experts' training, for routers and classifiers. The files do not contain it."""
+    if family == "cifar":
         return AugmentationConfig()
-    if swin:
-        return load_recipe("imagenet-lt-swin-tiny-ride").augmentation
-    return load_recipe(RECIPES.get(data, RECIPES["imagenet-lt"])).augmentation
+    recipe = "imagenet-lt-swin-tiny-ride" if family == "swin" else RECIPES.get(data, "imagenet-lt-resnet50-ride")
+    return load_recipe(recipe).augmentation
 
 
-def _loss(theirs: Mapping[str, Any]) -> LossConfig:
-    settings = _translate(theirs, LOSS)
-    if settings.get("reweight_after", 0) < 0:  # -1 is their word for never
+def _loss(original: Mapping[str, Any]) -> LossConfig:
+    settings = _translate(original, LOSS)
+    if settings.get("reweight_after", 0) < 0:  # -1 means never
         settings["reweight_after"] = None
-    return LossConfig(name=LOSSES.get(str(_find(theirs, "loss.type")), "ride"), **settings)  # type: ignore[arg-type]
+    return LossConfig(name=LOSSES.get(str(_find(original, "loss.type")), "ride"), **settings)
 
 
-def _training(theirs: Mapping[str, Any]) -> TrainingConfig:
-    settings = _translate(theirs, TRAINING)
-    steps = [_find(theirs, f"lr_scheduler.args.step{number}") for number in (1, 2)]
-    if all(step is not None for step in steps):
-        settings["milestones"] = [float(step) for step in steps if step is not None]
-    # Where theirs says nothing of Nesterov's momentum, PyTorch's default held.
-    return TrainingConfig(**{"nesterov": False} | settings)
+def _training(original: Mapping[str, Any]) -> TrainingConfig:
+    settings = _translate(original, TRAINING)
+    steps = [_find(original, f"lr_scheduler.args.step{number}") for number in (1, 2)]
+    if None not in steps:
+        settings["milestones"] = [float(step) for step in steps]
+    return TrainingConfig(**{"nesterov": False} | settings)  # False is PyTorch's default
 
 
-def _translate(theirs: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    found = {ours: _find(theirs, path) for ours, path in names.items()}
-    return {ours: value for ours, value in found.items() if value is not None}
+def _translate(original: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
+    found = {setting: _find(original, path) for setting, path in paths.items()}
+    return {setting: value for setting, value in found.items() if value is not None}
 
 
 def _find(settings: Any, path: str) -> Any:
@@ -173,28 +172,23 @@ def _find(settings: Any, path: str) -> Any:
     return settings
 
 
-def _metadata(config: Config, architecture: Mapping[str, Any], epoch: int) -> ModelMetadata:
-    """What is known of the classes: of CIFAR all; of other data sets nothing until their lists are read."""
-    data, num_classes = config.data, architecture["num_classes"]
-    names, counts = [str(label) for label in range(num_classes)], list[int]()
-    size = data.image_size or 224
-    resize = default_resize(size)
-    if data.name in CIFAR_IMAGES:
-        names, size, resize = list(CLASS_NAMES[data.name]), 32, 32
+def _metadata(data: DataConfig, architecture: Mapping[str, Any], epoch: int) -> ModelMetadata:
+    """Returns the metadata. The classes of CIFAR are known; those of other data follow when the data are read."""
+    num_classes, is_cifar = architecture["num_classes"], data.name in CIFAR_IMAGES
+    form = {name: getattr(data, name) for name in ("image_size", "mean", "std", "interpolation")}
+    counts = list[int]()
+    if is_cifar:
         largest = CIFAR_IMAGES[data.name]
         counts = [largest] * num_classes
         if data.imbalance != "none":
             counts = imbalanced_counts(data.imbalance, largest, num_classes, data.imbalance_factor)
     return ModelMetadata(
-        architecture={**architecture, "expert_stages": config.model.expert_stages, "image_size": size},
-        class_names=tuple(names),
+        architecture={**architecture, "image_size": form["image_size"]},
+        class_names=CLASS_NAMES[data.name] if is_cifar else tuple(map(str, range(num_classes))),
         class_counts=tuple(counts),
-        image_size=size,
-        resize=resize,
-        mean=data.mean or IMAGENET_DEFAULT_MEAN,
-        std=data.std or IMAGENET_DEFAULT_STD,
-        interpolation=data.interpolation or "bilinear",
+        resize=form["image_size"] if is_cifar else default_resize(form["image_size"]),
         epoch=epoch,
+        **form,
     )
 
 
@@ -202,7 +196,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a readable JSON file ({error})") from error
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(settings, dict):
-        raise InputError(f"{path}: must hold settings, not a {type(settings).__name__}")
+        raise InputError(f"{path}: must contain settings, not a {type(settings).__name__}")
     return settings

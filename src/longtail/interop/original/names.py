@@ -1,20 +1,18 @@
-"""Checkpoints of the original RIDE and RIDE-Swin repositories, in our names."""
+"""Names of tensors: from checkpoints of the original RIDE and RIDE-Swin to `MultiExpert`."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
 from longtail.utils.errors import InputError
+from longtail.utils.format import shortened_list
 
 NUM_BRANCHED = 2
-"""Stages that become a single expert's own. The names tell only where several experts part."""
+"""Number of last stages that belong to a single expert. Its names do not show them"""
 
-MOST_SHOWN = 20
-
-# Each of their names matches one rule at most. The second half is what we call the same tensor: {owner} is the trunk or
-# the expert's branch, {next} the stage after. The down-sampling that the original Swin has at the end of a stage is at
-# the beginning of the next one in timm's.
+# Original name -> name in `MultiExpert`; a name matches at most one rule. {owner} is the trunk or the branch of the
+# expert. {next} is the next stage: the original Swin downsamples at the end of a stage, timm at the start of the next.
 RULES = (
     (r"(?P<rest>(conv1|bn1)\..+)", "trunk.{rest}"),
     (r"layer(?P<stage>\d)\.(?P<rest>.+)", "{owner}.layer{stage}.{rest}"),
@@ -30,63 +28,55 @@ RULES = (
     (r"norm\.(?P<rest>weight|bias)", "neck.norm.{rest}"),
 )
 
-CONSTANTS = re.compile(r".*\.(relative_position_index|attn_mask)")
-"""Buffers that follow from the architecture; ours are not stored."""
+BUFFERS = re.compile(r".*\.(relative_position_index|attn_mask)")
+"""Buffers that follow from the architecture; models of longtail do not store them"""
+
+Fields = dict[str, str | None]
+"""Parts of an original name: stage, expert and rest"""
 
 
-def convert_state_dict(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the tensors of an original checkpoint to those of `MultiExpert`, and of its router, ``router.*``.
+def convert_state_dict(original: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors of an original checkpoint by their names in `MultiExpert`; a router's start with ``router.``.
 
-    Cosine classifiers, which lie there as (features, classes) and have no bias, are turned to (classes, features).
+    Cosine classifiers have no bias, and shape (features, classes) in the original. They are transposed.
 
     Args:
-        official: its ``state_dict`` (RIDE) or ``model`` (RIDE-Swin), of one expert or several, with or without
-            DataParallel's ``module.``.
+        original: ``state_dict`` (RIDE) or ``model`` (RIDE-Swin), of one expert or several, with or without the
+            ``module.`` of DataParallel.
 
     Raises:
-        InputError: some names are not those of an original network.
+        InputError: a name is not one of an original network.
     """
-    matches = {name: _match(name) for name in official if not CONSTANTS.fullmatch(name)}
+    matches = {name: _match(name) for name in original if not BUFFERS.fullmatch(name)}
     if unknown := [name for name, match in matches.items() if match is None]:
-        raise InputError(f"not an original RIDE checkpoint, these names are unknown: {listed(unknown)}")
-    found = {name: match for name, match in matches.items() if match is not None}
-    shared = _shared_stages([match[0] for match in found.values()])
-    converted = {_ours(*match, shared): official[name] for name, match in found.items()}
+        raise InputError(f"not a checkpoint of RIDE or RIDE-Swin; unknown names: {shortened_list(unknown)}")
+    known = {name: match for name, match in matches.items() if match is not None}
+    shared = _shared_stages(fields for fields, _ in known.values())
+    converted = {_new_name(fields, template, shared): original[name] for name, (fields, template) in known.items()}
     for name, weight in converted.items():
         if re.fullmatch(r"heads\.\d+\.weight", name) and name.replace("weight", "bias") not in converted:
             converted[name] = weight.T.contiguous()
     return converted
 
 
-def listed(problems: Collection[str]) -> str:
-    """Names one after the other; of very many, the first."""
-    more = len(problems) - MOST_SHOWN
-    return ", ".join(list(problems)[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-Found = dict[str, str | None]
-"""What a rule finds in a name: its stage, expert and rest."""
-
-
-def _match(name: str) -> tuple[Found, str] | None:
-    for theirs, ours in RULES:
-        if match := re.fullmatch(r"(?:module\.)?(?:backbone\.)?" + theirs, name):
-            return match.groupdict(), ours
+def _match(name: str) -> tuple[Fields, str] | None:
+    for pattern, template in RULES:
+        if match := re.fullmatch(rf"(?:module\.)?(?:backbone\.)?{pattern}", name):
+            return match.groupdict(), template
     return None
 
 
-def _shared_stages(names: Iterable[Found]) -> set[str]:
-    """The stages that only one expert has, where there are several; otherwise all but the last."""
+def _shared_stages(names: Iterable[Fields]) -> set[str]:
+    """Returns the stages of the trunk: those of one expert if others have several; otherwise all but the last ones."""
     experts: dict[str, set[str]] = {}
-    for found in names:
-        if stage := found.get("stage"):
-            experts.setdefault(stage, set()).add(found.get("expert") or "0")
-    if any(len(own) > 1 for own in experts.values()):
-        return {stage for stage, own in experts.items() if len(own) == 1}
-    return set(sorted(experts)[:-NUM_BRANCHED])
+    for fields in names:
+        if stage := fields.get("stage"):
+            experts.setdefault(stage, set()).add(fields.get("expert") or "0")
+    shared = {stage for stage, members in experts.items() if len(members) == 1}
+    return set(sorted(experts)[:-NUM_BRANCHED]) if len(shared) == len(experts) else shared
 
 
-def _ours(found: Found, template: str, shared: set[str]) -> str:
-    stage, expert = found.get("stage"), found.get("expert") or "0"
+def _new_name(fields: Fields, template: str, shared: set[str]) -> str:
+    stage, expert = fields.get("stage"), fields.get("expert") or "0"
     owner = "trunk" if stage in shared else f"branches.{expert}"
-    return template.format(**found | {"expert": expert}, owner=owner, next=int(stage or 0) + 1)
+    return template.format(**fields | {"expert": expert}, owner=owner, next=int(stage or 0) + 1)
