@@ -1,4 +1,4 @@
-"""Where a benchmark's table goes, with what it was measured by."""
+"""Prints the table of a benchmark, and writes it to a file together with the command, the versions and the machine."""
 
 import os
 import platform
@@ -14,12 +14,12 @@ FOLDER = Path(__file__).parent / "results"
 
 
 def report(lines: Iterable[str], name: str, note: str = "") -> None:
-    """Prints lines as they come, and writes them to a file of that name under a header that says how they came about.
+    """Prints a table line by line, and writes it to a file under a header with command, versions and machine.
 
     Args:
         lines: the table.
-        name: such as ``cut.txt``.
-        note: anything else that the reader should know, such as that the machine was busy.
+        name: name of the file in `FOLDER`, such as ``cut.txt``.
+        note: further text for the header, for example that the machine was busy.
     """
     script = Path(sys.argv[0]).resolve().relative_to(Path(__file__).resolve().parents[1])
     command = shlex.join(["python", script.as_posix(), *sys.argv[1:]])
@@ -34,7 +34,7 @@ def report(lines: Iterable[str], name: str, note: str = "") -> None:
 
 
 def _processor() -> str:
-    names = Path("/proc/cpuinfo")
-    lines = names.read_text().splitlines() if names.is_file() else []
-    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return found[0] if found else platform.processor() or platform.machine()
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
