@@ -7,9 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 
@@ -23,7 +23,10 @@ from longtail.utils.format import duration, pluralize
 logger = logging.getLogger(__name__)
 
 PAUSE = 0.2
-"""Seconds between two looks at the processes"""
+"""Seconds between two checks of the processes"""
+
+EXIT_STOPPED = 75
+"""Exit code of ``longtail train`` after a signal"""
 
 
 class JobRunner:
@@ -87,12 +90,8 @@ class JobRunner:
                     while (waiting or self._running) and not signals.asked_to_stop:
                         waiting = [job for job in waiting if not self._start(job, Path(folder))]
                         time.sleep(PAUSE)
-                        ended = [slot for slot, process in self._running.items() if process.process.poll() is not None]
-                        for process in [self._running.pop(slot) for slot in ended]:
-                            if process.was_stopped:  # by a scheduler that signals to every process, for example
-                                signals.asked_to_stop = True
-                            else:
-                                self._report(process)
+                        for slot in [slot for slot, process in self._running.items() if process.poll() is not None]:
+                            signals.asked_to_stop |= self._finish(self._running.pop(slot))
                     self._end(signal.SIGTERM)
             except Stopped:
                 logger.info("Stopped; the same command resumes")
@@ -133,56 +132,55 @@ class JobRunner:
         self.failed.append(job.name)
         return True
 
-    def _report(self, process: "_Process") -> None:
-        job = process.job
-        if process.process.returncode or not job.run.is_finished:
+    def _finish(self, process: "_Process") -> bool:
+        """Reports the end of a process; returns whether a signal from elsewhere stopped it, such as a scheduler's."""
+        job, is_finished = process.job, process.job.run.is_finished
+        if process.returncode in (-signal.SIGINT, EXIT_STOPPED) and not is_finished:
+            return True
+        if process.returncode or not is_finished:
             self._fail(job, f"failed{process.reason()}")
         else:
             accuracy, seconds = job.run.results()["test"]["accuracy"], time.monotonic() - process.start
             logger.info(f"{job.name}: finished after {duration(seconds)}, overall accuracy {accuracy:.1%}")
         self.on_finished()
+        return False
 
     def _end(self, number: signal.Signals) -> None:
         """Sends a signal to all processes and waits for their end."""
         for process in self._running.values():
-            process.process.send_signal(number)
+            process.send_signal(number)
         for process in self._running.values():
-            process.process.wait()
+            process.wait()
 
 
-class _Process:
+class _Process(subprocess.Popen[bytes]):
     """A job that is being trained. With several slots its output goes to a log file beside the run folder."""
 
     def __init__(self, job: Job, folder: Path, slot: int, slots: int):
         self.job, self.start = job, time.monotonic()
         settings = folder / f"{job.name}.yaml"
         settings.write_text(to_yaml(job.config), encoding="utf-8")
-        command = [sys.executable, "-m", "longtail", "train", "--config", str(settings)]
-        command += ["--output", str(job.run.folder)]
+        command = ["-m", "longtail", "train", "--config", str(settings), "--output", str(job.run.folder)]
         job.run.folder.parent.mkdir(parents=True, exist_ok=True)
-        # In a session of its own: Ctrl-C reaches it once, from `JobRunner`.
-        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True}
-        options["env"] = _environment(job, slot, slots)
         self.log = None if slots == 1 else job.run.folder.with_name(f"{job.name}.log")
-        if self.log is None:
-            self.process = subprocess.Popen(command, **options)
-        else:
-            with self.log.open("ab") as log:
-                self.log_start = log.tell()
-                self.process = subprocess.Popen(command, stdout=log, stderr=log, **options)
-
-    @property
-    def was_stopped(self) -> bool:
-        """Whether a signal that did not come from here stopped it."""
-        return self.process.returncode in (-signal.SIGINT, 75) and not self.job.run.is_finished
+        with nullcontext() if self.log is None else self.log.open("ab") as log:
+            # In a session of its own: Ctrl-C reaches it once, from `JobRunner`.
+            super().__init__(
+                [sys.executable, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=_environment(job, slot, slots),
+                start_new_session=True,
+            )
 
     def reason(self) -> str:
-        """The signal that killed it or, from a log file, the last line, which is its error."""
-        if self.process.returncode < 0:
-            return f" (killed by {signal.Signals(-self.process.returncode).name})"
-        lines = self.log.read_bytes()[self.log_start :].decode(errors="replace").split("\n") if self.log else []
-        lines = [line for line in lines if line.strip()]
-        return f" ({lines[-1].removeprefix('longtail: ')})" if lines else ""
+        """Returns the signal that killed it or, from a log file, the last line, which is its error."""
+        if self.returncode < 0:
+            return f" (killed by {signal.Signals(-self.returncode).name})"
+        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n") if self.log else []
+        messages = [line for line in lines if line.strip()]
+        return f" ({messages[-1].removeprefix('longtail: ')})" if messages else ""
 
 
 def _environment(job: Job, slot: int, slots: int) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The definition of an experiment: rows of a table, each a recipe with changed settings, trained with every seed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,7 @@ def read_experiment(path: Path) -> Experiment:
     """
     if not path.is_file():
         raise InputError(f"no file '{path}'; an experiment is a YAML file with rows, see docs/experiments.md")
-    content = parse_yaml(read_text(path), str(path))
-    _check_names(content, ("title", "seeds", "settings", "rows"), str(path))
+    content = _mapping(parse_yaml(read_text(path), str(path)), str(path), Experiment)
     rows = content.get("rows")
     if not isinstance(rows, dict) or not rows:
         raise InputError(f"{path}: rows is {rows!r}; it must name at least one row, 'name: {{recipe: ...}}'")
@@ -160,8 +159,19 @@ def plan(experiment: Experiment, folder: Path, arguments: Sequence[str] = ()) ->
         except InputError as error:
             raise InputError(f"row '{row.name}': {error}") from error
     teachers: dict[str, str | None] = {}
+
+    def add(name: str, students: tuple[str, ...] = ()) -> None:
+        """Adds a row to ``teachers``, after its teacher."""
+        if name in students:
+            raise InputError(f"row '{name}': circular teacher reference")
+        teacher = configs[name].teacher
+        teacher = teacher if teacher in configs else None
+        if teacher is not None:
+            add(teacher, (*students, name))
+        teachers.setdefault(name, teacher)
+
     for name in rows:
-        _order(name, configs, teachers, ())
+        add(name)
     return [
         _job(rows[name], configs[name], folder, seed, teacher)
         for seed in experiment.seeds
@@ -186,22 +196,6 @@ def select(jobs: Sequence[Job], rows: Sequence[str]) -> list[Job]:
     return [job for job in jobs if job.row.name in selected]
 
 
-def _order(
-    name: str, configs: Mapping[str, Config], teachers: dict[str, str | None], students: tuple[str, ...]
-) -> None:
-    """Adds a row to ``teachers``, row name to teacher's name, after its teacher."""
-    if name in students:
-        raise InputError(f"row '{name}': circular teacher reference")
-    if name in teachers:
-        return
-    teacher = configs[name].teacher
-    if teacher is not None and teacher in configs:
-        _order(teacher, configs, teachers, (*students, name))
-        teachers[name] = teacher
-    else:
-        teachers[name] = None
-
-
 def _job(row: Row, config: Config, folder: Path, seed: int, teacher: str | None) -> Job:
     run, teacher_path = Run(folder / f"{row.name}-seed{seed}"), config.teacher
     if teacher is not None:
@@ -213,38 +207,31 @@ def _job(row: Row, config: Config, folder: Path, seed: int, teacher: str | None)
 
 
 def _row(name: str, content: Any, source: str) -> Row:
-    content = _mapping(content, source)
-    _check_names(content, ("recipe", "settings", "published", "note"), source)
+    content = _mapping(content, source, Row)
     if not name or Path(name).name != name:
         raise InputError(f"{source}: the name of a row becomes a folder name; it cannot contain '/'")
-    published = content.get("published")
-    return Row(
-        name,
-        str(content.get("recipe", name)),
-        _mapping(content.get("settings"), f"{source}: settings"),
-        None if published is None else _published(_mapping(published, f"{source}: published"), source),
-        str(content.get("note", "")),
-    )
+    published = None
+    if content.get("published") is not None:
+        published = _published(_mapping(content["published"], f"{source}: published", Published), source)
+    settings = _mapping(content.get("settings"), f"{source}: settings")
+    return Row(name, str(content.get("recipe", name)), settings, published, str(content.get("note", "")))
 
 
 def _published(content: Settings, source: str) -> Published:
-    _check_names(content, [field.name for field in fields(Published)], f"{source}: published")
     for name, value in content.items():
         if name != "source" and (type(value) not in (int, float) or not 0 <= value <= 100):
             raise InputError(f"{source}: published.{name} is {value!r}; it must be an accuracy in %")
     return Published(**content)
 
 
-def _mapping(content: Any, source: str) -> Settings:
-    if content is None:
-        return {}
+def _mapping(content: Any, source: str, kind: type[Experiment | Row | Published] | None = None) -> Settings:
+    """Returns a mapping; its keys must be fields of ``kind``, other than the name."""
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise InputError(f"{source}: is {content!r}; it must contain 'name: value'")
-    return content
-
-
-def _check_names(content: Mapping[str, Any], known: Sequence[str], source: str) -> None:
+    known = [field.name for field in fields(kind) if field.name != "name"] if kind else list(content)
     for name in content:
         if name not in known:
             hint = did_you_mean(str(name), known)
             raise InputError(f"{source}: unknown '{name}'; known are {', '.join(known)}{hint}")
+    return content

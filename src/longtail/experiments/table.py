@@ -11,12 +11,11 @@ from typing import Any
 from longtail.config.recipes import Settings, flat
 from longtail.evaluation.flops import cost
 from longtail.experiments.spec import Job, Published
-from longtail.reports.tables import ReportTable
+from longtail.reports.tables import ACCURACIES, ReportTable
 from longtail.runs.run import Run
 from longtail.utils.files import write_atomically
 from longtail.utils.format import duration, macs, percent, pluralize
 
-ACCURACIES = ("overall", "balanced", "many", "medium", "few")
 COLUMNS = ("row", *ACCURACIES, "ECE", "MACs", "routed", "MACs", "time", "published")
 Numbers = dict[str, float | None]
 
@@ -51,13 +50,10 @@ def collect(jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 def _summary(seeds: Sequence[Numbers]) -> tuple[Numbers, Numbers]:
     """Mean, and sample standard deviation if there are several seeds."""
-    mean: Numbers = {}
-    std: Numbers = {}
-    for name in [name for name in seeds[0] if name != "seed"] if seeds else []:
-        values = [value for value in (seed[name] for seed in seeds) if value is not None]
-        mean[name] = statistics.mean(values) if values else None
-        std[name] = statistics.stdev(values) if len(values) > 1 else None
-    return mean, std
+    names = [name for name in seeds[0] if name != "seed"] if seeds else []
+    values = {name: [value for seed in seeds if (value := seed[name]) is not None] for name in names}
+    mean = {name: statistics.mean(found) if found else None for name, found in values.items()}
+    return mean, {name: statistics.stdev(found) if len(found) > 1 else None for name, found in values.items()}
 
 
 def agreement(entries: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
@@ -90,27 +86,19 @@ def write_table(path: Path, table: Mapping[str, Any]) -> None:
 def markdown(table: Mapping[str, Any]) -> str:
     """Returns the table as Markdown; arguments as in `write_table`."""
     seeds, entries = table["seeds"], table["rows"]
-    spread = f"mean ± sample standard deviation over seeds {', '.join(map(str, seeds))}"
+    several = f"mean ± sample standard deviation over seeds {', '.join(map(str, seeds))}"
     agreeing, compared = agreement(entries)
-    machines = "; ".join(dict.fromkeys(map(_machine, table["environments"])))
-    lines = [
+    paragraphs = [
         f"# {table['title']}",
-        "",
-        f"Test accuracy in %, {spread if len(seeds) > 1 else f'one run, seed {seeds[0]}'}. `{table['command']}`",
-        "",
-        f"{machines}. MACs: multiply-accumulates for one image, with all "
-        "experts and routed. ECE: expected calibration error. Published: overall (many/medium/few).",
-        "",
-        *([f"Settings of all rows: {_listed(table['settings'])}.", ""] if table["settings"] else []),
+        f"Test accuracy in %, {several if len(seeds) > 1 else f'one run, seed {seeds[0]}'}. `{table['command']}`",
+        f"{'; '.join(dict.fromkeys(map(_machine, table['environments'])))}. MACs: multiply-accumulates for one image, "
+        "with all experts and routed. ECE: expected calibration error. Published: overall (many/medium/few).",
+        f"Settings of all rows: {_listed(table['settings'])}." if table["settings"] else "",
         ReportTable(COLUMNS, [_cells(entry, len(seeds)) for entry in entries]).markdown(),
-        "",
+        f"{agreeing} of {compared} pairs of rows are in the order of their published accuracies." if compared else "",
+        "\n".join(map(_described, entries)),
     ]
-    if compared:
-        lines += [
-            f"{agreeing} of {compared} pairs of rows are in the order of their published accuracies.",
-            "",
-        ]
-    return "\n".join([*lines, *map(_described, entries), ""])
+    return "\n\n".join(filter(None, paragraphs)) + "\n"
 
 
 def _machine(environment: Mapping[str, Any]) -> str:
@@ -125,9 +113,8 @@ def _cells(entry: Mapping[str, Any], wanted: int) -> list[str]:
         return [entry["name"], "not trained yet", *[""] * (len(COLUMNS) - 3), _published(entry)]
 
     def spread(name: str) -> str:
-        if mean[name] is None:
-            return ""
-        return percent(mean[name]) + ("" if std[name] is None else f" ± {percent(std[name])}")
+        deviation = "" if std[name] is None else f" ± {percent(std[name])}"
+        return "" if mean[name] is None else percent(mean[name]) + deviation
 
     return [
         entry["name"] if done == wanted else f"{entry['name']} ({done} of {wanted} seeds)",
