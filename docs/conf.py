@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 # The notebooks are small. More threads make them slower on a busy machine, and their output less reproducible.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # of tqdm, without the widgets of Jupyter
 
 project = "longtail"
 author = "the longtail authors"
