@@ -1,10 +1,12 @@
+"""Activation checkpointing: the same training step, bit for bit, with less memory."""
+
 import copy
 import pickle
 from typing import Any
 
 import pytest
 import torch
-from helpers.networks import options
+from helpers.networks import options, slow_except
 from helpers.saved_tensors import saved_bytes
 from torch import nn
 
@@ -15,27 +17,27 @@ from longtail.utils.errors import InputError
 
 CLASSES = 5
 
-# Name -> (side of the images, options, building blocks in the trunk and three branches).
+# Name -> image size, options, and blocks in the trunk and three branches
 NETWORKS: dict[str, tuple[int, dict[str, Any], int]] = {
     "resnet20": (32, {}, 3 + 3 * 6),
     "resnet10": (64, {}, 2 + 3 * 2),
     "resnet50": (64, {"drop_path_rate": 0.2}, 7 + 3 * 9),
-    "regnety_002": (64, {}, 2 + 3 * 11),  # stages that are no nn.Sequential
+    "regnety_002": (64, {}, 2 + 3 * 11),  # stages that are not nn.Sequential
     "convnext_atto": (64, {"drop_path_rate": 0.2}, 4 + 3 * 8),
     "efficientnet_b0": (64, {"drop_path_rate": 0.2, "drop_rate": 0.2}, 5 + 3 * 11),
-    "densenet121": (64, {}, 18 + 3 * 40),  # blocks that take a list, which grows
+    "densenet121": (64, {}, 18 + 3 * 40),  # the argument of a block is a list, which grows
     "swin_tiny_patch4_window7_224": (112, {"drop_path_rate": 0.2}, 2 + 3 * 3),
     "vit_tiny_patch16_224": (64, {"drop_path_rate": 0.2, "proj_drop_rate": 0.1}, 3 + 3),
-    "eva02_tiny_patch14_224": (70, {"drop_path_rate": 0.2}, 3 + 3),  # blocks that take a keyword argument
-    "dla46_c": (64, {}, 3),  # no blocks: whole branches
+    "eva02_tiny_patch14_224": (70, {"drop_path_rate": 0.2}, 3 + 3),  # blocks have a keyword argument
+    "dla46_c": (64, {}, 3),  # no blocks, so each branch is one
 }
 
 
 def build(name: str) -> tuple[MultiExpert, torch.Tensor]:
     """A model of three experts in training mode, and images."""
-    size, own, _ = NETWORKS[name]
+    size, changes, _ = NETWORKS[name]
     torch.manual_seed(0)
-    model = create_model(name, CLASSES, 3, width="full", **options(name, size), **own)
+    model = create_model(name, CLASSES, 3, width="full", **options(name, size), **changes)
     return model.train(), torch.randn(2, 3, size, size)
 
 
@@ -51,7 +53,7 @@ def loss_of(model: MultiExpert, images: torch.Tensor) -> torch.Tensor:
 
 
 def step(model: MultiExpert, images: torch.Tensor) -> dict[str, torch.Tensor | None]:
-    """Everything that one training step yields: the loss, the gradients, the buffers, and the random state after it."""
+    """Returns loss, gradients and buffers of one training step, and a random number drawn after it."""
     torch.manual_seed(1)
     loss = loss_of(model, images)
     loss.backward()
@@ -59,14 +61,13 @@ def step(model: MultiExpert, images: torch.Tensor) -> dict[str, torch.Tensor | N
     return {"loss": loss.detach(), "next": torch.rand(1)} | gradients | dict(model.named_buffers())
 
 
-def assert_same(one: dict[str, torch.Tensor | None], other: dict[str, torch.Tensor | None]) -> None:
-    assert one.keys() == other.keys()
-    different = [name for name in one if not _equal(one[name], other[name])]
-    assert not different
+def assert_same(first: dict[str, torch.Tensor | None], second: dict[str, torch.Tensor | None]) -> None:
+    assert first.keys() == second.keys()
+    assert not [name for name in first if not _equal(first[name], second[name])]
 
 
-def _equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    return one is other if one is None or other is None else torch.equal(one, other)
+def _equal(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
+    return first is second if first is None or second is None else torch.equal(first, second)
 
 
 def count_calls(module: nn.Module) -> list[int]:
@@ -79,8 +80,8 @@ def count_calls(module: nn.Module) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_step_is_the_same_to_the_bit(name):
+@pytest.mark.parametrize("name", slow_except(("resnet20", "resnet10", "vit_tiny_patch16_224", "dla46_c"), NETWORKS))
+def test_a_training_step_is_bit_identical(name):
     model, images = build(name)
     other = copy.deepcopy(model)
     assert checkpoint_activations(other) == NETWORKS[name][2]
@@ -92,37 +93,28 @@ def test_a_step_is_the_same_to_the_bit(name):
     assert_same(step(model, images), step(other, images))
     assert outside == [[1]] * len(blocks)
     assert all([2] in calls for calls in inside)
-    assert_same(step(model, images), step(other, images))  # gradients and statistics go on from there
+    assert_same(step(model, images), step(other, images))  # gradients and statistics accumulate
     with torch.no_grad():
         assert torch.equal(model.eval()(images).logits, other.eval()(images).logits)
     assert all([5] in calls for calls in inside)
 
 
-@pytest.mark.parametrize(
-    ("name", "most"),
-    [
-        ("resnet20", 0.35),
-        ("resnet50", 0.35),
-        ("convnext_atto", 0.35),
-        ("densenet121", 0.5),
-        ("efficientnet_b0", 0.35),
-        ("swin_tiny_patch4_window7_224", 0.35),
-        ("vit_tiny_patch16_224", 0.35),
-        ("eva02_tiny_patch14_224", 0.35),
-    ],
-)
-def test_less_is_kept_for_backward(name, most):
+LESS_MEMORY = ("resnet20", "resnet50", "convnext_atto", "densenet121", "efficientnet_b0", "vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize("name", slow_except(("resnet20", "vit_tiny_patch16_224"), LESS_MEMORY))
+def test_less_memory_is_kept_for_backward(name):
     model, images = build(name)
     totals = []
-    for one in (model, checkpointed(model)):
-        with saved_bytes(one) as saved:
-            loss = loss_of(one, images)
+    for variant in (model, checkpointed(model)):
+        with saved_bytes(variant) as saved:
+            loss = loss_of(variant, images)
         totals.append(saved.total)
         del loss
-    assert totals[1] < most * totals[0]
+    assert totals[1] < (0.5 if name == "densenet121" else 0.35) * totals[0]
 
 
-def test_nothing_is_recomputed_where_nothing_is_kept():
+def test_nothing_is_recomputed_without_gradients_or_in_eval_mode():
     model, images = build("resnet10")
     model = checkpointed(model)
     calls = count_calls(model.trunk.layer1[0].conv1)
@@ -147,7 +139,7 @@ def test_copies_are_checkpointed_and_independent(duplicate):
     assert other.trunk.layer1[0].conv1.weight.grad.abs().sum() > 0
 
 
-def test_twice_is_once():
+def test_a_second_call_changes_nothing():
     model, images = build("resnet10")
     other = checkpointed(model)
     checkpoint_activations(other)
@@ -155,7 +147,7 @@ def test_twice_is_once():
 
 
 class Failing(nn.Module):
-    """A block that fails when it is recomputed."""
+    """A block that fails when it runs again."""
 
     def __init__(self):
         super().__init__()
@@ -170,7 +162,7 @@ class Failing(nn.Module):
         return self.second(x)
 
 
-def test_buffers_survive_an_error():
+def test_buffers_are_restored_after_an_error():
     model = nn.Sequential(Failing())
     checkpoint_activations(model)
     loss = model(torch.randn(8, 3)).sum()
@@ -192,7 +184,7 @@ class Overwritten(nn.Sequential):
         return y
 
 
-def test_inputs_changed_in_place_are_refused():
+def test_inputs_changed_in_place_are_detected():
     model = Overwritten(nn.Sequential(Failing()))
     checkpoint_activations(model)
     loss = model(torch.randn(8, 3)).sum()
@@ -200,6 +192,6 @@ def test_inputs_changed_in_place_are_refused():
         loss.backward()
 
 
-def test_a_model_without_blocks_is_refused():
+def test_model_without_blocks():
     with pytest.raises(InputError, match="Linear cannot be checkpointed"):
         checkpoint_activations(nn.Linear(3, 3))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from helpers import golden
 from helpers.golden.networks import ROUTED_CASES, Case, distance, load
 from helpers.golden.routers import TAGS, Routed, measure_routed
+from helpers.networks import slow_except
 
 from longtail.losses import router_loss, router_targets
 from longtail.models.multi_expert import create_model, create_router
@@ -33,7 +34,7 @@ def measured(name: str) -> tuple[Case, Routed]:
 # ---- the original code ----
 
 
-@pytest.fixture(params=ROUTED_CASES)
+@pytest.fixture(params=slow_except([case for case in ROUTED_CASES if case.startswith("cifar")], ROUTED_CASES))
 def name(request) -> str:
     return request.param
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers.networks import HIERARCHICAL, PLAIN, options
+from helpers.networks import HIERARCHICAL, PLAIN, options, slow_except
 from helpers.routing import route_outputs
 from torch import nn
 
@@ -171,7 +171,7 @@ def spread(router: Router, out: ExpertOutput) -> None:
         layer.bias.sub_(b).div_(a)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", slow_except(["resnet32", "vit_tiny_patch16_224"], BACKBONES))
 @torch.no_grad()
 def test_route_is_route_outputs_in_real_networks(name):
     size, num_images = NETWORKS[name], 8
