@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import torch
-from helpers.networks import HIERARCHICAL, NOT_TO_BE_CUT, PLAIN, options
+from helpers.networks import HIERARCHICAL, PLAIN, UNSPLITTABLE, options
 from result import report
 
 from longtail.models.backbones import backbone
@@ -59,8 +59,8 @@ def refusal(name: str) -> str:
 
 def table() -> Iterator[str]:
     wanted = sys.argv[1:] or [""]
-    names = [name for name in (*SIZES, *NOT_TO_BE_CUT) if any(part in name for part in wanted)]
-    width = max(map(len, (*SIZES, *NOT_TO_BE_CUT)))
+    names = [name for name in (*SIZES, *UNSPLITTABLE) if any(part in name for part in wanted)]
+    width = max(map(len, (*SIZES, *UNSPLITTABLE)))
     yield "  ".join(["network".ljust(width), *COLUMNS])
     for name in names:
         yield f"{name:{width}}  {row(name) if name in SIZES else refusal(name)}"

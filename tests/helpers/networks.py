@@ -1,5 +1,6 @@
-"""The networks over which the cut is tested, with input sizes small enough for a CPU."""
+"""The networks on which tests split backbones, with image sizes small enough for a CPU."""
 
+from collections.abc import Iterable
 from typing import Any
 
 HIERARCHICAL = {
@@ -26,7 +27,7 @@ HIERARCHICAL = {
     "swinv2_cr_tiny_ns_224": 224,
     "maxvit_tiny_tf_224": 224,
 }
-"""Name -> side of the images."""
+"""Name -> height and width of the images"""
 
 PLAIN = {
     "vit_tiny_patch16_224": 64,
@@ -38,15 +39,28 @@ PLAIN = {
     "mixer_s32_224": 224,
 }
 
-SHRINKABLE = ("swin_", "vit_", "deit_", "eva")
-"""Beginnings of the names of networks that are told the size of the images, and of how many blocks to consist."""
+FAST = (
+    *("resnet32", "resnet10", "regnety_002", "efficientnet_b0", "mobilenetv3_small_050"),
+    *("swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "eva02_tiny_patch14_224"),
+)
+"""The networks of the default tests, one of each kind; tests of the others are slow"""
 
-NOT_TO_BE_CUT = ("hrnet_w18_small", "hiera_tiny_224", "levit_128s", "beit_base_patch16_224")
+UNSPLITTABLE = ("hrnet_w18_small", "hiera_tiny_224", "levit_128s", "beit_base_patch16_224")
+
+SHRINKABLE = ("swin_", "vit_", "deit_", "eva")
+"""Prefixes of networks whose constructors take the image size and the number of blocks"""
 
 
 def options(name: str, size: int) -> dict[str, Any]:
-    """What the constructor needs to know of the input's size."""
+    """Returns options of the constructor that depend on the image size."""
     if not name.startswith(SHRINKABLE):
         return {}
-    # Fewer blocks than published: the cut is the same.
+    # Fewer blocks than published: they are split in the same way.
     return {"image_size": size} | ({"depths": (1, 1, 2, 1)} if "swin" in name else {"depth": 4})
+
+
+def slow_except(fast: Iterable[str], names: Iterable[str]) -> list[Any]:
+    """Returns names as parameters of a test; those that are not in ``fast`` are marked as slow."""
+    import pytest  # here, because benchmarks import this module too
+
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
