@@ -1,6 +1,7 @@
-"""Classifiers on learned features: tau-normalisation, learnable weight scaling, nearest class means."""
+"""Heads for decoupled training: tau-normalisation, learnable weight scaling, nearest class means."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -25,9 +26,9 @@ NUM, EXPERTS, CLASSES, DIM = 40, 3, 4, 6
 
 @pytest.fixture
 def features() -> torch.Tensor:
-    """Far from the origin, and of different lengths, so that angles, centred angles and distances disagree."""
-    drawn = np.random.default_rng(1).standard_normal((NUM, EXPERTS, DIM)) + 0.5
-    return torch.from_numpy(drawn * np.random.default_rng(2).uniform(0.2, 5, (NUM, 1, 1))).float()
+    """Features (N, E, D) with which all three distances lead to different predictions."""
+    values = np.random.default_rng(1).standard_normal((NUM, EXPERTS, DIM)) + 0.5
+    return torch.from_numpy(values * np.random.default_rng(2).uniform(0.2, 5, (NUM, 1, 1))).float()
 
 
 @pytest.fixture
@@ -36,9 +37,9 @@ def labels() -> torch.Tensor:
 
 
 def linear(seed: int = 3) -> nn.Linear:
-    drawn = np.random.default_rng(seed).standard_normal((CLASSES, DIM + 1))
+    values = torch.from_numpy(np.random.default_rng(seed).standard_normal((CLASSES, DIM + 1))).float()
     head = nn.Linear(DIM, CLASSES)
-    head.weight.data, head.bias.data = (torch.from_numpy(part).float() for part in (drawn[:, 1:], drawn[:, 0]))
+    head.weight.data, head.bias.data = values[:, 1:], values[:, 0]
     return head
 
 
@@ -46,29 +47,29 @@ def linear(seed: int = 3) -> nn.Linear:
 
 
 @pytest.mark.parametrize("tau", TAUS)
-def test_tau_normalisation_is_the_originals(tau):
+def test_tau_normalisation_equals_the_original(tau):
     arrays = golden.arrays("tau_norm/tau_norm.npz")
     weight = torch.from_numpy(arrays["weight"])
     head = nn.Linear(weight.shape[1], weight.shape[0])
     head.weight.data = weight.clone()
-    ours = tau_normalised(head, float(tau))
-    np.testing.assert_allclose(ours.weight.detach(), arrays[f"tau_{tau}"], rtol=3e-7)
-    assert not ours.bias.any()
+    normalised = tau_normalised(head, float(tau))
+    np.testing.assert_allclose(normalised.weight.detach(), arrays[f"tau_{tau}"], rtol=3e-7)
+    assert not normalised.bias.any()
     assert head.bias.any()
     assert torch.equal(head.weight, weight)
 
 
-def test_tau_normalisation_of_weights_that_are_0():
+def test_tau_normalisation_of_zero_weights():
     head = linear()
     head.weight.data[1] = 0
     assert not tau_normalised(head, 0.7).weight[1].any()
     assert tau_normalised(head, 1).weight.norm(dim=1).tolist() == pytest.approx([1, 0, 1, 1])
 
 
-def test_tau_normalisation_changes_nothing_about_a_cosine_head():
-    """As the message says: a cosine head yields the same with weights of any length."""
+def test_tau_normalisation_needs_a_linear_head():
+    """A cosine head ignores the lengths of its class weights."""
     head = CosineClassifier(DIM, CLASSES)
-    with pytest.raises(InputError, match="changes nothing about a cosine head"):
+    with pytest.raises(InputError, match=r"linear head.*cosine head"):
         tau_normalised(head, 0.5)
     features = torch.randn(5, DIM)
     before = head(features)
@@ -80,7 +81,7 @@ def test_tau_normalisation_changes_nothing_about_a_cosine_head():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_scales_fold_into_a_linear_head(bias, features):
+def test_scaled_linear_head_becomes_a_linear_head(bias, features):
     head = linear() if bias else nn.Linear(DIM, CLASSES, bias=False)
     scaled = ScaledClassifier(head)
     assert torch.equal(scaled(features[:, 0]), head(features[:, 0]))
@@ -110,13 +111,13 @@ def test_only_scales_are_trained(kind, features, labels):
     assert [name for name, parameter in scaled.named_parameters() if parameter.requires_grad] == ["scales"]
 
 
-def test_scales_of_a_cosine_head_cannot_be_folded():
+def test_scaled_cosine_head_cannot_become_a_linear_head():
     with pytest.raises(InputError, match=r"linear head.*cosine head"):
         ScaledClassifier(CosineClassifier(DIM, CLASSES)).to_linear()
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
-def test_a_model_takes_scaled_heads(kind):
+def test_model_with_scaled_heads(kind):
     model = create_model("resnet20", CLASSES, 2, head=kind).eval()
     images = torch.randn(2, 3, 8, 8)
     before = model(images).logits
@@ -136,7 +137,7 @@ def unit(vector: np.ndarray) -> np.ndarray:
 
 
 def slow_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray, distance: str) -> list[list[float]]:
-    """How near each image is to each class, one image after the other: minus the squared distance, or the cosine."""
+    """Minus the squared distance of each image to each class, or the cosine."""
     train, test = train.astype(float), test.astype(float)
     if distance == "euclidean":
         means = [sum(train[labels == k]) / sum(labels == k) for k in range(CLASSES)]
@@ -153,32 +154,32 @@ def test_nearest_class_means(distance, features, labels):
     assert len(heads) == EXPERTS
     for e, head in enumerate(heads):
         slow = np.array(slow_scores(features[:, e].numpy(), labels.numpy(), test[:, e].numpy(), distance))
-        given = head(test[:, e]).detach().double().numpy()
-        assert (given.argmax(1) == slow.argmax(1)).all()
+        scores = head(test[:, e]).detach().double().numpy()
+        assert (scores.argmax(1) == slow.argmax(1)).all()
         if distance == "cosine":
-            np.testing.assert_allclose(given, 30 * slow, atol=3e-5)
-        elif distance == "euclidean":  # but for the same number for all classes
+            np.testing.assert_allclose(scores, 30 * slow, atol=3e-5)
+        elif distance == "euclidean":  # the same except for a constant
             np.testing.assert_allclose(
-                given - given.mean(1, keepdims=True), slow - slow.mean(1, keepdims=True), atol=1e-3
+                scores - scores.mean(1, keepdims=True), slow - slow.mean(1, keepdims=True), atol=1e-3
             )
         else:
             centre = features[:, e].double().mean(0).numpy()
             lengths = [math.sqrt(sum((image - centre) ** 2)) for image in test[:, e].double().numpy()]
-            np.testing.assert_allclose(given, 30 * slow * np.array(lengths)[:, None], atol=3e-4)
+            np.testing.assert_allclose(scores, 30 * slow * np.array(lengths)[:, None], atol=3e-4)
 
 
-def test_distances_differ(features, labels):
-    answers = [
+def test_distances_lead_to_different_predictions(features, labels):
+    predictions = [
         nearest_mean_heads(features, labels, CLASSES, distance)[0](features[:, 0]).argmax(1) for distance in DISTANCES
     ]
-    for one, other in ((0, 1), (0, 2), (1, 2)):
-        assert not torch.equal(answers[one], answers[other])
+    for first, second in combinations(predictions, 2):
+        assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize(
     ("kind", "distance"), [("cosine", "cosine"), ("linear", "euclidean"), ("linear", "centred cosine")]
 )
-def test_a_model_takes_nearest_means_and_its_file_keeps_its_names(kind, distance):
+def test_model_with_nearest_mean_heads_keeps_its_names_and_shapes(kind, distance):
     model = create_model("resnet20", CLASSES, 2, head=kind).eval()
     names = {name: value.shape for name, value in model.state_dict().items()}
     images, labels = torch.randn(12, 3, 8, 8), torch.arange(12) % CLASSES
@@ -191,13 +192,13 @@ def test_a_model_takes_nearest_means_and_its_file_keeps_its_names(kind, distance
 
 
 def test_class_means_are_exact(labels):
-    """Also of float32 features that are large beside their differences."""
+    """Even if features are much larger than their differences."""
     features = 1e4 + torch.from_numpy(np.random.default_rng(5).standard_normal((NUM, DIM))).float()
     slow = [features[labels == k].double().mean(0).float() for k in range(CLASSES)]
     assert torch.equal(class_means(features, labels, CLASSES), torch.stack(slow))
 
 
-def test_what_has_no_mean_is_refused(features, labels):
+def test_classes_without_images_and_unknown_distances(features, labels):
     with pytest.raises(InputError, match=r"1 of 5 classes .* 4"):
         nearest_mean_heads(features, labels, 5)
     with pytest.raises(InputError, match=r"distance 'euclid': .* did you mean 'euclidean'"):

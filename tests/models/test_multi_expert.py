@@ -1,20 +1,14 @@
-"""The multi-expert model: shapes, sizes, the cut into trunk and branches."""
-
-from dataclasses import replace
+"""The multi-expert model: shapes, sizes, splitting of CIFAR networks, initial weights."""
 
 import pytest
 import torch
-from helpers import layouts
 
-from longtail.config.recipes import load_recipe
-from longtail.data import build as data_build
 from longtail.models.backbones import backbone, input_format
 from longtail.models.heads import CosineClassifier
 from longtail.models.multi_expert import MultiExpert, create_model
 from longtail.models.resnet_cifar import BLOCKS_PER_STAGE, BasicBlock, CifarResNet
 from longtail.models.split import split_backbone
-from longtail.runs.context import RunContext
-from longtail.runtime.device import Runtime
+from longtail.utils.ensembles import AVERAGES, ensemble
 from longtail.utils.errors import InputError
 
 
@@ -26,7 +20,7 @@ def num_parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-# ---- the whole ----
+# ---- outputs ----
 
 
 @pytest.mark.parametrize("head", ["cosine", "linear"])
@@ -41,7 +35,7 @@ def test_shapes(experts, head):
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (8, 8), (64, 64), (9, 31)])
-def test_any_size_of_image(height, width):
+def test_image_sizes(height, width):
     out = create_model("resnet20", 5, 2).eval()(images(2, height, width))
     assert out.logits.shape == (2, 2, 5)
     assert out.logits.isfinite().all()
@@ -50,12 +44,20 @@ def test_any_size_of_image(height, width):
 
 def test_chosen_experts_in_their_order():
     model = create_model("resnet20", 5, 3).eval()
-    everything, some = model(images()), model(images(), experts=[2, 0])
-    torch.testing.assert_close(some.logits, everything.logits[:, [2, 0]])
-    torch.testing.assert_close(some.features, everything.features[:, [2, 0]])
+    output, chosen = model(images()), model(images(), experts=[2, 0])
+    torch.testing.assert_close(chosen.logits, output.logits[:, [2, 0]])
+    torch.testing.assert_close(chosen.features, output.features[:, [2, 0]])
 
 
-def test_forward_is_heads_of_branches_of_the_trunk():
+@pytest.mark.parametrize("average", AVERAGES)
+def test_ensemble_is_the_prediction_of_the_model(average):
+    model = create_model("resnet20", 5, 3, average=average).eval()
+    out = model(images())
+    assert torch.equal(out.ensemble, ensemble(out.logits, average))
+    assert torch.equal(model.predict_logits(images()), out.ensemble)
+
+
+def test_forward_applies_heads_to_branches_of_the_trunk():
     model = create_model("resnet20", 5, 2).eval()
     out, shared = model(images()), model.trunk(images())
     for e in range(2):
@@ -64,19 +66,19 @@ def test_forward_is_heads_of_branches_of_the_trunk():
         torch.testing.assert_close(out.logits[:, e], model.heads[e](features))
 
 
-def test_trunk_gets_gradient_from_every_expert():
+def test_every_expert_has_gradients_for_the_trunk():
     for expert in range(2):
         model = create_model("resnet20", 5, 2)
         model(images(4)).logits[:, expert].square().sum().backward()
         assert model.trunk.conv1.weight.grad.abs().sum() > 0
-        # The other expert's logits enter with gradient zero.
+        # The gradient of the other expert is zero.
         assert not any(parameter.grad.any() for parameter in model.branches[1 - expert].parameters())
 
 
 # ---- sizes ----
 
 
-# RIDE's narrowed ResNet-32 with cosine heads, 100 classes; the originals' counts (golden keys.json) for 1, 2 and 3.
+# RIDE's narrow ResNet-32 with cosine heads and 100 classes. 1 to 3 experts: counts of the original (golden keys.json).
 @pytest.mark.parametrize(("experts", "expected"), [(1, 277_168), (2, 530_512), (3, 783_856), (4, 1_037_200)])
 def test_number_of_parameters(experts, expected):
     assert num_parameters(create_model("resnet32", 100, experts)) == expected
@@ -100,33 +102,33 @@ def test_number_of_parameters_by_width_and_head(width, head, expected):
     ("name", "millions"),
     [("resnet20", 0.27), ("resnet32", 0.46), ("resnet44", 0.66), ("resnet56", 0.85), ("resnet110", 1.7)],
 )
-def test_plain_networks_have_their_published_size(name, millions):
+def test_full_networks_have_their_published_size(name, millions):
     model = create_model(name, 10, 1, width="full", head="linear")
     assert num_parameters(model) / 1e6 == pytest.approx(millions, abs=0.05 if millions > 1 else 0.005)
 
 
 def test_widths():
-    narrow, full, own = (create_model("resnet20", 5, 1, width=width) for width in ("narrow", "full", [20, 36]))
-    features = [model(images()).features.shape[2] for model in (narrow, full, own)]
+    narrow, full, explicit = (create_model("resnet20", 5, 1, width=width) for width in ("narrow", "full", [20, 36]))
+    features = [model(images()).features.shape[2] for model in (narrow, full, explicit)]
     assert features == [48, 64, 36]
-    assert own.branches[0].layer2[0].conv1.weight.shape == (20, 16, 3, 3)
+    assert explicit.branches[0].layer2[0].conv1.weight.shape == (20, 16, 3, 3)
     assert narrow.branches[0].layer2[0].conv1.weight.shape == (24, 16, 3, 3)
 
 
-def test_narrow_means_these_widths():
+def test_narrow_means_three_quarters():
     narrow, explicit = (create_model("resnet20", 5, 2, width=width) for width in ("narrow", [24, 48]))
     shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in (narrow, explicit)]
     assert shapes[0] == shapes[1]
 
 
-def test_stages_may_become_narrower():
-    """The original allows it: the shortcut then cuts channels, as many on each side."""
+def test_stages_can_become_narrower():
+    """As in the original, the shortcut then removes the same number of channels on each side."""
     assert create_model("resnet20", 5, 2, width=[12, 48])(torch.zeros(1, 3, 8, 8)).features.shape == (1, 2, 48)
     block = BasicBlock(4, 2, 1)
     torch.testing.assert_close(block.shortcut(torch.arange(4.0).view(1, 4, 1, 1)).flatten(), torch.tensor([1.0, 2.0]))
 
 
-# ---- refusals ----
+# ---- errors ----
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ def test_stages_may_become_narrower():
         ("wide", "width 'wide': .*'narrow', 'full' or"),
     ],
 )
-def test_bad_widths(width, message):
+def test_invalid_widths(width, message):
     with pytest.raises(ValueError, match=message):
         create_model("resnet20", 5, 2, width=width)
 
@@ -147,17 +149,17 @@ def test_bad_widths(width, message):
 @pytest.mark.parametrize(
     ("name", "near"), [("resnet23", "resnet20"), ("ResNet32", "resnet32"), ("resnet-56", "resnet56")]
 )
-def test_unknown_backbones_are_told_the_near_one(name, near):
+def test_unknown_backbone_with_a_similar_name(name, near):
     with pytest.raises(ValueError, match=f"unknown backbone '{name}'; did you mean '") as error:
         create_model(name, 5)
-    assert all(known in str(error.value) for known in BLOCKS_PER_STAGE)
+    assert all(backbone in str(error.value) for backbone in BLOCKS_PER_STAGE)
     assert near in str(error.value)
 
 
-def test_unknown_backbone_unlike_any():
+def test_unknown_backbone_without_a_similar_name():
     with pytest.raises(ValueError, match=r"unknown backbone 'swim'; .*resnet20, ") as error:
         create_model("swim", 5)
-    assert "Did you mean" not in str(error.value)
+    assert "did you mean" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -168,18 +170,18 @@ def test_unknown_backbone_unlike_any():
         ({"num_classes": 5, "head": "cosin"}, "head 'cosin': .*'cosine' or 'linear'"),
     ],
 )
-def test_other_bad_arguments(arguments, message):
+def test_invalid_arguments(arguments, message):
     with pytest.raises(InputError, match=message):
         create_model("resnet20", **arguments)
 
 
-# ---- the cut ----
+# ---- splitting ----
 
 
 @pytest.mark.parametrize(
     ("name", "expert_stages"), [*((f"resnet{depth}", 2) for depth in (20, 32, 44, 56, 110)), ("resnet20", 1)]
 )
-def test_branch_after_trunk_is_the_network(name, expert_stages):
+def test_branch_after_trunk_computes_the_same_as_the_network(name, expert_stages):
     build = backbone(name, "narrow")
     network = build()
     randomize_statistics(network)
@@ -196,7 +198,7 @@ def test_branch_after_trunk_is_the_network(name, expert_stages):
 
 
 def randomize_statistics(network: torch.nn.Module) -> None:
-    """So that batch norms differ from each other and from the identity, in evaluation too."""
+    """Gives all batch norms different weights and statistics."""
     generator = torch.Generator().manual_seed(1)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -206,57 +208,56 @@ def randomize_statistics(network: torch.nn.Module) -> None:
 
 @pytest.mark.parametrize("name", BLOCKS_PER_STAGE)
 def test_depth_is_in_the_name(name):
-    """Convolutions and the classifier, as He et al. count."""
+    """He et al. count convolutions and the classifier."""
     convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in backbone(name)().modules())
     assert f"resnet{convolutions + 1}" == name
 
 
 def test_network_does_not_change_its_input():
-    """The activations work in context; what was given must not be touched."""
-    given = images()
-    kept = given.clone()
-    create_model("resnet20", 5, 2)(given)
-    assert torch.equal(given, kept)
+    """Its activations work in place."""
+    batch = images()
+    create_model("resnet20", 5, 2)(batch)
+    assert torch.equal(batch, images())
 
 
-def test_experts_do_not_touch_what_they_share():
+def test_branches_do_not_change_the_output_of_the_trunk():
     model = create_model("resnet20", 5, 2).eval()
     shared = model.trunk(images())
-    kept = shared.clone()
+    copy = shared.clone()
     model.branches[0](shared)
-    assert torch.equal(shared, kept)
+    assert torch.equal(shared, copy)
 
 
-# ---- fresh weights ----
+# ---- initial weights ----
 
 
-def test_experts_start_different():
+def test_experts_start_with_different_weights():
     model = create_model("resnet20", 5, 3)
     for (name, first), second in zip(model.branches[0].named_parameters(), model.branches[1].parameters(), strict=True):
         assert torch.equal(first, second) == ("bn" in name), name
     assert not torch.equal(model.heads[0].weight, model.heads[1].weight)
 
 
-def test_the_seed_decides():
-    def fresh(seed: int) -> MultiExpert:
+def test_initial_weights_depend_on_the_seed():
+    def create(seed: int) -> MultiExpert:
         torch.manual_seed(seed)
         return create_model("resnet20", 5, 2)
 
-    a, b, c = fresh(0).state_dict(), fresh(0).state_dict(), fresh(1).state_dict()
+    a, b, c = create(0).state_dict(), create(0).state_dict(), create(1).state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not torch.equal(a["trunk.conv1.weight"], c["trunk.conv1.weight"])
 
 
-def test_fresh_convolutions_are_kaiming_normal_by_fan_in():
+def test_convolutions_start_kaiming_normal_by_fan_in():
     network = CifarResNet(5, (16, 32, 64))
     for name, weight in network.named_parameters():
         if weight.ndim == 4 and weight.numel() > 2000:
             expected = (2 / weight[0].numel()) ** 0.5
-            # A standard deviation of n normal values is known to 1 / sqrt(2n).
+            # The relative error of the standard deviation of n normal values is 1 / sqrt(2n).
             assert weight.std().item() == pytest.approx(expected, rel=5 / (2 * weight.numel()) ** 0.5), name
 
 
-def test_fresh_cosine_heads_have_unit_length():
+def test_cosine_heads_start_with_length_1():
     torch.manual_seed(0)
     weight = CosineClassifier(48, 100).weight
     torch.testing.assert_close(weight.norm(dim=1), torch.ones(100))
@@ -267,21 +268,21 @@ def test_cosine_head():
     head = CosineClassifier(4, 3, scale=10.0)
     features = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        head.weight *= torch.tensor([[0.5], [2.0], [7.0]])  # lengths do not matter
+        head.weight *= torch.tensor([[0.5], [2.0], [7.0]])
     cosines = torch.stack([torch.cosine_similarity(features, row[None], dim=1) for row in head.weight], dim=1)
     torch.testing.assert_close(head(features), 10 * cosines)
     torch.testing.assert_close(head(100 * features), 10 * cosines)
 
 
-def test_fresh_linear_heads():
+def test_linear_heads_start_kaiming_normal():
     torch.manual_seed(0)
     head = create_model("resnet20", 2000, 1, head="linear").heads[0]
     assert head.weight.std().item() == pytest.approx((2 / 48) ** 0.5, rel=5 / (2 * head.weight.numel()) ** 0.5)
     assert head.bias is not None
 
 
-def test_first_weights_of_heads():
-    """As the original's: Kaiming-normal for CIFAR networks, deviation 0.02 for transformers, torch's own for others."""
+def test_initial_weights_of_heads():
+    """As in the original: Kaiming-normal for CIFAR networks, deviation 0.02 for transformers, torch's default else."""
     torch.manual_seed(0)
     classes = 2000
     cifar = create_model("resnet20", classes, 1, head="linear").heads[0]
@@ -291,13 +292,13 @@ def test_first_weights_of_heads():
             "swin_tiny_patch4_window7_224", classes, 1, head=head, embed_dim=24, depths=(1, 1, 1, 1), image_size=56
         ).heads[0]
         assert swin.weight.std().item() == pytest.approx(0.02, rel=0.02)
-    plain = create_model("resnet10", classes, 1, head="linear").heads[0]
-    assert plain.weight.abs().max().item() == pytest.approx(384**-0.5, rel=0.01)
+    default = create_model("resnet10", classes, 1, head="linear").heads[0]
+    assert default.weight.abs().max().item() == pytest.approx(384**-0.5, rel=0.01)
     cosine = create_model("resnet10", classes, 1).heads[0]
     torch.testing.assert_close(cosine.weight.norm(dim=1), torch.ones(classes))
 
 
-def test_options_that_a_network_does_not_know():
+def test_unknown_options():
     with pytest.raises(InputError, match="resnet32 does not accept drop_path_rate"):
         create_model("resnet32", 5, drop_path_rate=0.1)
     with pytest.raises(InputError, match="vgg11"):
@@ -315,26 +316,5 @@ def test_options_that_a_network_does_not_know():
         ("resnet10", (224, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
     ],
 )
-def test_input_format_is_what_the_network_was_published_with(name, expected):
+def test_input_format_of_published_networks(name, expected):
     assert tuple(input_format(name)) == expected
-
-
-def test_settings_come_before_the_networks_own_format(tmp_path):
-    layouts.write_folder(tmp_path)
-    own = load_recipe(
-        "folder", {"data.root": str(tmp_path), "model.backbone": "vit_tiny_patch16_224", "model.width": "full"}
-    )
-    dataset = data_build.load_data(own.data)
-    given = {"data.image_size": 96, "data.mean": [0.1, 0.2, 0.3], "data.interpolation": "bilinear"}
-    form = data_build.preprocessing(replace(own.data, image_size=None), own.model.backbone, dataset)
-    assert form == (224, 256, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    changed = load_recipe("folder", {"data.root": str(tmp_path), "model.backbone": "vit_tiny_patch16_224", **given})
-    form = data_build.preprocessing(changed.data, changed.model.backbone, dataset)
-    assert form == (96, 110, "bilinear", (0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
-    metadata = RunContext(None, changed, dataset, Runtime()).new_metadata()
-    assert (metadata.image_size, metadata.resize, metadata.interpolation, metadata.mean) == (
-        96,
-        110,
-        "bilinear",
-        (0.1, 0.2, 0.3),
-    )

@@ -1,4 +1,4 @@
-"""The router and its loss: against the original code, and against slow versions written from the definition."""
+"""The router and its loss, against the original code and against slow versions of the definitions."""
 
 from dataclasses import asdict
 from functools import cache
@@ -21,7 +21,7 @@ from longtail.utils.ensembles import partial_ensembles
 from longtail.utils.errors import InputError
 from longtail.utils.files import write_tensors
 
-# Router outputs are small sums of large terms: 30 logits or more and a bias.
+# Router outputs are small sums of many large terms.
 SINGLE, ROUTER, GRADIENT = 1e-5, 1e-4, 1e-4
 
 
@@ -34,20 +34,20 @@ def measured(name: str) -> tuple[Case, Routed]:
 # ---- the original code ----
 
 
-@pytest.fixture(params=slow_except([case for case in ROUTED_CASES if case.startswith("cifar")], ROUTED_CASES))
+@pytest.fixture(params=slow_except(("cifar_resnet32ea_e3",), ROUTED_CASES))
 def name(request) -> str:
     return request.param
 
 
 @pytest.mark.parametrize("way", ["eval", "forceall"])
 def test_experts_used(name, way):
-    case, ours = measured(name)
+    case, routed = measured(name)
     array = f"{way}_num_experts"
-    assert np.array_equal(ours.values[array], case.outputs[array])
+    assert np.array_equal(routed.values[array], case.outputs[array])
     if way == "eval":
-        histogram = np.bincount(ours.values[array].squeeze(1), minlength=case.keys["args"]["num_experts"] + 1)[1:]
+        histogram = np.bincount(routed.values[array].squeeze(1), minlength=case.keys["args"]["num_experts"] + 1)[1:]
         assert histogram.tolist() == case.keys["experts_used_histogram"]
-        assert np.count_nonzero(histogram) > 1  # else they would say little
+        assert np.count_nonzero(histogram) > 1
 
 
 @pytest.mark.parametrize(
@@ -58,19 +58,19 @@ def test_experts_used(name, way):
     ],
 )
 def test_outputs(name, array):
-    case, ours = measured(name)
+    case, routed = measured(name)
     tolerance = ROUTER if array.endswith("router_outputs") else SINGLE
-    assert distance(ours.values[array], case.outputs[array]) < tolerance
+    assert distance(routed.values[array], case.outputs[array]) < tolerance
 
 
 @pytest.mark.parametrize("tag", TAGS)
 def test_loss_and_gradient(name, tag):
-    case, ours = measured(name)
-    np.testing.assert_allclose(ours.values[f"loss_{tag}"], case.outputs[f"loss_{tag}"], rtol=SINGLE)
-    theirs = case.outputs[f"grad_norm_{tag}"]
+    case, routed = measured(name)
+    np.testing.assert_allclose(routed.values[f"loss_{tag}"], case.outputs[f"loss_{tag}"], rtol=SINGLE)
+    norms = case.outputs[f"grad_norm_{tag}"]
     trained = [parameter in case.keys["trainable"] for parameter in case.keys["params"]]
-    assert np.array_equal(theirs >= 0, trained)
-    np.testing.assert_allclose(ours.gradient_norms[tag], theirs, rtol=GRADIENT)
+    assert np.array_equal(norms >= 0, trained)
+    np.testing.assert_allclose(routed.gradient_norms[tag], norms, rtol=GRADIENT)
 
 
 def test_number_of_parameters(name):
@@ -80,7 +80,7 @@ def test_number_of_parameters(name):
     assert sum(parameter.numel() for parameter in model.router.parameters()) == case.keys["num_trainable"]
 
 
-def test_a_wrong_router_is_noticed():
+def test_small_error_in_the_router_is_detected():
     case, _ = measured("cifar_resnet32ea_e3")
     weight = "backbone.expert_help_pred_fc.weight"
     wrong = measure_routed(case._replace(original=case.original | {weight: case.original[weight] * 1.001}))
@@ -110,37 +110,37 @@ def test_router(shared):
     logits, features = random_outputs()
     router = Router(4, 5, 6, top_choices=3, hidden=2, shared=shared)
     assert len(router.output) == (1 if shared else 3)
-    everything = router(logits, features)
-    assert everything.shape == (7, 3)
+    all_steps = router(logits, features)
+    assert all_steps.shape == (7, 3)
     for image, step in product(range(7), range(3)):
         mean = logits[image, : step + 1].mean(dim=0)
         feature = features[image, step] / features[image, step].square().sum().sqrt()
         small = (router.hidden[step].weight @ feature + router.hidden[step].bias).clamp(min=0)
-        seen = torch.tensor([*sorted(mean.tolist(), reverse=True)[:3], *small.tolist()])
+        inputs = torch.tensor([*sorted(mean.tolist(), reverse=True)[:3], *small.tolist()])
         last = router.output[0 if shared else step]
-        torch.testing.assert_close(everything[image, step], (last.weight[0] * seen).sum() + last.bias[0])
-        alone = router.step(step, features[image : image + 1, step], mean[None])
-        torch.testing.assert_close(alone, everything[image, step : step + 1])
+        torch.testing.assert_close(all_steps[image, step], (last.weight[0] * inputs).sum() + last.bias[0])
+        one_step = router.step(step, features[image : image + 1, step], mean[None])
+        torch.testing.assert_close(one_step, all_steps[image, step : step + 1])
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_thresholds_are_compared_in_full_precision(shared):
+def test_router_computes_in_full_precision_under_autocast(shared):
     outputs = random_outputs()
     torch.manual_seed(0)
     router = Router(4, 5, 6, top_choices=3, shared=shared)
-    right = router(*outputs)
+    expected = router(*outputs)
     with torch.autocast("cpu", torch.bfloat16):
-        assert F.linear(right, torch.ones(1, 3)).dtype == torch.bfloat16
-        assert torch.equal(router(*outputs), right)
+        assert F.linear(expected, torch.ones(1, 3)).dtype == torch.bfloat16
+        assert torch.equal(router(*outputs), expected)
 
 
 def slow_targets(logits, labels):
     images, experts, _ = logits.shape
     targets = torch.zeros(images, experts - 1)
     for image in range(images):
-        right = [int(logits[image, : e + 1].mean(dim=0).argmax()) == int(labels[image]) for e in range(experts)]
+        correct = [int(logits[image, : e + 1].mean(dim=0).argmax()) == int(labels[image]) for e in range(experts)]
         for step in range(experts - 1):
-            targets[image, step] = float(not right[step] and any(right[step + 1 :]))
+            targets[image, step] = float(not correct[step] and any(correct[step + 1 :]))
     return targets
 
 
@@ -154,7 +154,7 @@ def test_targets(experts):
 
 
 def test_targets_by_hand():
-    # The first expert is right, wrong, wrong and wrong; both together are wrong, right, wrong and right.
+    # The first expert is correct, wrong, wrong and wrong; the ensemble of both is wrong, correct, wrong and correct.
     first = [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]
     second = [[0.0, 2.0], [0.0, 2.0], [0.0, 0.5], [0.0, 2.0]]
     logits = torch.tensor([first, second]).transpose(0, 1)
@@ -170,25 +170,25 @@ def test_loss():
     torch.testing.assert_close(router_loss(router_logits, targets, positive_weight=7), slow)
 
 
-# ---- making one ----
+# ---- construction ----
 
 
-def test_no_more_choices_than_classes():
+def test_number_of_choices_is_at_most_the_number_of_classes():
     router = Router(2, 5, 6)
     assert router.top_choices == 6
     assert router(*random_outputs(experts=2)).shape == (7, 1)
 
 
-def test_fresh_weights():
+def test_initial_weights():
     torch.manual_seed(0)
     normal, default = (Router(2, 1000, 1000, top_choices=800, hidden=200, kaiming=kaiming) for kaiming in (True, False))
-    for router, factor in ((normal, 2**0.5), (default, 3**-0.5)):  # uniform within 1/sqrt(n): its deviation
+    for router, factor in ((normal, 2**0.5), (default, 3**-0.5)):  # uniform within 1 / sqrt(n)
         for layer in (router.hidden[0], router.output[0]):
             assert layer.weight.std().item() == pytest.approx(factor / 1000**0.5, rel=0.1)
     assert normal.hidden[0].weight.max() > 1.01 * 1000**-0.5 >= default.hidden[0].weight.max()
 
 
-def test_fresh_routers_of_small_networks_are_kaiming_normal():
+def test_initial_weights_are_kaiming_normal_for_cifar_networks():
     small, large = (create_model(name, 50, 2, router={"hidden": 200}) for name in ("resnet20", "resnet10"))
     for model, factor in ((small, 2**0.5), (large, 3**-0.5)):
         weight = model.router.hidden[0].weight
@@ -204,7 +204,7 @@ def test_model_with_router():
     }
 
 
-def test_a_model_can_be_given_a_router():
+def test_router_can_be_added_to_a_model():
     torch.manual_seed(0)
     model = create_model("resnet20", 7, 3)
     names = list(model.state_dict())
@@ -214,7 +214,7 @@ def test_a_model_can_be_given_a_router():
 
 
 @pytest.mark.parametrize(
-    ("experts", "options", "says"),
+    ("experts", "options", "message"),
     [
         (1, {}, "num_experts is 1; .* at least 2"),
         (2, {"top_choices": 0}, "top_choices is 0"),
@@ -222,8 +222,8 @@ def test_a_model_can_be_given_a_router():
         (2, {"choices": 3}, "unexpected keyword argument 'choices'"),
     ],
 )
-def test_routers_that_cannot_be(experts, options, says):
-    with pytest.raises(InputError, match=says) as error:
+def test_invalid_options(experts, options, message):
+    with pytest.raises(InputError, match=message) as error:
         create_model("resnet20", 7, experts, router=options)
     assert "\n" not in str(error.value)
 
@@ -232,7 +232,7 @@ def metadata(**architecture) -> ModelMetadata:
     return ModelMetadata(architecture, ("a", "b", "c"), (3, 2, 1), 32, 32, (0.5,) * 3, (0.5,) * 3)
 
 
-def test_saved_and_loaded(tmp_path):
+def test_router_is_saved_with_the_model(tmp_path):
     described = metadata(
         name="resnet20", num_classes=3, num_experts=2, router={"top_choices": 2, "hidden": 4, "shared": True}
     )
@@ -255,6 +255,5 @@ def test_files_whose_metadata_and_weights_disagree_about_a_router(in_metadata, t
         load_model_file(tmp_path / "model")
 
 
-def test_golden_values_are_there():
-    """At least one network with a router is compared on any machine."""
+def test_golden_values_of_a_router_are_in_the_repository():
     assert golden.path("models/cifar_resnet32ea_e3/outputs.npz").is_file()

@@ -1,4 +1,4 @@
-"""Routed inference: the same answers as from all experts' outputs, with the work of fewer."""
+"""Routed inference: the same outputs as from the logits of all experts, without running all of them."""
 
 from itertools import pairwise
 
@@ -22,19 +22,19 @@ BACKBONES = (
 
 
 class Count(nn.Module):
-    """Passes images on and remembers how many it saw."""
+    """Identity that records the sizes of its batches."""
 
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.sizes = []
 
     def forward(self, images):
-        self.seen.append(len(images))
+        self.sizes.append(len(images))
         return images
 
 
-def whole_numbers(experts=4, features=6, classes=5, seed=0):
-    """A model whose logits are whole numbers: however images are put together, no rounding differs."""
+def integer_model(experts=4, features=6, classes=5, seed=0):
+    """A model with integer logits, whose rounding does not depend on the size of the batch."""
     torch.manual_seed(seed)
     heads = [nn.Linear(features, classes) for _ in range(experts)]
     for head in heads:
@@ -46,7 +46,7 @@ def whole_numbers(experts=4, features=6, classes=5, seed=0):
     return MultiExpert(nn.Flatten(), [Count() for _ in heads], heads, router=router).eval()
 
 
-def whole_images(number, seed=1):
+def integer_images(number, seed=1):
     return torch.randint(-5, 6, (number, 3, 1, 2), generator=torch.Generator().manual_seed(seed)).float()
 
 
@@ -62,9 +62,9 @@ def assert_equal(first: RoutedOutput, second: RoutedOutput) -> None:
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize("number", [0, 1, 2, 50])
 @torch.no_grad()
-def test_route_is_route_outputs(number, threshold):
-    model = whole_numbers()
-    images = whole_images(number)
+def test_route_equals_routing_of_stored_outputs(number, threshold):
+    model = integer_model()
+    images = integer_images(number)
     out = model(images)
     expected = route_outputs(out.logits, model.router(out.logits, out.features), threshold)
     assert_equal(model.route(images, threshold), expected)
@@ -73,36 +73,36 @@ def test_route_is_route_outputs(number, threshold):
 
 
 @torch.no_grad()
-def test_alone_as_in_a_batch():
-    model = whole_numbers()
-    images = whole_images(20)
+def test_outputs_do_not_depend_on_the_batch():
+    model = integer_model()
+    images = integer_images(20)
     together = model.route(images)
-    assert len(together.experts_used.unique()) > 2  # so that this says something
+    assert len(together.experts_used.unique()) > 2
     for position in range(len(images)):
         alone = model.route(images[position : position + 1])
         assert_equal(alone, RoutedOutput(*(value[position : position + 1] for value in together)))
 
 
 @torch.no_grad()
-def test_slow_version():
-    model, images, limits = whole_numbers(), whole_images(30), [0.4, 0.5, 0.6]
+def test_route_equals_the_slow_version():
+    model, images, limits = integer_model(), integer_images(30), [0.4, 0.5, 0.6]
     logits, experts_used = model.route(images, limits)
-    for image, answer, used in zip(images, logits, experts_used.tolist(), strict=True):
-        asked = []
+    for image, routed, used in zip(images, logits, experts_used.tolist(), strict=True):
+        expert_logits = []
         for e, head in enumerate(model.heads):
             feature = image.flatten()
-            asked.append(head(feature))
-            mean = torch.stack(asked).mean(dim=0)
+            expert_logits.append(head(feature))
+            mean = torch.stack(expert_logits).mean(dim=0)
             last = e == len(model.heads) - 1
             if last or model.router.step(e, feature[None], mean[None]).sigmoid() <= limits[e]:
                 break
-        assert used == len(asked)
-        torch.testing.assert_close(answer, mean)
+        assert used == len(expert_logits)
+        torch.testing.assert_close(routed, mean)
 
 
 @torch.no_grad()
-def test_limits_of_the_threshold():
-    model, images = whole_numbers(), whole_images(20)
+def test_smallest_and_largest_thresholds():
+    model, images = integer_model(), integer_images(20)
     everything, first = model.route(images, threshold=-1), model.route(images, threshold=1)
     out = model(images)
     assert (everything.experts_used == 4).all()
@@ -111,34 +111,34 @@ def test_limits_of_the_threshold():
     assert torch.equal(first.logits, out.logits[:, 0])
 
 
-def test_higher_thresholds_ask_fewer():
-    model, images = whole_numbers(), whole_images(200)
+def test_higher_thresholds_run_fewer_experts():
+    model, images = integer_model(), integer_images(200)
     used = [model.route(images, threshold).experts_used for threshold in torch.linspace(-0.1, 1.0, 12).tolist()]
     assert all((a >= b).all() for a, b in pairwise(used))
-    assert len({int(each.sum()) for each in used}) > 4
+    assert len({int(number.sum()) for number in used}) > 4
 
 
-def test_who_stopped_does_not_go_on():
+def test_image_that_stopped_does_not_continue():
     logits = torch.arange(6.0).view(1, 3, 2)
     routed = route_outputs(logits, torch.tensor([[-1.0, 5.0]]))
     assert routed.experts_used.tolist() == [1]
     assert torch.equal(routed.logits, logits[:, 0])
 
 
-# ---- the work ----
+# ---- computation ----
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @torch.no_grad()
-def test_branches_see_only_the_images_that_go_on(threshold):
-    model = whole_numbers()
+def test_branches_and_heads_run_on_active_images_only(threshold):
+    model = integer_model()
     in_heads = [0] * 4
     for e, head in enumerate(model.heads):
         head.register_forward_hook(lambda _, inputs, output, e=e: in_heads.__setitem__(e, len(inputs[0])))
-    experts_used = model.route(whole_images(50), threshold).experts_used
+    experts_used = model.route(integer_images(50), threshold).experts_used
     expected = [int((experts_used > e).sum()) for e in range(4)]
     for branch, number in zip(model.branches, expected, strict=True):
-        assert branch.seen == ([number] if number else [])
+        assert branch.sizes == ([number] if number else [])
     assert in_heads == expected
 
 
@@ -164,7 +164,7 @@ def test_channels_last_is_kept(name):
 
 
 def spread(router: Router, out: ExpertOutput) -> None:
-    """Changes a fresh router, which finds all images alike, so that its logits have mean 0 and deviation 1."""
+    """Scales a new router so that its logits have mean 0 and standard deviation 1 over the images."""
     deviation, mean = torch.std_mean(router(out.logits, out.features), dim=0)
     for layer, a, b in zip(router.output, deviation, mean, strict=True):
         layer.weight.div_(a)
@@ -173,7 +173,7 @@ def spread(router: Router, out: ExpertOutput) -> None:
 
 @pytest.mark.parametrize("name", slow_except(["resnet32", "vit_tiny_patch16_224"], BACKBONES))
 @torch.no_grad()
-def test_route_is_route_outputs_in_real_networks(name):
+def test_route_equals_routing_of_stored_outputs_in_real_networks(name):
     size, num_images = NETWORKS[name], 8
     torch.manual_seed(0)
     width = "full" if name in PLAIN or name.startswith(("eff", "dense")) else "narrow"
@@ -188,30 +188,30 @@ def test_route_is_route_outputs_in_real_networks(name):
     clear = (router_logits.abs() > 1e-2).all(dim=1)
     assert clear.sum() > num_images / 2
     assert torch.equal(routed.experts_used[clear], expected.experts_used[clear])
-    # An image that was near a threshold may have stopped elsewhere, but then it has that place's answer.
-    answers = partial_ensembles(out.logits)[torch.arange(num_images), routed.experts_used - 1]
-    torch.testing.assert_close(routed.logits, answers, rtol=1e-4, atol=1e-4)
+    # Images near the threshold may stop at another expert; they have the outputs of that expert's ensemble.
+    ensembles = partial_ensembles(out.logits)[torch.arange(num_images), routed.experts_used - 1]
+    torch.testing.assert_close(routed.logits, ensembles, rtol=1e-4, atol=1e-4)
 
 
-def test_trunk_may_learn_through_routed_answers():
-    model, images = whole_numbers(), whole_images(5).requires_grad_()
+def test_routed_outputs_have_gradients():
+    model, images = integer_model(), integer_images(5).requires_grad_()
     model.route(images, threshold=-1).logits.sum().backward()
     expected = torch.stack([head.weight.sum(dim=0) for head in model.heads]).mean(dim=0)
     torch.testing.assert_close(images.grad.flatten(1), expected.expand(5, -1))
 
 
-# ---- refusals ----
+# ---- errors ----
 
 
 def test_no_router():
     model = create_model("resnet20", 5, 2)
-    with pytest.raises(InputError, match="no router; 'longtail router RUN'"):
+    with pytest.raises(InputError, match=r"no router.*longtail router"):
         model.route(torch.zeros(1, 3, 8, 8))
 
 
 def test_wrong_number_of_thresholds():
-    model = whole_numbers()
+    model = integer_model()
     with pytest.raises(InputError, match=r"2 thresholds \[0.5, 0.5\].* 3"):
-        model.route(whole_images(1), [0.5, 0.5])
+        model.route(integer_images(1), [0.5, 0.5])
     with pytest.raises(InputError, match="4 thresholds"):
         route_outputs(torch.zeros(1, 4, 5), torch.zeros(1, 3), [0.5] * 4)
