@@ -1,13 +1,14 @@
 """`longtail convert`: from a checkpoint of the original code to a run."""
 
 import json
+from collections import OrderedDict
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from helpers import golden
-from helpers.golden.networks import ROUTED_CASES, Case, distance, load
+from helpers.golden.networks import Case, distance, load
 from PIL import Image
 
 import longtail
@@ -73,7 +74,9 @@ def test_golden_checkpoint_with_router(tmp_path, capsys):
     case = Case(golden.table(f"{folder}/keys.json"), golden.arrays(f"{folder}/outputs.npz"), original={})
     run = Run.open(tmp_path / "run")
     assert {path.name for path in run.folder.glob("*.safetensors")} == {run.model_path.name}
-    model, _ = run.load_model()
+    assert run.progress().is_routed
+    model, metadata = run.load_model()
+    assert "router" not in metadata.architecture  # the model holds it
     assert model.router.options | {"threshold": 0} == {"top_choices": 30, "hidden": 16, "shared": True, "threshold": 0}
     assert model.num_parameters == case.keys["num_params"]
     routed = model.route(case.images)
@@ -84,7 +87,7 @@ def test_golden_checkpoint_with_router(tmp_path, capsys):
     assert run.config.training.epochs == longtail.Config().training.epochs
 
 
-@pytest.mark.parametrize("name", [name for name in ROUTED_CASES if name.startswith("cifar")])
+@pytest.mark.parametrize("name", ["cifar_resnet32ea_e3_noshare", "cifar_resnet32ea_e4"])
 @torch.no_grad()
 def test_routing_equals_the_original(name, tmp_path):
     case = load(name)
@@ -143,6 +146,14 @@ def test_wrong_settings(file, tmp_path, settings, fact):
     with pytest.raises(InputError, match=fact):
         convert(file, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_wrong_settings_in_the_checkpoint_name_the_checkpoint(file, tmp_path):
+    settings = OrderedDict()  # as PyTorch's unpickler restores an object: its attributes in those of an ordered dict
+    settings._config = {"optimizer": {"args": {"lr": -1}}}
+    torch.save(torch.load(file) | {"config": settings}, file)
+    with pytest.raises(InputError, match=rf"{file.name}: .*training\.learning_rate is -1"):
+        convert(file, tmp_path / "run")
 
 
 def test_existing_run_is_not_overwritten(file, tmp_path, capsys):

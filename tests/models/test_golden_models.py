@@ -1,4 +1,4 @@
-"""Our networks against what the original code computes with the same weights, value by value."""
+"""Outputs, losses and gradients of our networks equal those of the original code with the same weights."""
 
 from functools import cache
 
@@ -31,8 +31,8 @@ from longtail.models.initialisation import skip_init
 from longtail.models.multi_expert import create_model
 from longtail.utils.errors import InputError
 
-# The float32 noise of the original itself (NOTES.md: float32_minus_float64) is below 1e-6 of the largest value. Only
-# gradients have more, where rounding decides on which side of a ReLU's corner a sum falls.
+# The float32 error of the original (NOTES.md: float32_minus_float64) is below 1e-6 of the largest value. That of
+# gradients is larger, because rounding can change the sign of a ReLU's input.
 SINGLE, SINGLE_GRADIENT, DOUBLE = 1e-5, 1e-2, 1e-9
 
 SLOW = tuple(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_CASES)
@@ -55,8 +55,8 @@ def assert_same_outputs(case: Case, mode: str, values: dict[str, np.ndarray]) ->
     for array in (*arrays, *{f"loss_{mode}"} & set(case.outputs)):
         ours, theirs, tolerance = values[array], case.outputs[array], case.tolerance(array, SINGLE)
         assert distance(ours, theirs) < tolerance, array
-        closest = tolerance / 10 * np.abs(theirs).max()
-        np.testing.assert_allclose(ours, theirs, rtol=10 * tolerance, atol=closest, err_msg=array)
+        absolute = tolerance / 10 * np.abs(theirs).max()
+        np.testing.assert_allclose(ours, theirs, rtol=10 * tolerance, atol=absolute, err_msg=array)
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
@@ -114,27 +114,27 @@ def test_running_statistics_after_a_training_pass(name):
     [*CIFAR_CASES, *RESNET10_CASES, *LARGE_CASES, "swin_tiny_e1_lt_nobranch", *SLOW, *COUNTED_CASES, *ROUTED_CASES],
 )
 def test_names_and_shapes(name):
-    """What is read off a checkpoint is how the original was built, and ours has the same tensors."""
-    keys, official = shapes(name)
-    assert infer_architecture(official) == architecture(keys)
+    """The architecture of a checkpoint is inferred correctly, and our network has the same tensors."""
+    keys, original = shapes(name)
+    assert infer_architecture(original) == architecture(keys)
     with skip_init(), torch.device("meta"):
-        model = create_model(**infer_architecture(official))
-    theirs = {key: value.shape for key, value in convert_state_dict(official).items()}
+        model = create_model(**infer_architecture(original))
+    theirs = {key: value.shape for key, value in convert_state_dict(original).items()}
     assert theirs == {key: value.shape for key, value in model.state_dict().items()}
     assert model.num_parameters == keys["num_params"]
-    stored = [key for key in official if not key.endswith(("relative_position_index", "attn_mask"))]
+    stored = [key for key in original if not key.endswith(("relative_position_index", "attn_mask"))]
     assert len(theirs) == len(stored)
     if "params" in keys:
-        assert sorted(our_names(keys["params"])) == sorted(own for own, _ in model.named_parameters())
+        assert sorted(our_names(keys["params"])) == sorted(parameter for parameter, _ in model.named_parameters())
 
 
-def test_no_router_where_there_is_none():
+def test_checkpoint_without_a_router():
     assert "router" not in infer_architecture(cached("cifar_resnet32_e3_rd1_un1").original)
 
 
-def test_parts_of_a_router_are_no_router():
+def test_incomplete_router_is_an_error():
     part = {"backbone.expert_help_pred_hidden_fcs.0.weight": torch.zeros(16, 48)}
-    with pytest.raises(InputError, match=r"router\.hidden\.0\.weight is not part of it"):
+    with pytest.raises(InputError, match=r"router\.hidden\.0\.weight"):
         load_original(cached("cifar_resnet32_e3_rd1_un1").original | part)
 
 
@@ -144,7 +144,7 @@ def test_every_network_is_compared():
     assert folders == {*RUN_CASES, *COUNTED_CASES, *ROUTED_CASES}
 
 
-def test_switched_off_experts_are_not_run():
+def test_experts_that_are_not_chosen_do_not_run():
     case = cached("cifar_resnet32_e3_rd1_un1_use02")
     model = case.model().eval()
     model.branches[1] = torch.nn.Module()  # has no forward
@@ -154,16 +154,16 @@ def test_switched_off_experts_are_not_run():
     assert distance(logits.numpy(), case.outputs["eval_expert_logits"]) < SINGLE
 
 
-def test_a_wrong_weight_is_noticed():
-    """The comparison sees an error of one part in a thousand in one of a hundred layers."""
+def test_comparison_finds_a_wrong_weight():
+    """Shows that the tests above can fail: weights of one layer are wrong by 0.1%."""
     case = cached("cifar_resnet32_e1_rd0_un0")
-    official = dict(case.original)
-    official["backbone.layer3.2.conv2.weight"] = official["backbone.layer3.2.conv2.weight"] * 1.001
-    wrong = measure(case._replace(original=official), "eval")
+    original = dict(case.original)
+    original["backbone.layer3.2.conv2.weight"] = original["backbone.layer3.2.conv2.weight"] * 1.001
+    wrong = measure(case._replace(original=original), "eval")
     assert distance(wrong.values["eval_logits"], case.outputs["eval_logits"]) > SINGLE
 
 
-def test_the_recipe_of_the_weights_is_checked():
+def test_checksum_of_the_weights():
     keys = cached("cifar_resnet32_e1_rd0_un0").keys
     with pytest.raises(AssertionError, match="weights"):
         weights(keys | {"state_dict": keys["state_dict"][1:]})
@@ -176,16 +176,16 @@ def test_weights_have_the_stored_first_values():
         assert case.original[name].flatten()[:3].tolist() == first
 
 
-def test_module_prefix():
-    official = cached("cifar_resnet32_e3_rd1_un1").original
-    plain = convert_state_dict(official)
-    parallel = convert_state_dict({f"module.{name}": value for name, value in official.items()})
+def test_prefix_of_data_parallel():
+    original = cached("cifar_resnet32_e3_rd1_un1").original
+    plain = convert_state_dict(original)
+    parallel = convert_state_dict({f"module.{name}": value for name, value in original.items()})
     assert parallel.keys() == plain.keys()
     assert all(torch.equal(parallel[name], plain[name]) for name in plain)
 
 
-def test_classifiers():
-    """A cosine classifier is turned, a linear one is not; even where it is square and shapes would not tell."""
+def test_only_cosine_classifiers_are_transposed():
+    """Also if the weights are square."""
     square = torch.arange(9.0).reshape(3, 3)
     cosine = convert_state_dict({"backbone.linears.1.weight": square})
     linear = convert_state_dict({"backbone.linear.weight": square, "backbone.linear.bias": torch.zeros(3)})
@@ -193,7 +193,7 @@ def test_classifiers():
     torch.testing.assert_close(linear["heads.0.weight"], square)
 
 
-def test_names_that_are_not_theirs_are_all_listed():
+def test_unknown_names_are_listed():
     names = ["backbone.conv1.weight", "backbone.layer4x.0.conv1.weight", "fc.weight", "backbone.linears.x.weight"]
     with pytest.raises(InputError) as error:
         convert_state_dict({name: torch.zeros(1, 1) for name in names})
@@ -201,30 +201,31 @@ def test_names_that_are_not_theirs_are_all_listed():
     assert all(name in str(error.value) for name in names[1:])
 
 
-def test_of_very_many_unknown_names_the_first_are_listed():
+def test_list_of_unknown_names_is_shortened():
     with pytest.raises(InputError, match="and 5 more") as error:
         convert_state_dict({f"other.{number}": torch.zeros(1) for number in range(25)})
     assert str(error.value).count("other.") == 20
 
 
-def test_what_does_not_fit_is_listed():
-    official = dict(cached("cifar_resnet32_e3_rd1_un1").original)
-    official["backbone.layer3s.1.2.conv1.weight"] = torch.zeros(48, 47, 3, 3)
-    official["backbone.layer2s.0.7.conv2.weight"] = torch.zeros(1)
-    del official["backbone.bn1.bias"]
+def test_missing_unknown_and_wrong_tensors_are_listed():
+    original = dict(cached("cifar_resnet32_e3_rd1_un1").original)
+    original["backbone.layer3s.1.2.conv1.weight"] = torch.zeros(48, 47, 3, 3)
+    original["backbone.layer2s.0.7.conv2.weight"] = torch.zeros(1)
+    del original["backbone.bn1.bias"]
     with pytest.raises(InputError) as error:
-        load_original(official)
-    for part in (
-        "resnet32 with 3 expert",
+        load_original(original)
+    for fact in (
+        "resnet32",
+        "3 expert",
         "trunk.bn1.bias is missing",
-        "branches.0.layer2.7.conv2.weight is not part of it",
+        "branches.0.layer2.7.conv2.weight",
         "branches.1.layer3.2.conv1.weight is (48, 47, 3, 3) and not (48, 48, 3, 3)",
     ):
-        assert part in str(error.value)
+        assert fact in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("keep", "fact"),
     [
         (lambda name: "linears" not in name, "heads.0.weight"),
         (lambda name: "layer2s" not in name, "stages"),
@@ -232,29 +233,29 @@ def test_what_does_not_fit_is_listed():
         (lambda name: "linears" in name, "stages"),
     ],
 )
-def test_parts_of_a_checkpoint_are_no_checkpoint(change, says):
-    official = cached("cifar_resnet32_e3_rd1_un1").original
-    with pytest.raises(InputError, match=says):
-        load_original({name: value for name, value in official.items() if change(name)})
+def test_incomplete_checkpoints_are_errors(keep, fact):
+    original = cached("cifar_resnet32_e3_rd1_un1").original
+    with pytest.raises(InputError, match=fact):
+        load_original({name: value for name, value in original.items() if keep(name)})
 
 
 @pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
 @pytest.mark.parametrize("experts", [1, 2])
-def test_every_name_of_ours_can_come_from_theirs(depth, experts):
-    """A checkpoint of any depth, its names written back the way the original has them, loads strictly."""
+def test_names_of_every_depth(depth, experts):
+    """A state dict with the original's names is converted back to the same names."""
     model = create_model(f"resnet{depth}", 5, experts)
     single = experts == 1
-    official = {}
+    original = {}
     for name, value in model.state_dict().items():
-        part, *rest = name.split(".")
-        if part == "trunk":
+        module, *rest = name.split(".")
+        if module == "trunk":
             theirs = ".".join(rest)
-        elif part == "branches":
+        elif module == "branches":
             e, layer, *inner = rest
             theirs = ".".join([layer, *inner] if single else [f"{layer}s", e, *inner])
         else:
             value, theirs = value.T, "linear.weight" if single else f"linears.{rest[0]}.weight"
-        official[f"backbone.{theirs}"] = value
-    converted = convert_state_dict(official)
+        original[f"backbone.{theirs}"] = value
+    converted = convert_state_dict(original)
     assert all(torch.equal(converted[name], value) for name, value in model.state_dict().items())
     model.load_state_dict(converted, strict=True)

@@ -95,10 +95,10 @@ def _open(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
             if not isinstance(metadata, dict):
-                raise ValueError("the metadata of longtail are missing or damaged")
+                raise ValueError("the metadata of longtail is missing or damaged")
             yield file, metadata
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read as a safetensors file ({error})") from error
+        raise InputError(f"{path}: cannot be read as a safetensors file of longtail ({error})") from error
 
 
 @contextmanager

@@ -76,17 +76,17 @@ def convert(file: str | Path, output: str | Path) -> Run:
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     path = file.with_name("config.json")
-    original = _read_settings(path) if path.is_file() else checkpoint.config
+    original, source = (_read_settings(path), path) if path.is_file() else (checkpoint.config, file)
     num_classes = _find(original, "arch.args.num_classes")
     if num_classes not in (None, architecture["num_classes"]):
-        raise InputError(f"{path} has {num_classes} classes, {file} has {architecture['num_classes']}")
+        raise InputError(f"{source} has {num_classes} classes, the weights have {architecture['num_classes']}")
     try:
         config = checked_types(_config(file.stem, original, architecture))
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{path}: {error}") from error
-    source = {"converted_from": str(file), "converted_class": checkpoint.arch}
+        raise InputError(f"{source}: {error}") from error
+    origin = {"converted_from": str(file), "converted_class": checkpoint.arch}
     with run.lock():
-        run.start(config, environment(torch.device("cpu"), 1) | source)
+        run.start(config, environment(torch.device("cpu"), 1) | origin)
         run.save_model(model, _metadata(config.data, architecture, checkpoint.epoch))
     return run
 
@@ -182,8 +182,9 @@ def _metadata(data: DataConfig, architecture: Mapping[str, Any], epoch: int) -> 
         counts = [largest] * num_classes
         if data.imbalance != "none":
             counts = imbalanced_counts(data.imbalance, largest, num_classes, data.imbalance_factor)
+    network = {name: value for name, value in architecture.items() if name != "router"}  # the model holds the router
     return ModelMetadata(
-        architecture={**architecture, "image_size": form["image_size"]},
+        architecture=network | {"image_size": form["image_size"]},
         class_names=CLASS_NAMES[data.name] if is_cifar else tuple(map(str, range(num_classes))),
         class_counts=tuple(counts),
         resize=form["image_size"] if is_cifar else default_resize(form["image_size"]),
