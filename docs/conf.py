@@ -52,3 +52,16 @@ html_theme = "furo"
 html_title = f"longtail {release}"
 html_static_path = ["_static"]
 html_css_files = ["longtail.css"]
+
+
+def setup(app):
+    """Registers the repair of attribute docstrings, after napoleon."""
+    app.connect("autodoc-process-docstring", _restore_first_words, priority=600)
+
+
+def _restore_first_words(app, what, name, obj, options, lines):
+    """Napoleon takes the words before a colon in the docstring of an attribute for its type. Puts them back."""
+    for position, line in enumerate(lines):
+        if what in ("attribute", "data", "property") and line.startswith(":type: "):
+            lines[0] = f"{line.removeprefix(':type: ')}: {lines[0]}"
+            del lines[position]

@@ -1,6 +1,6 @@
 """Losses for long-tailed data, for any training loop: pure functions of tensors, and criteria that hold the constants.
 
-A new loss is one new module, with a function and a criterion:
+A new loss is one new module, with a function and a criterion::
 
     @register("my-loss")
     class MyLoss(Criterion): ...

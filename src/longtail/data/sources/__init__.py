@@ -1,6 +1,6 @@
 """Data sources. Each module of this package registers the data sets that it loads.
 
-A new data set is one new module:
+A new data set is one new module::
 
     @register("my-data", num_classes=5, image_size=64)
     def load(settings: DataConfig) -> DataSplits: ...
