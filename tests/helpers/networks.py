@@ -59,8 +59,8 @@ def options(name: str, size: int) -> dict[str, Any]:
     return {"image_size": size} | ({"depths": (1, 1, 2, 1)} if "swin" in name else {"depth": 4})
 
 
-def slow_except(fast: Iterable[str], names: Iterable[str]) -> list[Any]:
-    """Returns names as parameters of a test; those that are not in ``fast`` are marked as slow."""
+def slow_except(fast: Iterable[Any], values: Iterable[Any]) -> list[Any]:
+    """Returns values as parameters of a test; those that are not in ``fast`` are marked as slow."""
     import pytest  # here, because benchmarks import this module too
 
-    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]

@@ -24,6 +24,7 @@ from helpers.golden.networks import (
     shapes,
     weights,
 )
+from helpers.networks import slow_except
 
 from longtail.interop.original.architecture import infer_architecture, load_original
 from longtail.interop.original.names import convert_state_dict
@@ -35,12 +36,13 @@ from longtail.utils.errors import InputError
 # gradients is larger, because rounding can change the sign of a ReLU's input.
 SINGLE, SINGLE_GRADIENT, DOUBLE = 1e-5, 1e-2, 1e-9
 
-SLOW = tuple(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_CASES)
+FAST = ("cifar_resnet32_e1_rd0_un0", "cifar_resnet32_e3_rd1_un1", "imagenet_resnet10_e3_rd1_un1")
+"""Networks of the default tests; the first two are in the repository"""
 
 cached = cache(load)
 
 
-@pytest.fixture(params=CIFAR_CASES + RESNET10_CASES)
+@pytest.fixture(params=slow_except(FAST, CIFAR_CASES + RESNET10_CASES))
 def name(request) -> str:
     return request.param
 
@@ -64,7 +66,8 @@ def test_outputs(name, mode):
     assert_same_outputs(cached(name), mode, measured(name, mode).values)
 
 
-@pytest.mark.parametrize("name", LARGE_CASES + SLOW)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE_CASES + SLOW_CASES)
 def test_outputs_of_large_networks(name):
     case = load(name)
     for mode in ("eval", "train"):
@@ -82,7 +85,9 @@ def test_large_networks_in_double_precision(name):
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize("name", [*CIFAR_CASES, "imagenet_resnet10_e1_rd1_un1", "imagenet_resnet10_e3_share3"])
+@pytest.mark.parametrize(
+    "name", slow_except(FAST, [*CIFAR_CASES, "imagenet_resnet10_e1_rd1_un1", "imagenet_resnet10_e3_share3"])
+)
 def test_outputs_in_double_precision(name, mode):
     outputs = cached(name).outputs
     stored = [array for array in (f"{mode}_logits", f"loss_{mode}") if f"{array}_f64" in outputs]
@@ -93,7 +98,9 @@ def test_outputs_in_double_precision(name, mode):
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize("name", [name for name in CIFAR_CASES if "use02" not in name and "c10" not in name])
+@pytest.mark.parametrize(
+    "name", slow_except(FAST, [name for name in CIFAR_CASES if "use02" not in name and "c10" not in name])
+)
 def test_gradient_of_every_parameter(name, mode):
     outputs = cached(name).outputs
     for suffix, dtype, tolerance in (("", torch.float32, SINGLE_GRADIENT), ("_f64", torch.float64, DOUBLE)):
@@ -109,10 +116,10 @@ def test_running_statistics_after_a_training_pass(name):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [*CIFAR_CASES, *RESNET10_CASES, *LARGE_CASES, "swin_tiny_e1_lt_nobranch", *SLOW, *COUNTED_CASES, *ROUTED_CASES],
-)
+EVERY_CASE = (*RUN_CASES, *COUNTED_CASES, *ROUTED_CASES)
+
+
+@pytest.mark.parametrize("name", slow_except((*FAST, "cifar_resnet32ea_e3", "swin_tiny_e2_ride"), EVERY_CASE))
 def test_names_and_shapes(name):
     """The architecture of a checkpoint is inferred correctly, and our network has the same tensors."""
     keys, original = shapes(name)
@@ -141,7 +148,7 @@ def test_incomplete_router_is_an_error():
 @pytest.mark.skipif(golden.ROOT == golden.SMALL, reason=f"{golden.FULL} is absent")
 def test_every_network_is_compared():
     folders = {folder.name for folder in (golden.ROOT / "models").iterdir()}
-    assert folders == {*RUN_CASES, *COUNTED_CASES, *ROUTED_CASES}
+    assert folders == set(EVERY_CASE)
 
 
 def test_experts_that_are_not_chosen_do_not_run():
@@ -239,7 +246,7 @@ def test_incomplete_checkpoints_are_errors(keep, fact):
         load_original({name: value for name, value in original.items() if keep(name)})
 
 
-@pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
+@pytest.mark.parametrize("depth", slow_except((20, 32), (20, 32, 44, 56, 110)))
 @pytest.mark.parametrize("experts", [1, 2])
 def test_names_of_every_depth(depth, experts):
     """A state dict with the original's names is converted back to the same names."""
