@@ -4,14 +4,19 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from longtail.config.recipes import Settings, flat
 from longtail.evaluation.flops import cost
 from longtail.experiments.spec import Job, Published
+from longtail.models.multi_expert import create_model
 from longtail.reports.tables import ACCURACIES, ReportTable
+from longtail.runs.model_file import load_metadata
 from longtail.runs.run import Run
 from longtail.utils.files import write_atomically
 from longtail.utils.format import duration, macs, percent, pluralize
@@ -24,16 +29,24 @@ def numbers(run: Run) -> Numbers:
     """Returns the test results of a finished run: fractions, multiply-accumulates per image, seconds."""
     test = run.results()["test"]
     routing = test.get("routing") or {}
-    model, metadata = run.load_model()
+    metadata = load_metadata(run.model_path)
+    architecture = {name: value for name, value in metadata.architecture.items() if name != "router"}
     return {
         "overall": test["accuracy"],
         **{name: test[name] for name in (*ACCURACIES[1:], "ece", "nll")},
-        "macs": cost(model, metadata.image_size).total,
+        "macs": _macs(json.dumps(architecture), metadata.image_size),
         "routed": routing.get("accuracy"),
         **{f"routed_{name}": routing.get(name) for name in ACCURACIES[1:]},
         "routed_macs": routing.get("cost"),
         "seconds": run.environment().get("training_seconds"),
     }
+
+
+@cache
+def _macs(architecture: str, image_size: int) -> int:
+    """Returns the multiply-accumulates of all experts for one image; slow to compute."""
+    with torch.device("meta"):
+        return cost(create_model(**json.loads(architecture)), image_size).total
 
 
 def collect(jobs: Sequence[Job]) -> list[dict[str, Any]]:
