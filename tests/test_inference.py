@@ -1,4 +1,4 @@
-"""Classifying pictures: the same answers whatever the way, and no picture lost for another one's sake."""
+"""Classification of images: all ways give the same predictions, and a corrupt image does not affect the others."""
 
 import csv
 import io
@@ -14,15 +14,17 @@ from longtail.cli import main
 from longtail.data.image_io import decode
 from longtail.data.loaders import Normalise
 from longtail.data.transforms import eval_transform
+from longtail.inference import ClassProbability, Predictor, find_images, predict
 from longtail.models.multi_expert import create_model
 from longtail.runs.model_file import ModelMetadata, load_model_file, save_model
 from longtail.utils.errors import InputError
 
-NUM, CLASSES = 10, ("ant", "bee, large", "cat", "dog")
+NUM_IMAGES, CLASSES = 10, ("ant", "bee, large", "cat", "dog")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
+    """A model file with a router and random weights."""
     torch.manual_seed(0)
     architecture = {"name": "resnet20", "num_classes": len(CLASSES), "num_experts": 2, "router": {}}
     metadata = ModelMetadata(architecture, CLASSES, (9, 4, 2, 1), 16, 20, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
@@ -32,50 +34,79 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Ten of noise."""
+def folder(tmp_path):
+    """A folder with images of noise."""
     (tmp_path / "new").mkdir()
-    for number in range(NUM):
+    for number in range(NUM_IMAGES):
         pixels = np.random.default_rng(number).integers(0, 256, (24, 30, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "new" / f"{number}.png")
     return tmp_path / "new"
 
 
-def rows(capsys):
-    return list(csv.reader(io.StringIO(capsys.readouterr().out)))
-
-
-def slow_probabilities(path, picture):
-    network, metadata = load_model_file(path)
-    image = eval_transform(metadata.image_size, metadata.resize, metadata.interpolation)(decode(picture))
+@pytest.fixture(scope="module")
+def reference(model):
+    """A function: an image file to the probabilities of all classes, without fused batch norms and router."""
+    network, metadata = load_model_file(model)
+    transform = eval_transform(metadata.image_size, metadata.resize, metadata.interpolation)
     normalise = Normalise(metadata.mean, metadata.std, torch.device("cpu"))
-    with torch.no_grad():
-        return network.predict_logits(normalise(image[None]))[0].softmax(dim=0).tolist()
+
+    def probabilities(path):
+        with torch.no_grad():
+            return network.predict_logits(normalise(transform(decode(path))[None]))[0].softmax(dim=0).tolist()
+
+    return probabilities
+
+
+def choices(prediction):
+    """All classes of a prediction, the most probable first."""
+    return [ClassProbability(prediction.class_name, prediction.probability), *prediction.others]
+
+
+def assert_close(actual, expected):
+    """Checks that lists of `ClassProbability` are equal except for rounding."""
+    assert [choice.class_name for choice in actual] == [choice.class_name for choice in expected]
+    probabilities = [choice.probability for choice in expected]
+    assert [choice.probability for choice in actual] == pytest.approx(probabilities, abs=1e-5)
 
 
 @pytest.mark.parametrize("top", [1, 3, 9])
-def test_most_likely_classes(model, pictures, top):
-    found = list(longtail.predict(model, [pictures], all_experts=True, top=top))
-    assert [prediction.path.name for prediction in found] == [f"{number}.png" for number in range(NUM)]
-    for prediction in found:
-        right = sorted(zip(slow_probabilities(model, prediction.path), CLASSES, strict=True), reverse=True)[:top]
-        given = [(prediction.class_name, prediction.probability), *prediction.others]
-        assert [name for name, _ in given] == [name for _, name in right]
-        assert [likely for _, likely in given] == pytest.approx([likely for likely, _ in right], abs=1e-5)
+def test_most_probable_classes(model, reference, folder, top):
+    predictions = list(predict(model, [folder], all_experts=True, top=top))
+    assert [prediction.path.name for prediction in predictions] == [f"{number}.png" for number in range(NUM_IMAGES)]
+    for prediction in predictions:
+        probabilities = reference(prediction.path)
+        expected = sorted(map(ClassProbability, CLASSES, probabilities), key=lambda choice: -choice.probability)
+        assert_close(choices(prediction), expected[:top])
 
 
-def test_batches_and_workers_change_nothing(model, pictures):
-    right = list(longtail.predict(model, [pictures]))
-    for options in ({"batch_size": 3}, {"batch_size": 4, "workers": 2}):
-        found = list(longtail.predict(model, [pictures], **options))
-        assert [prediction[:2] for prediction in found] == [prediction[:2] for prediction in right]
-        likely = [prediction.probability for prediction in right]
-        assert [prediction.probability for prediction in found] == pytest.approx(likely, abs=1e-5)
+def test_router_chooses_the_number_of_experts(model, folder):
+    network, metadata = load_model_file(model)
+    paths = find_images([folder])
+    transform = eval_transform(metadata.image_size, metadata.resize, metadata.interpolation)
+    pixels = torch.stack([transform(decode(path)) for path in paths])
+    images = Normalise(metadata.mean, metadata.std, torch.device("cpu"))(pixels)
+    with torch.no_grad():
+        network.router.threshold = network.router(*network(images)[:2])[:, 0].sigmoid().median().item()
+        routed = network.route(images)
+    assert set(routed.experts_used.tolist()) == {1, 2}
+    changed = folder.parent / "model.safetensors"
+    save_model(changed, network, metadata)
+    expected = routed.logits.softmax(dim=1).amax(dim=1).tolist()
+    assert [prediction.probability for prediction in predict(changed, paths)] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 3}, {"batch_size": 4, "workers": 2}])
+def test_predictions_do_not_depend_on_batches_and_workers(model, folder, options):
+    expected = list(predict(model, [folder]))
+    predictions = list(predict(model, [folder], **options))
+    assert [prediction.path for prediction in predictions] == [prediction.path for prediction in expected]
+    for first, second in zip(predictions, expected, strict=True):
+        assert_close(choices(first), choices(second))
 
 
 @contextmanager
-def convolutions():
-    """The types that convolutions within it give."""
+def watched_convolutions():
+    """Collects the types of the outputs of convolutions."""
     types = set()
 
     def watch(module, inputs, output):
@@ -92,73 +123,92 @@ def convolutions():
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("float32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
-def test_precision(model, pictures, precision, dtype):
-    right = [prediction.probability for prediction in longtail.predict(model, [pictures], all_experts=True)]
-    with convolutions() as computed_in:
-        options = {"precision": precision, "all_experts": True}
-        found = [prediction.probability for prediction in longtail.predict(model, [pictures], **options)]
-    assert computed_in == {dtype}
-    assert found == pytest.approx(right, abs=0.02)
+def test_precision(model, folder, precision, dtype):
+    expected = [prediction.probability for prediction in predict(model, [folder], all_experts=True)]
+    with watched_convolutions() as types:
+        predictions = list(predict(model, [folder], all_experts=True, precision=precision))
+    assert types == {dtype}
+    assert [prediction.probability for prediction in predictions] == pytest.approx(expected, abs=0.02)
 
 
 @pytest.mark.parametrize("batch_size", ["64", "2"])
-def test_pictures_that_do_not_decode_cost_no_others(model, pictures, capsys, batch_size):
-    for name in ("2.png", "3.png", "7.png"):
-        (pictures / name).write_bytes(b"nothing")
-    arguments = ["predict", str(model), str(pictures), "--batch_size", batch_size, "--workers", "1"]
+def test_corrupt_images_do_not_affect_the_others(model, folder, capsys, batch_size):
+    corrupt = ("2.png", "3.png", "7.png")
+    for name in corrupt:
+        (folder / name).write_bytes(b"nothing")
+    arguments = ["predict", str(model), str(folder), "--batch_size", batch_size, "--workers", "1"]
     assert main(arguments) == 2
     out, err = capsys.readouterr()
-    header, *lines = csv.reader(io.StringIO(out))
-    assert header == ["image", "class", "probability"]
-    assert [line[0] for line in lines] == [str(pictures / f"{number}.png") for number in (0, 1, 4, 5, 6, 8, 9)]
-    for line, name in zip(err.splitlines(), ("2.png", "3.png", "7.png"), strict=True):
-        assert f"{pictures / name}: does not decode (not a picture of a known kind); mend or remove" in line
+    _, *rows = csv.reader(io.StringIO(out))
+    assert [row[0] for row in rows] == [str(folder / f"{number}.png") for number in (0, 1, 4, 5, 6, 8, 9)]
+    for line, name in zip(err.splitlines(), corrupt, strict=True):
+        assert str(folder / name) in line
 
 
-def test_a_classifier_of_pictures_in_memory(model, pictures):
-    """Turned pictures and palettes are read as from a file, and stay as they were."""
-    turned = Image.open(pictures / "0.png")
+def test_predictor_classifies_images_in_memory(model, folder):
+    """Turned images and images with a palette are read as from a file, and are not changed."""
+    turned = Image.open(folder / "0.png")
     exif = turned.getexif()
     exif[0x0112] = 6
-    turned.save(pictures / "0.png", exif=exif)
-    Image.open(pictures / "1.png").convert("P").save(pictures / "1.png")
-    paths = sorted(pictures.iterdir())
-    classifier = longtail.Predictor(model)
-    assert classifier.metadata.class_names == CLASSES
+    turned.save(folder / "0.png", exif=exif)
+    Image.open(folder / "1.png").convert("P").save(folder / "1.png")
+    paths = sorted(folder.iterdir())
+    predictor = Predictor(model)
+    assert predictor.metadata.class_names == CLASSES
     images = [Image.open(path) for path in paths]
-    found = classifier.classify(images, top=2)
-    for choices, prediction in zip(found, longtail.predict(model, paths, top=2), strict=True):
-        expected = [(prediction.class_name, prediction.probability), *prediction.others]
-        assert [name for name, _ in choices] == [name for name, _ in expected]
-        assert [likely for _, likely in choices] == pytest.approx([likely for _, likely in expected], abs=1e-5)
-    assert found[0] != classifier.classify([images[0].transpose(Image.Transpose.ROTATE_90)], top=2)[0]
+    classified = predictor.classify(images, top=2)
+    for first, prediction in zip(classified, predict(model, paths, top=2), strict=True):
+        assert_close(first, choices(prediction))
+    assert classified[0] != predictor.classify([images[0].transpose(Image.Transpose.ROTATE_90)], top=2)[0]
     assert images[0].getexif()[0x0112] == 6
     assert images[1].mode == "P"
-    assert classifier.classify([]) == []
+    assert predictor.classify([]) == []
 
 
-def test_csv_of_several_classes(model, pictures, capsys):
-    assert main(["predict", str(model), str(pictures), "--top", "3"]) == 0
-    header, *lines = rows(capsys)
+def test_predictor_is_loaded_once_for_many_predictions(model, folder):
+    predictor = longtail.Predictor(model)
+    expected = list(longtail.predict(model, [folder]))
+    assert [list(predictor.predict([folder])) for _ in range(2)] == [expected, expected]
+
+
+def test_csv_of_several_classes(model, folder, capsys):
+    assert main(["predict", str(model), str(folder), "--top", "3"]) == 0
+    header, *rows = csv.reader(io.StringIO(capsys.readouterr().out))
     assert header == ["image", "class", "probability", "class_2", "probability_2", "class_3", "probability_3"]
-    for line, prediction in zip(lines, longtail.predict(model, [pictures], top=3), strict=True):
-        choices = [(prediction.class_name, prediction.probability), *prediction.others]
-        assert line[1::2] == [name for name, _ in choices]
-        assert [float(cell) for cell in line[2::2]] == pytest.approx([likely for _, likely in choices], rel=1e-5)
+    for row, prediction in zip(rows, predict(model, [folder], top=3), strict=True):
+        assert row[1::2] == [choice.class_name for choice in choices(prediction)]
+        probabilities = [choice.probability for choice in choices(prediction)]
+        assert [float(cell) for cell in row[2::2]] == pytest.approx(probabilities, rel=1e-5)
 
 
-def test_other_files_are_told_of(model, pictures, caplog):
+def test_find_images_searches_folders_in_order(folder):
+    (folder / "inner").mkdir()
+    (folder / "0.png").rename(folder / "inner" / "0.png")
+    found = find_images([folder / "5.png", folder])
+    names = ["5.png", *(f"{number}.png" for number in range(1, NUM_IMAGES)), "inner/0.png"]
+    assert found == [folder / name for name in names]
+
+
+def test_find_images_raises_errors(tmp_path):
+    for location, message in ((tmp_path / "missing", "neither an image nor a folder"), (tmp_path, "no images")):
+        with pytest.raises(InputError, match=message) as error:
+            find_images([location])
+        assert f"'{location}'" in str(error.value)
+
+
+def test_skipped_files_are_logged(folder, caplog):
     for name in ("a.heic", "b.HEIC", "notes.txt", "README", ".hidden.heic"):
-        (pictures / name).touch()
-    with caplog.at_level("INFO", logger="longtail"):
-        assert len(list(longtail.predict(model, [pictures]))) == NUM
-    (told,) = [record.getMessage() for record in caplog.records]
-    assert told == f"'{pictures}': 4 files are left out, no pictures by name: 2 .heic, 1 without an ending, 1 .txt"
+        (folder / name).touch()
+    with caplog.at_level("INFO", "longtail"):
+        assert len(find_images([folder])) == NUM_IMAGES
+    (line,) = [record.getMessage() for record in caplog.records]
+    for fact in ("4 files", f"'{folder}'", "2 .heic", "1 .txt", "1 without extension"):
+        assert fact in line
 
 
 @pytest.mark.parametrize(("option", "value"), [("top", 0), ("batch_size", 0), ("workers", -1)])
-def test_numbers_that_cannot_be(model, pictures, option, value, capsys):
-    with pytest.raises(InputError, match=f"{option} is {value}; it must be at least"):
-        longtail.predict(model, [pictures], **{option: value})  # at once, not when the first answer is asked for
-    assert main(["predict", str(model), str(pictures), f"--{option}", str(value)]) == 2
+def test_numbers_out_of_range(model, folder, option, value, capsys):
+    with pytest.raises(InputError, match=f"{option} is {value}"):
+        predict(model, [folder], **{option: value})  # at once, before the first prediction
+    assert main(["predict", str(model), str(folder), f"--{option}", str(value)]) == 2
     assert f"{option} is {value}" in capsys.readouterr().err
