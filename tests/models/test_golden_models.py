@@ -55,10 +55,10 @@ def measured(name: str, mode: str, dtype: torch.dtype = torch.float32) -> Measur
 def assert_same_outputs(case: Case, mode: str, values: dict[str, np.ndarray]) -> None:
     arrays = [f"{mode}_{kind}" for kind in ("logits", "expert_logits", "expert_feats")]
     for array in (*arrays, *{f"loss_{mode}"} & set(case.outputs)):
-        ours, theirs, tolerance = values[array], case.outputs[array], case.tolerance(array, SINGLE)
-        assert distance(ours, theirs) < tolerance, array
-        absolute = tolerance / 10 * np.abs(theirs).max()
-        np.testing.assert_allclose(ours, theirs, rtol=10 * tolerance, atol=absolute, err_msg=array)
+        ours, expected, tolerance = values[array], case.outputs[array], case.tolerance(array, SINGLE)
+        assert distance(ours, expected) < tolerance, array
+        absolute = tolerance / 10 * np.abs(expected).max()
+        np.testing.assert_allclose(ours, expected, rtol=10 * tolerance, atol=absolute, err_msg=array)
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
@@ -111,9 +111,9 @@ def test_gradient_of_every_parameter(name, mode):
 
 @pytest.mark.parametrize("name", ["cifar_resnet32_e1_rd0_un0", "cifar_resnet32_e3_rd1_un1"])
 def test_running_statistics_after_a_training_pass(name):
-    theirs = cached(name).outputs["train_bn_buffers_after"]
+    expected = cached(name).outputs["train_bn_buffers_after"]
     ours = measured(name, "train").values["train_bn_buffers_after"]
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
 EVERY_CASE = (*RUN_CASES, *COUNTED_CASES, *ROUTED_CASES)
@@ -126,11 +126,11 @@ def test_names_and_shapes(name):
     assert infer_architecture(original) == architecture(keys)
     with skip_init(), torch.device("meta"):
         model = create_model(**infer_architecture(original))
-    theirs = {key: value.shape for key, value in convert_state_dict(original).items()}
-    assert theirs == {key: value.shape for key, value in model.state_dict().items()}
+    expected = {key: value.shape for key, value in convert_state_dict(original).items()}
+    assert expected == {key: value.shape for key, value in model.state_dict().items()}
     assert model.num_parameters == keys["num_params"]
     stored = [key for key in original if not key.endswith(("relative_position_index", "attn_mask"))]
-    assert len(theirs) == len(stored)
+    assert len(expected) == len(stored)
     if "params" in keys:
         assert sorted(our_names(keys["params"])) == sorted(parameter for parameter, _ in model.named_parameters())
 
@@ -256,13 +256,13 @@ def test_names_of_every_depth(depth, experts):
     for name, value in model.state_dict().items():
         module, *rest = name.split(".")
         if module == "trunk":
-            theirs = ".".join(rest)
+            original_name = ".".join(rest)
         elif module == "branches":
             e, layer, *inner = rest
-            theirs = ".".join([layer, *inner] if single else [f"{layer}s", e, *inner])
+            original_name = ".".join([layer, *inner] if single else [f"{layer}s", e, *inner])
         else:
-            value, theirs = value.T, "linear.weight" if single else f"linears.{rest[0]}.weight"
-        original[f"backbone.{theirs}"] = value
+            value, original_name = value.T, "linear.weight" if single else f"linears.{rest[0]}.weight"
+        original[f"backbone.{original_name}"] = value
     converted = convert_state_dict(original)
     assert all(torch.equal(converted[name], value) for name, value in model.state_dict().items())
     model.load_state_dict(converted, strict=True)

@@ -1,4 +1,4 @@
-"""Atomic writes, and tensor files with a checksum."""
+"""Atomic writes, and safetensors files with a checksum."""
 
 import errno
 
@@ -10,7 +10,7 @@ from longtail.utils.files import read_tensors, write_tensors
 
 
 @pytest.mark.parametrize("failing", ["longtail.utils.files.os.fsync", "longtail.utils.files.save_file"])
-def test_a_full_disk_leaves_the_earlier_file(tmp_path, monkeypatch, failing):
+def test_full_disk_keeps_the_earlier_file(tmp_path, monkeypatch, failing):
     path = tmp_path / "checkpoint.safetensors"
     write_tensors(path, {"a": torch.ones(3)}, {"n": 1})
     content = path.read_bytes()
@@ -26,20 +26,20 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path, monkeypatch, failing):
 
 
 def test_tensor_files(tmp_path):
-    """What is read equals what was written, the same content gives the same file, and any flipped bit is found."""
+    """Tensors and metadata are read as written; the same content gives the same file; every flipped bit is found."""
     path, kept = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     tensors = {
         "x": torch.randn(3, 4),
         "n": torch.tensor(3),
         "last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
     }
-    description = {"list": [1, 2.5, None, "ü"]}
-    write_tensors(path, tensors, description)
-    read, read_description = read_tensors(path)
-    assert read_description == description
+    metadata = {"list": [1, 2.5, None, "ü"]}
+    write_tensors(path, tensors, metadata)
+    read, read_metadata = read_tensors(path)
+    assert read_metadata == metadata
     assert all(torch.equal(value, read[name]) for name, value in tensors.items())
     content = path.read_bytes()
-    write_tensors(path, tensors, description, keep=kept)
+    write_tensors(path, tensors, metadata, keep=kept)
     assert path.read_bytes() == kept.read_bytes() == content
     for position in range(0, len(content), 37):
         path.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
