@@ -17,9 +17,9 @@ from longtail.models.split import Identity
 def fuse_batch_norms(model: MultiExpert, image_size: int) -> MultiExpert:
     """Returns a faster copy in eval mode with the same outputs, except for rounding. Do not train or save it.
 
-    In eval mode a batch norm multiplies each channel by a factor and adds a constant, which the convolution before it
-    can do with other weights. Each batch norm is fused that is the only user of a convolution's output. Everything else
-    stays as it is, so any network is accepted.
+    In eval mode a batch norm multiplies each channel by a factor and adds a constant. The convolution before it can do
+    both with other weights. A batch norm is fused if it is the only operation that uses the output of a convolution.
+    Everything else stays as it is, so any network is accepted.
 
     Args:
         model: on any device, in either mode; it is not changed.
