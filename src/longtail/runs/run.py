@@ -181,9 +181,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise InputError(
-                f"'{self.folder}' is in use by another longtail process; wait, or stop it"
-            ) from error
+            raise InputError(f"'{self.folder}' is in use by another longtail process; wait, or stop it") from error
         except OSError as error:
             raise InputError(f"run folder '{self.folder}' is not writable: {error.strerror}") from error
         try:

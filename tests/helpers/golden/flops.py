@@ -87,8 +87,8 @@ def swin(size: str) -> Iterator[Comparison]:
             SWIN_SIZES[size], num_classes, num_experts, width=width, expert_stages=1 if variant == "branch3" else 2
         )
         channels, positions = ours.num_features, 7 * 7
-        # The first narrow downsampling, 4C -> 3C/2 at half the resolution, is counted as 4C -> 2C. The difference is the
-        # same in both stages, because channels double and positions are divided by four.
+        # The first narrow downsampling, 4C -> 3C/2 at half the resolution, is counted as 4C -> 2C. The difference is
+        # the same in both stages, because channels double and positions are divided by four.
         patches, entering = 14 * 14, 192
         yield Comparison(
             name,
