@@ -27,6 +27,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_generated"]
 suppress_warnings = ["mystnb.unknown_mime_type"]
+smartquotes = False  # keeps --option in plain text
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "attrs_inline"]
 myst_heading_anchors = 3
