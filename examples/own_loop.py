@@ -1,6 +1,8 @@
-"""Losses and samplers of longtail in your own training loop, with any network that outputs logits.
+"""Losses and samplers of longtail in a training loop of your own, with any model that outputs logits.
 
-python examples/own_loop.py
+    python examples/own_loop.py
+
+Trains four small models on a long-tailed subset of handwritten digits, and prints the balanced accuracy of each.
 """
 
 import torch
@@ -10,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from longtail.data.imbalance import choose_subset, imbalanced_counts
 from longtail.data.samplers import LongTailSampler, Sampling
 from longtail.data.sources.digits import digits
+from longtail.data.splits import ImageSplit
 from longtail.evaluation.metrics import evaluate_logits
 from longtail.losses import Criterion, CrossEntropyLoss, LDAMLoss, LogitAdjustedLoss
 
@@ -17,7 +20,7 @@ EPOCHS, BATCH_SIZE = 30, 64
 
 
 def train(images: Tensor, labels: Tensor, criterion: Criterion, sampling: Sampling) -> nn.Module:
-    """Trains a small network. Use your own here, or one of torchvision."""
+    """Trains a small model. You can use any other model here, for example one of torchvision."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
@@ -32,13 +35,18 @@ def train(images: Tensor, labels: Tensor, criterion: Criterion, sampling: Sampli
     return model.eval()
 
 
+def tensors(split: ImageSplit) -> tuple[Tensor, Tensor]:
+    """Returns grey images (N, 8, 8), from 0 to 1, and labels (N,)."""
+    return torch.from_numpy(split.pixels[..., 0]) / 255, torch.from_numpy(split.labels)
+
+
 def main() -> dict[str, float]:
-    """Returns the balanced accuracy of each method."""
-    data, counts = digits(), imbalanced_counts("exponential", 114, 10, 0.02)  # 114 images of a digit, down to 2
-    tail = data.train.take(choose_subset(data.train.labels, counts))
-    (images, labels), (test_images, test_labels) = (
-        (torch.from_numpy(split.pixels[..., 0]) / 255, torch.from_numpy(split.labels)) for split in (tail, data.test)
-    )
+    """Trains with each method; returns the balanced accuracies on test images."""
+    # From 114 images of the most frequent digit to 2 of the rarest.
+    data, counts = digits(), imbalanced_counts("exponential", 114, 10, 0.02)
+    long_tailed = data.train.take(choose_subset(data.train.labels, counts))
+    images, labels = tensors(long_tailed)
+    test_images, test_labels = tensors(data.test)
     methods: dict[str, tuple[Criterion, Sampling]] = {
         "cross-entropy": (CrossEntropyLoss(counts), "instance"),
         "progressively balanced": (CrossEntropyLoss(counts), "progressive"),
@@ -46,8 +54,8 @@ def main() -> dict[str, float]:
         "balanced softmax": (LogitAdjustedLoss(counts), "instance"),
     }
     scores = {}
-    for name, method in methods.items():
-        logits = train(images, labels, *method)(test_images).detach()
+    for name, (criterion, sampling) in methods.items():
+        logits = train(images, labels, criterion, sampling)(test_images).detach()
         scores[name] = evaluate_logits(logits[:, None], test_labels, counts).balanced
         print(f"{name:24}{scores[name]:.1%}")
     return scores

@@ -1,4 +1,4 @@
-"""The examples run, and show what they are there to show."""
+"""The examples run, and show the effect that they are about."""
 
 import runpy
 from pathlib import Path
@@ -9,8 +9,8 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 def test_own_loop(capsys):
     scores = runpy.run_path(str(EXAMPLES / "own_loop.py"))["main"]()
     assert list(scores) == ["cross-entropy", "progressively balanced", "LDAM-DRW", "balanced softmax"]
-    plain = scores.pop("cross-entropy")
-    assert plain > 0.6
-    assert min(scores.values()) > plain + 0.03
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in printed] == [f"{score:.1%}" for score in (plain, *scores.values())]
+    assert [line.split()[-1] for line in printed] == [f"{score:.1%}" for score in scores.values()]
+    baseline = scores.pop("cross-entropy")
+    assert baseline > 0.6
+    assert min(scores.values()) > baseline + 0.03
