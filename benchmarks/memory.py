@@ -3,12 +3,16 @@
     python benchmarks/memory.py                                 # Swin-T with three experts; a few minutes on a CPU
     python benchmarks/memory.py resnet50 --batch 16 --device cuda
 
-Each line is a process of its own. "kept" is what autograd holds between forward and backward; "peak" the most that all
-tensors of a step take at once, gradients included, without weights, momentum and images (on CUDA: what the allocator
-hands out); "resident" by how much the process grows at most from before the first step, which also has the momentum,
-the memory inside the operations and what the allocator does not give back. The first step warms up, the second is
-timed ("CPU seconds" are this process's alone: on a busy machine go by these), in the third tensors are pluralize;
-"loss" is the third's, the same with and without.
+Each row is measured in its own process, which trains three steps. Columns:
+
+- saved: bytes that autograd keeps between forward and backward.
+- peak: largest size of all tensors of a step together, with gradients, without weights, momentum and images. On CUDA it
+  is counted by the allocator.
+- resident: growth of the process from before the first step. It includes momentum, the memory inside operations, and
+  memory that the allocator does not return.
+- seconds, CPU seconds: of the second step, after a warm-up step. CPU seconds are those of this process. Prefer them if
+  the machine is busy.
+- loss: of the third step, in which memory is counted. It is the same with and without checkpointing.
 """
 
 import argparse
@@ -40,105 +44,106 @@ MIB = 2**20
 
 
 class LiveBytes(TorchDispatchMode):
-    """The most bytes that tensors made inside take at once; storages that are there before are left out."""
+    """Counts the bytes of the tensors that are made within it, without the storages that exist before."""
 
     def __init__(self, *before: torch.Tensor):
         super().__init__()
         self._live: dict[int, int] = {tensor.untyped_storage()._cdata: 0 for tensor in before}
-        self._now = self.peak = 0
+        self._bytes = self.peak = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(results):
             if isinstance(tensor, torch.Tensor):
-                self._watch(tensor.untyped_storage())
+                self._add(tensor.untyped_storage())
         return results
 
-    def _watch(self, storage: torch.UntypedStorage) -> None:
+    def _add(self, storage: torch.UntypedStorage) -> None:
         if storage._cdata not in self._live:
             self._live[storage._cdata] = storage.nbytes()
-            self._now += storage.nbytes()
-            self.peak = max(self.peak, self._now)
-            weakref.finalize(storage, self._forget, storage._cdata)
+            self._bytes += storage.nbytes()
+            self.peak = max(self.peak, self._bytes)
+            weakref.finalize(storage, self._remove, storage._cdata)
 
-    def _forget(self, key: int) -> None:
-        self._now -= self._live.pop(key)
+    def _remove(self, key: int) -> None:
+        self._bytes -= self._live.pop(key)
 
 
-def resident() -> int:
-    """The most bytes that this process has had in memory so far."""
+def peak_resident() -> int:
+    """Returns the largest size of this process in memory so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def measure(backbone: str, settings: argparse.Namespace) -> dict[str, float]:
-    device = torch.device(settings.device)
+def measure(backbone: str, options: argparse.Namespace) -> dict[str, float]:
+    """Measures a row in this process."""
+    device = torch.device(options.device)
     torch.manual_seed(0)
-    model = create_model(
-        backbone, settings.classes, settings.experts, width=settings.width, image_size=settings.size
-    ).to(device)
-    blocks = checkpoint_activations(model) if settings.measure == "checkpointed" else 0
-    criterion = RIDELoss(imbalanced_counts("exponential", 1280, settings.classes, 0.01)).to(device)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    images = torch.randn(settings.batch, 3, settings.size, settings.size, device=device)
-    labels = torch.randint(settings.classes, (settings.batch,), device=device)
-    known = (images, labels, *model.parameters(), *model.buffers(), *criterion.buffers())
-    cuda = device.type == "cuda"
-    figures: dict[str, float] = {"blocks": blocks, "parameters": model.num_parameters}
-    resident_before = resident()
-    for kind in ("warm up", "time", "memory"):
-        pluralize = kind == "memory"
-        momentum = [state["momentum_buffer"] for state in optimiser.state.values()]
-        live = LiveBytes(*known, *momentum) if pluralize and not cuda else nullcontext()
-        optimiser.zero_grad()
-        if cuda:
+    model = create_model(backbone, options.classes, options.experts, width=options.width, image_size=options.size).to(
+        device
+    )
+    blocks = checkpoint_activations(model) if options.measure == "checkpointed" else 0
+    criterion = RIDELoss(imbalanced_counts("exponential", 1280, options.classes, 0.01)).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    images = torch.randn(options.batch, 3, options.size, options.size, device=device)
+    labels = torch.randint(options.classes, (options.batch,), device=device)
+    existing = (images, labels, *model.parameters(), *model.buffers(), *criterion.buffers())
+    is_cuda = device.type == "cuda"
+    results: dict[str, float] = {"blocks": blocks, "parameters": model.num_parameters}
+    resident_before = peak_resident()
+    for step in ("warm-up", "time", "memory"):
+        counts_memory = step == "memory"
+        momentum = [state["momentum_buffer"] for state in optimizer.state.values()]
+        live = LiveBytes(*existing, *momentum) if counts_memory and not is_cuda else nullcontext()
+        optimizer.zero_grad()
+        if is_cuda:
             allocated_before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
-        began, cpu_began = time.perf_counter(), time.process_time()
+        start, cpu_start = time.perf_counter(), time.process_time()
         with live:
-            with saved_bytes(model) if pluralize else nullcontext() as saved:
+            with saved_bytes(model) if counts_memory else nullcontext() as saved:
                 loss = criterion(model(images).logits, labels, epoch=0)
-            if pluralize:
-                figures["kept"] = saved.total
+            if counts_memory:
+                results["saved"] = saved.total
             loss.backward()
-            optimiser.step()
-        figures["loss"] = loss.item()  # waits for the device
-        if kind == "time":
-            figures["seconds"] = time.perf_counter() - began
-            figures["CPU seconds"] = time.process_time() - cpu_began
-        if pluralize:
-            figures["peak"] = torch.cuda.max_memory_allocated() - allocated_before if cuda else live.peak
-    figures["resident"] = resident() - resident_before
-    return figures
+            optimizer.step()
+        results["loss"] = loss.item()  # waits for the device
+        if step == "time":
+            results["seconds"] = time.perf_counter() - start
+            results["CPU seconds"] = time.process_time() - cpu_start
+        if counts_memory:
+            results["peak"] = torch.cuda.max_memory_allocated() - allocated_before if is_cuda else live.peak
+    results["resident"] = peak_resident() - resident_before
+    return results
 
 
-def table(settings: argparse.Namespace) -> Iterator[str]:
+def table(options: argparse.Namespace) -> Iterator[str]:
     yield (
-        f"{settings.experts} experts, {settings.width} width, batch of {settings.batch}, {settings.size} px, "
-        f"{settings.classes} classes, float32 on {device_name(settings.device)}; memory in MiB"
+        f"{options.experts} experts, {options.width} width, batch of {options.batch}, {options.size} px, "
+        f"{options.classes} classes, float32 on {device_name(options.device)}; memory in MiB"
     )
-    width = max(map(len, settings.backbones))
-    columns = ("parameters", "checkpointed blocks", "kept", "peak", "resident", "seconds", "CPU seconds", "loss")
+    width = max(map(len, options.backbones))
+    columns = ("parameters", "checkpointed blocks", "saved", "peak", "resident", "seconds", "CPU seconds", "loss")
     yield "  ".join(["backbone".ljust(width), *columns])
-    for backbone in settings.backbones:
-        rows = [in_its_own_process(backbone, kind) for kind in ("plain", "checkpointed")]
+    for backbone in options.backbones:
+        rows = [measure_in_new_process(backbone, kind) for kind in ("plain", "checkpointed")]
         for row in rows:
             cells = [
                 f"{row['parameters']:{len(columns[0])},}",
                 f"{row['blocks']:{len(columns[1])}}",
-                *(f"{row[name] / MIB:{len(name)}.0f}" for name in ("kept", "peak", "resident")),
+                *(f"{row[name] / MIB:{len(name)}.0f}" for name in ("saved", "peak", "resident")),
                 *(f"{row[name]:{len(name)}.1f}" for name in ("seconds", "CPU seconds")),
                 f"{row['loss']:.6f}",
             ]
             yield "  ".join([backbone.ljust(width), *cells])
-        shares = (f"{name} {rows[1][name] / rows[0][name]:.2f}" for name in columns[2:-1])
-        yield f"checkpointed / plain: {', '.join(shares)}"
+        ratios = (f"{name} {rows[1][name] / rows[0][name]:.2f}" for name in columns[2:-1])
+        yield f"checkpointed / plain: {', '.join(ratios)}"
 
 
-def in_its_own_process(backbone: str, kind: str) -> dict[str, float]:
+def measure_in_new_process(backbone: str, kind: str) -> dict[str, float]:
     command = [sys.executable, __file__, *sys.argv[1:], "--measure", kind, "--only", backbone]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    results: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
+    return results
 
 
 def device_name(device: str) -> str:
@@ -154,14 +159,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--note", default="", help="goes into the file")
+    parser.add_argument("--note", default="", help="text for the header of the table")
     parser.add_argument("--measure", choices=("plain", "checkpointed"), help=argparse.SUPPRESS)
     parser.add_argument("--only", help=argparse.SUPPRESS)
-    settings = parser.parse_args()
-    if settings.measure:
-        print(json.dumps(measure(settings.only, settings)))
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.only, options)))
     else:
-        report(table(settings), "activation_checkpointing.txt", settings.note)
+        report(table(options), "activation_checkpointing.txt", options.note)
 
 
 if __name__ == "__main__":
