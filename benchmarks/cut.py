@@ -1,12 +1,12 @@
-"""The cut over networks of all kinds: the parts' parameters, and how far their features are from the whole network's.
+"""Splits backbones of all kinds into trunk and branch, and compares them with the complete network.
 
-    python benchmarks/cut.py                    # all networks that the tests cut, a minute or two on a CPU
-    python benchmarks/cut.py swin convnext      # those whose name has one of these in it
+    python benchmarks/cut.py                    # all networks that the tests split, a minute or two on a CPU
+    python benchmarks/cut.py swin convnext      # only networks whose name contains one of these
 
-Full width and the same weights in trunk, branch and network, in evaluation mode and float32. "add up" is whether trunk,
-one branch and neck have as many parameters as the network; "difference" the largest of |neck(branch(trunk(x))) -
-network(x)|, relative to the largest |network(x)|. Transformers whose blocks are all alike have fewer of them than
-published, as in the tests. Networks that cannot be cut follow, with what they say.
+Full width, in eval mode and float32, with the same weights. "add up" is whether trunk, one branch and neck have as many
+parameters as the network. "difference" is the largest of |neck(branch(trunk(x))) - network(x)|, relative to the largest
+|network(x)|. Transformers whose blocks are all equal have fewer blocks than published, as in the tests. The last rows
+are networks that cannot be split, with the error message.
 """
 
 import sys
@@ -30,18 +30,18 @@ COLUMNS = ("image", "      trunk", "     branch", "   neck", "    network", "add
 
 def row(name: str) -> str:
     size = SIZES[name]
-    new = backbone(name, **options(name, size))
+    new_network = backbone(name, **options(name, size))
 
     def build() -> torch.nn.Module:
-        torch.manual_seed(0)  # the same weights at every build
-        return new().eval()
+        torch.manual_seed(0)  # the same weights in each call
+        return new_network().eval()
 
     network = build()
     trunk, (branch,), neck, _ = split_backbone(build, num_branches=1)
     images = torch.randn(2, 3, size, size)
     with torch.inference_mode():
-        wanted = network(images)
-        difference = (neck(branch(trunk(images))) - wanted).abs().max() / wanted.abs().max()
+        features = network(images)
+        difference = (neck(branch(trunk(images))) - features).abs().max() / features.abs().max()
     parts = [sum(p.numel() for p in module.parameters()) for module in (trunk, branch, neck)]
     total = sum(p.numel() for p in network.parameters())
     verdict = "yes" if sum(parts) == total else "NO"
@@ -49,21 +49,21 @@ def row(name: str) -> str:
     return "  ".join([f"{size:5}", *numbers, f"{verdict:>6}", f"{difference.item():10.1e}"])
 
 
-def refusal(name: str) -> str:
+def error_message(name: str) -> str:
     try:
         create_model(name, num_classes=2, width="full")
     except InputError as error:
         return str(error)
-    return "CAN BE CUT"
+    return "CAN BE SPLIT"
 
 
 def table() -> Iterator[str]:
     wanted = sys.argv[1:] or [""]
-    names = [name for name in (*SIZES, *UNSPLITTABLE) if any(part in name for part in wanted)]
+    names = [name for name in (*SIZES, *UNSPLITTABLE) if any(text in name for text in wanted)]
     width = max(map(len, (*SIZES, *UNSPLITTABLE)))
     yield "  ".join(["network".ljust(width), *COLUMNS])
     for name in names:
-        yield f"{name:{width}}  {row(name) if name in SIZES else refusal(name)}"
+        yield f"{name:{width}}  {row(name) if name in SIZES else error_message(name)}"
 
 
 if __name__ == "__main__":

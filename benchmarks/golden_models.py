@@ -1,16 +1,19 @@
-"""How far our networks are from the original RIDE and RIDE-Swin code, given the same weights and images: a table.
+"""Differences between our models and the original RIDE and RIDE-Swin code, with the same weights and images.
 
-    python benchmarks/golden_models.py                 # all, half an hour on one CPU core
-    python benchmarks/golden_models.py cifar swin_tiny  # those whose name has one of these in it
+    python benchmarks/golden_models.py                  # all, half an hour on one CPU core
+    python benchmarks/golden_models.py cifar swin_tiny  # only cases whose name contains one of these
 
-Differences are relative to the largest value the original yields, in float32. "noise" is how far the original itself is
-in float32 from its float64, at its worst. "float64" compares logits, where stored, and the loss when both compute in
-double precision; "gradient" is the largest over parameters of the difference in norm, also in double precision. Of the
-networks in between only names and shapes are stored. Those at the end have a router: how many experts each image sees
-must be the same exactly; "logits" are the routed answers, and those where every expert is asked; the router's outputs,
-loss and gradient are the worst of what is stored, with running statistics and with the batch's, all in float32.
+Differences are relative to the largest value of the original, in float32. Columns:
 
-Without ``LONGTAIL_GOLDEN``, a folder with all of the original's values, only those in `tests/golden` are compared.
+- noise: largest difference between float32 and float64 in the original.
+- float64: logits, if they are stored, and loss, computed by both in double precision.
+- gradient: largest relative difference of the norm of a parameter's gradient, in double precision.
+
+Of some models, which follow, only names and shapes are stored. The last models have a router. For these, the number of
+experts of each image must be equal. "logits" are those of routing and of all experts. The router's outputs, loss and
+gradient are the largest differences of all stored values, with running and with batch statistics, in float32.
+
+``LONGTAIL_GOLDEN`` names a folder with all values of the original. By default, the values in `tests/golden` are compared.
 """
 
 import sys
@@ -43,15 +46,15 @@ ROUTED_COLUMNS = ("logits", "expert logits", "features", "router", "loss", "grad
 
 
 def main() -> None:
-    parts = sys.argv[1:] or [""]
-    cases = [name for name in RUN_CASES + COUNTED_CASES + ROUTED_CASES if any(part in name for part in parts)]
+    wanted = sys.argv[1:] or [""]
+    cases = [name for name in RUN_CASES + COUNTED_CASES + ROUTED_CASES if any(text in name for text in wanted)]
     width = max(map(len, RUN_CASES))
     columns: tuple[str, ...] = ()
     for name in cases:
         previous, columns = columns, ROUTED_COLUMNS if name in ROUTED_CASES else COLUMNS
         if columns != previous:
-            heads = [f"{column:>13}" for column in columns]
-            print("case".ljust(width), "experts", " parameters", "mode ", *heads, "seconds")
+            headings = [f"{column:>13}" for column in columns]
+            print("case".ljust(width), "experts", " parameters", "mode ", *headings, "seconds")
         if not (golden.ROOT / "models" / name).is_dir():
             print(name.ljust(width), f"is not in {golden.ROOT}")
         elif name in COUNTED_CASES:
@@ -59,24 +62,24 @@ def main() -> None:
         else:
             case = load(name)
             for mode in ("route",) if name in ROUTED_CASES else ("eval", "train"):
-                began = time.perf_counter()
+                start = time.perf_counter()
                 row = routed_errors(case) if mode == "route" else errors(case, mode)
-                figures = [f"{error:13.1e}" if error is not None else f"{'-':>13}" for error in row]
-                seconds = time.perf_counter() - began
+                cells = [f"{error:13.1e}" if error is not None else f"{'-':>13}" for error in row]
+                seconds = time.perf_counter() - start
                 experts, parameters = architecture(case.keys)["num_experts"], case.keys["num_params"]
                 line = [
                     name.ljust(width),
                     f"{experts:7}",
                     f"{parameters:11,}",
                     f"{mode:5}",
-                    *figures,
+                    *cells,
                     f"{seconds:7.1f}",
                 ]
                 print(*line, flush=True)
 
 
 def routed_errors(case: Case) -> list[float | None]:
-    """One number for each of `ROUTED_COLUMNS`."""
+    """Returns the values of `ROUTED_COLUMNS`."""
     ours, theirs = measure_routed(case), case.outputs
     for array in ("eval_num_experts", "forceall_num_experts"):
         assert np.array_equal(ours.values[array], theirs[array]), f"{case.keys['case']}: {array} differs"
@@ -92,17 +95,17 @@ def routed_errors(case: Case) -> list[float | None]:
 
 
 def count(name: str) -> str:
-    """Experts and parameters, and whether ours has as many."""
+    """Compares the number of parameters."""
     keys, _ = shapes(name)
     with torch.device("meta"):
         model = create_model(**architecture(keys))
     ours = sum(parameter.numel() for parameter in model.parameters())
-    verdict = "as many" if ours == keys["num_params"] else f"DIFFERS: {ours:,}"
+    verdict = "equal" if ours == keys["num_params"] else f"DIFFERENT: {ours:,}"
     return f"{model.num_experts:7} {keys['num_params']:11,} {verdict}"
 
 
 def errors(case: Case, mode: str) -> list[float | None]:
-    """One number for each of `COLUMNS`; None where the original's values are not stored."""
+    """Returns the values of `COLUMNS`; None if the original's value is not stored."""
     gradients = f"grad_norm_{mode}_f64"
     single = measure(case, mode, gradients=False).values
     names = [f"{mode}_{kind}" for kind in ("logits", "expert_logits", "expert_feats")]
