@@ -13,8 +13,8 @@ Of some models, which follow, only names and shapes are stored. The last models 
 experts of each image must be equal. "logits" are those of routing and of all experts. The router's outputs, loss and
 gradient are the largest differences of all stored values, with running and with batch statistics, in float32.
 
-``LONGTAIL_GOLDEN`` names a folder with all values of the original. Without it, and without a folder `shared/golden` next
-to the repository, only the values in `tests/golden` are compared.
+``LONGTAIL_GOLDEN`` names a folder with all values of the original. Without it, and without a folder `shared/golden`
+next to the repository, only the values in `tests/golden` are compared.
 """
 
 import sys
