@@ -44,7 +44,7 @@ class JobRunner:
     def __init__(
         self, jobs: Sequence[Job], others: Sequence[Job], slots: int, on_finished: Callable[[], object] = lambda: None
     ):
-        self.jobs = {job.name: job for job in jobs}
+        self.jobs = jobs
         self.sources = reusable_runs([*jobs, *(job for job in others if job.is_done)])
         self.slots = slots
         self.on_finished = on_finished
@@ -59,7 +59,7 @@ class JobRunner:
         Raises:
             InputError: a run of the same name has other settings, or learned from a teacher that was removed.
         """
-        for job in self.jobs.values():
+        for job in self.jobs:
             if not job.run.config_path.is_file():
                 continue
             if difference := job.difference():
@@ -68,11 +68,10 @@ class JobRunner:
                     f"{job.run.folder} was trained with {name} {value}, not {planned}; choose another --output, or "
                     "remove the folder to train it again"
                 )
-            teacher = self._teacher(job)
-            if teacher is not None and not teacher.run.is_finished:
+            if job.teacher is not None and not job.teacher.run.is_finished:
                 raise InputError(
-                    f"{job.run.folder} learned from {teacher.run.folder}, which is not finished or was removed; remove "
-                    "both folders to train both again"
+                    f"{job.run.folder} learned from {job.teacher.run.folder}, which is not finished or was removed; "
+                    "remove both folders to train both again"
                 )
 
     def run(self) -> None:
@@ -81,7 +80,7 @@ class JobRunner:
         Raises:
             Stopped: a signal asked for it, and all trainings are saved; the same call resumes.
         """
-        waiting = [job for job in self.jobs.values() if not job.run.is_finished]
+        waiting = [job for job in self.jobs if not job.run.is_finished]
         done = len(self.jobs) - len(waiting)
         logger.info(pluralize(len(self.jobs), "training") + (f", {done} of them finished before" if done else ""))
         with TemporaryDirectory() as folder, Signals().caught() as signals:
@@ -104,13 +103,10 @@ class JobRunner:
                 self._end(signal.SIGTERM)
                 raise
 
-    def _teacher(self, job: Job) -> Job | None:
-        return None if job.teacher is None else self.jobs[f"{job.teacher}-seed{job.seed}"]
-
     def _start(self, job: Job, folder: Path) -> bool:
         """Starts a job if a slot is free and the runs that it needs are finished; also returns True if it failed."""
         source = None if job.run.config_path.exists() else self.sources.get(job.name)
-        needed = [other for other in (source, self._teacher(job)) if other is not None]
+        needed = [other for other in (source, job.teacher) if other is not None]
         if failed := [other.name for other in needed if other.name in self.failed]:
             return self._fail(job, f"not trained, because {failed[0]} failed")
         slot = next((slot for slot in range(self.slots) if slot not in self._running), None)

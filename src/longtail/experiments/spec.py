@@ -71,8 +71,8 @@ class Job:
     row: Row
     config: Config
     run: Run
-    teacher: str | None = None
-    """Row whose run with the same seed is the teacher"""
+    teacher: "Job | None" = None
+    """The job of another row, with the same seed, whose run is the teacher"""
 
     @property
     def seed(self) -> int:
@@ -158,25 +158,26 @@ def plan(experiment: Experiment, folder: Path, arguments: Sequence[str] = ()) ->
             configs[row.name] = replace(resolve(row.recipe, settings, arguments), name=row.name)
         except InputError as error:
             raise InputError(f"row '{row.name}': {error}") from error
-    teachers: dict[str, str | None] = {}
+    jobs: dict[tuple[str, int], Job] = {}
 
-    def add(name: str, students: tuple[str, ...] = ()) -> None:
-        """Adds a row to ``teachers``, after its teacher."""
+    def add(name: str, seed: int, students: tuple[str, ...] = ()) -> Job:
+        """Adds a job after that of its teacher, and returns it."""
         if name in students:
             raise InputError(f"row '{name}': circular teacher reference")
-        teacher = configs[name].teacher
-        teacher = teacher if teacher in configs else None
-        if teacher is not None:
-            add(teacher, (*students, name))
-        teachers.setdefault(name, teacher)
+        if (name, seed) not in jobs:
+            config, run = configs[name], Run(folder / f"{name}-seed{seed}")
+            teacher = add(config.teacher, seed, (*students, name)) if config.teacher in rows else None
+            path = config.teacher if teacher is None else str(teacher.run.folder)
+            existing = run.config.teacher if run.config_path.is_file() else None
+            if existing and path and Path(existing).resolve() == Path(path).resolve():
+                path = existing  # the same folder by another path
+            jobs[name, seed] = Job(rows[name], replace(config, seed=seed, teacher=path), run, teacher)
+        return jobs[name, seed]
 
-    for name in rows:
-        add(name)
-    return [
-        _job(rows[name], configs[name], folder, seed, teacher)
-        for seed in experiment.seeds
-        for name, teacher in teachers.items()
-    ]
+    for seed in experiment.seeds:
+        for name in rows:
+            add(name, seed)
+    return list(jobs.values())
 
 
 def select(jobs: Sequence[Job], rows: Sequence[str]) -> list[Job]:
@@ -189,21 +190,11 @@ def select(jobs: Sequence[Job], rows: Sequence[str]) -> list[Job]:
     for name in rows:
         if name not in names:
             raise InputError(f"no row '{name}'; rows are {', '.join(names)}{did_you_mean(name, names)}")
-    selected = set(rows)
+    selected = {job.name for job in jobs if job.row.name in rows}
     for job in reversed(jobs):  # students come after their teachers
-        if job.row.name in selected and job.teacher is not None:
-            selected.add(job.teacher)
-    return [job for job in jobs if job.row.name in selected]
-
-
-def _job(row: Row, config: Config, folder: Path, seed: int, teacher: str | None) -> Job:
-    run, teacher_path = Run(folder / f"{row.name}-seed{seed}"), config.teacher
-    if teacher is not None:
-        teacher_path = str(folder / f"{teacher}-seed{seed}")
-        existing = run.config.teacher if run.config_path.is_file() else None
-        if existing and Path(existing).resolve() == Path(teacher_path).resolve():
-            teacher_path = existing  # the same folder by another path
-    return Job(row, replace(config, seed=seed, teacher=teacher_path), run, teacher)
+        if job.name in selected and job.teacher is not None:
+            selected.add(job.teacher.name)
+    return [job for job in jobs if job.name in selected]
 
 
 def _row(name: str, content: Any, source: str) -> Row:
