@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -115,7 +116,9 @@ def _replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError | SafetensorError):
-            raise InputError(f"{path} could not be written: {getattr(error, 'strerror', None) or error}") from error
+            # safetensors reports "I/O error: File too large (os error 27)".
+            reason = getattr(error, "strerror", None) or re.sub(r".*error: | \(os error \d+\)", "", str(error))
+            raise InputError(f"{path} could not be written: {reason}") from error
         raise
 
 
