@@ -1,5 +1,6 @@
 """Image files of all formats and modes, compared with expected colours and shapes."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -289,3 +290,10 @@ def test_images_have_known_extensions():
     assert {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS} <= SUFFIXES
     for name in ("notes.txt", "jpg", ".jpg", "a.jpg.part", "a.npy", "a"):
         assert not is_image(Path(name))
+
+
+def test_pipes_and_devices_are_refused_without_being_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(InputError, match="a pipe or a device, not a file"):
+            decode(path)

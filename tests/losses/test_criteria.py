@@ -508,7 +508,7 @@ def test_a_new_loss_registers_itself():
         assert "shifted" in list_losses()
         assert build_criterion(LossConfig(name="shifted", max_margin=0.25), COUNTS, 200, 30.0).shift == 0.25
     finally:
-        del REGISTRY["shifted"]
+        del REGISTRY.added["shifted"]
 
 
 def test_unknown_loss():

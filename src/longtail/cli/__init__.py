@@ -15,14 +15,12 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from longtail.runtime.process import Stopped
+from longtail.runtime.process import EXIT_STOPPED, Stopped
 from longtail.utils.console import log_to_console, printable
 from longtail.utils.errors import InputError
 
 SETTINGS = "Settings: --section.field value. 'longtail train --help' lists them with their defaults."
 EXIT_INPUT = 2
-EXIT_STOPPED = 75
-"""EX_TEMPFAIL of sysexits.h: the run is saved, and the same command resumes it"""
 EXIT_INTERRUPTED = 130
 
 OUT_OF_MEMORY = (

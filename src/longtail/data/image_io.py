@@ -65,8 +65,8 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         InputError: see `decode`; also for errors while the file is open.
     """
     try:
-        if path.is_fifo():  # reading it would block
-            raise ValueError("a pipe, not a file")
+        if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe or a device may never end
+            raise ValueError("a pipe or a device, not a file")
         with Image.open(path, formats=_formats()) as image:
             width, height = image.size
             if max(width, height) > MAX_ASPECT * min(width, height):

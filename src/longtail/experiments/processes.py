@@ -16,7 +16,7 @@ import torch
 from longtail.config.recipes import to_yaml
 from longtail.experiments.reuse import copy_experts, reusable_runs
 from longtail.experiments.spec import Job
-from longtail.runtime.process import Signals, Stopped, num_processors
+from longtail.runtime.process import EXIT_STOPPED, Signals, Stopped, num_processors
 from longtail.utils.errors import InputError
 from longtail.utils.format import duration, pluralize
 
@@ -24,9 +24,6 @@ logger = logging.getLogger(__name__)
 
 PAUSE = 0.2
 """Seconds between two checks of the processes"""
-
-EXIT_STOPPED = 75
-"""Exit code of ``longtail train`` after a signal"""
 
 
 class JobRunner:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from longtail.losses.class_counts import effective_number_weights
 from longtail.losses.functional import cross_entropy, per_expert
+from longtail.utils.registry import Registry
 
 
 class Criterion(nn.Module):
@@ -101,7 +102,7 @@ class RegisteredLoss(NamedTuple):
 
 AnyCriterion = TypeVar("AnyCriterion", bound=type[Criterion])
 
-REGISTRY: dict[str, RegisteredLoss] = {}
+REGISTRY: Registry[RegisteredLoss] = Registry("loss.name", "longtail.losses")
 
 
 def register(name: str, **settings: str) -> Callable[[AnyCriterion], AnyCriterion]:
@@ -116,7 +117,7 @@ def register(name: str, **settings: str) -> Callable[[AnyCriterion], AnyCriterio
     """
 
     def decorate(criterion: AnyCriterion) -> AnyCriterion:
-        REGISTRY[name] = RegisteredLoss(criterion, settings)
+        REGISTRY.added[name] = RegisteredLoss(criterion, settings)
         return criterion
 
     return decorate

@@ -1,22 +1,16 @@
 """Settings -> criterion."""
 
 import inspect
-import pkgutil
 from collections.abc import Sequence
 from dataclasses import fields
-from functools import cache
-from importlib import import_module
 
-import longtail.losses
 from longtail.config.schema import LossConfig, epoch_of
 from longtail.losses.base import REGISTRY, Criterion
-from longtail.utils.errors import InputError, did_you_mean
 
 
 def list_losses() -> list[str]:
     """Returns the names of all losses, sorted."""
-    _import_modules()
-    return sorted(REGISTRY)
+    return REGISTRY.names()
 
 
 def build_criterion(settings: LossConfig, class_counts: Sequence[int], epochs: int, scale: float) -> Criterion:
@@ -31,19 +25,9 @@ def build_criterion(settings: LossConfig, class_counts: Sequence[int], epochs: i
     Raises:
         InputError: there is no loss with this name.
     """
-    names = list_losses()
-    if settings.name not in names:
-        hint = did_you_mean(settings.name, names)
-        raise InputError(f"loss.name is '{settings.name}'; it must be one of {', '.join(names)}{hint}")
     criterion, other_names = REGISTRY[settings.name]
     values = {field.name: getattr(settings, field.name) for field in fields(settings)} | {"scale": scale}
     if settings.reweight_after is not None:
         values["reweight_after"] = epoch_of(settings.reweight_after, epochs)
     arguments = list(inspect.signature(criterion).parameters)[1:]  # after class_counts
     return criterion(class_counts, **{name: values[other_names.get(name, name)] for name in arguments})
-
-
-@cache
-def _import_modules() -> None:
-    for module in pkgutil.iter_modules(longtail.losses.__path__, "longtail.losses."):
-        import_module(module.name)

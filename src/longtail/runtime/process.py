@@ -15,6 +15,9 @@ HANG_UP = getattr(signal, "SIGHUP", None)
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 """Ctrl-C; what schedulers send before they kill; what Slurm can send earlier (--signal=USR1@120); hang-up"""
 
+EXIT_STOPPED = 75
+"""Exit code of a stopped process, EX_TEMPFAIL of sysexits.h: it is saved, and the same command resumes it"""
+
 SECOND_SIGNAL = 1.0
 """Seconds after which another Ctrl-C counts as a second one"""
 

@@ -15,7 +15,7 @@ from helpers.hostile import Call
 from torchvision.datasets.utils import download_url
 
 from longtail.config.schema import DataConfig
-from longtail.data.sources import load_source
+from longtail.data.sources import cifar, load_source
 from longtail.data.sources.cifar import CLASS_NAMES
 from longtail.utils.errors import InputError
 
@@ -110,14 +110,16 @@ def test_error_without_files_and_network_names_the_files(tmp_path, name):
 # ---- damaged files ----
 
 
-@pytest.mark.parametrize("kind", ["cut", "no archive", "other folder", "path outside"])
-def test_bad_archive_leaves_nothing(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["cut", "no archive", "other folder", "path outside", "too large"])
+def test_bad_archive_leaves_nothing(tmp_path, kind, monkeypatch):
     folder, root = write(tmp_path / "elsewhere", "cifar100"), tmp_path / "data"
     archive = root / "cifar-100-python.tar.gz"
     names = {"other folder": "mnist", "path outside": "../cifar-100-python"}
     write_archive(archive, folder, names.get(kind, "cifar-100-python"))
     if kind == "cut":
         archive.write_bytes(archive.read_bytes()[:-2000])
+    if kind == "too large":
+        monkeypatch.setattr(cifar, "MAX_UNPACKED", 1000)
     if kind == "no archive":
         archive.write_bytes(b"<html>404</html>")
     with pytest.raises(InputError, match=r"cifar-100-python\.tar\.gz"):

@@ -41,7 +41,7 @@ def test_unknown_source_names_all_and_the_nearest():
 
 
 def test_function_registers_itself(monkeypatch):
-    monkeypatch.setattr(sources, "_sources", dict(sources._sources))
+    monkeypatch.setattr(sources.REGISTRY, "added", dict(sources.REGISTRY.added))
     split = ImageSplit(np.array([0, 1]), np.zeros((2, 4, 4, 3), np.uint8))
 
     @sources.register("mine", num_classes=2, image_size=4)

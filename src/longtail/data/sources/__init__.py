@@ -6,15 +6,12 @@ A new data set is one new module::
     def load(settings: DataConfig) -> DataSplits: ...
 """
 
-import pkgutil
 from collections.abc import Callable
-from functools import cache
-from importlib import import_module
 from typing import NamedTuple
 
 from longtail.config.schema import DataConfig
 from longtail.data.splits import DataSplits
-from longtail.utils.errors import InputError, did_you_mean
+from longtail.utils.registry import Registry
 
 Load = Callable[[DataConfig], DataSplits]
 
@@ -30,14 +27,14 @@ class SourceInfo(NamedTuple):
     """Height and width of decoded images, pixels; None for image files"""
 
 
-_sources: dict[str, SourceInfo] = {}
+REGISTRY: Registry[SourceInfo] = Registry("data.name", __name__)
 
 
 def register(name: str, *, num_classes: int | None = None, image_size: int | None = None) -> Callable[[Load], Load]:
     """Decorator that makes a function the loader of ``data.name: <name>``."""
 
     def decorate(load: Load) -> Load:
-        _sources[name] = SourceInfo(load, num_classes, image_size)
+        REGISTRY.added[name] = SourceInfo(load, num_classes, image_size)
         return load
 
     return decorate
@@ -45,8 +42,7 @@ def register(name: str, *, num_classes: int | None = None, image_size: int | Non
 
 def list_sources() -> list[str]:
     """Returns the names of all data sets, sorted."""
-    _import_modules()
-    return sorted(_sources)
+    return REGISTRY.names()
 
 
 def source_info(name: str) -> SourceInfo:
@@ -55,10 +51,7 @@ def source_info(name: str) -> SourceInfo:
     Raises:
         InputError: there is no such data set.
     """
-    names = list_sources()
-    if name not in _sources:
-        raise InputError(f"data.name is '{name}'; it must be one of {', '.join(names)}{did_you_mean(name, names)}")
-    return _sources[name]
+    return REGISTRY[name]
 
 
 def load_source(settings: DataConfig) -> DataSplits:
@@ -68,9 +61,3 @@ def load_source(settings: DataConfig) -> DataSplits:
         InputError: there is no such data set, or its files are missing or wrong.
     """
     return source_info(settings.name).load(settings)
-
-
-@cache
-def _import_modules() -> None:
-    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
-        import_module(module.name)

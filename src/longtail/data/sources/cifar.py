@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 SERVER_TIMEOUT = 60.0
 """Seconds without data after which a download fails"""
 
+MAX_UNPACKED = 2**30
+"""Bytes of an unpacked archive at most; the official ones have 0.2 GB"""
+
 _CIFAR100_NAMES = """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel
     can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur
@@ -96,6 +99,8 @@ def _unpack(archive: Path, folder: Path) -> None:
     """Unpacks the folder of an archive: all of it or nothing."""
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary, tarfile.open(archive) as tar:
+            if sum(member.size for member in tar) > MAX_UNPACKED:
+                raise ValueError("it would take more than 1 GiB")
             tar.extractall(temporary, filter="data")
             Path(temporary, folder.name).rename(folder)
     except Exception as error:  # a damaged archive can raise anything

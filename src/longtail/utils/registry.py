@@ -1,0 +1,48 @@
+"""Names for what the modules of a package register."""
+
+import pkgutil
+from functools import cached_property
+from importlib import import_module
+from typing import Generic, TypeVar
+
+from longtail.utils.errors import InputError, did_you_mean
+
+Entry = TypeVar("Entry")
+
+
+class Registry(Generic[Entry]):
+    """Entries that the modules of a package add when they are imported. All modules are imported at the first look.
+
+    Args:
+        setting: that names an entry, such as ``loss.name``; for the error message.
+        package: whose modules add the entries.
+    """
+
+    def __init__(self, setting: str, package: str):
+        self.setting, self.package = setting, package
+        self.added: dict[str, Entry] = {}
+
+    def __getitem__(self, name: str) -> Entry:
+        """Returns an entry.
+
+        Raises:
+            InputError: there is none with this name.
+        """
+        names = self.names()
+        if name not in names:
+            hint = did_you_mean(name, names)
+            raise InputError(f"{self.setting} is '{name}'; it must be one of {', '.join(names)}{hint}")
+        return self.added[name]
+
+    def names(self) -> list[str]:
+        """Returns the names of all entries, sorted."""
+        self._modules  # noqa: B018 - imports them
+        return sorted(self.added)
+
+    @cached_property
+    def _modules(self) -> list[str]:
+        package = import_module(self.package)
+        modules = [module.name for module in pkgutil.iter_modules(package.__path__, f"{self.package}.")]
+        for module in modules:
+            import_module(module)
+        return modules
