@@ -256,7 +256,7 @@ def _train(run: Run, config: Config, group: Group, student: RunContext | None = 
             raise
         except BaseException:
             # A run that holds hours of work stays, and can be resumed.
-            work = run.model_path, run.checkpoint_path("experts"), run.teacher_folder
+            work = run.model_path, run.checkpoint_path("experts"), run.views_folder, run.teacher_folder
             if run.writes and not is_started and not any(path.exists() for path in work):
                 run.discard()
             raise

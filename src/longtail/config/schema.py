@@ -230,6 +230,10 @@ class ModelConfig(_Checked):
     scale: float = bounded(30.0, above=0)
     """Factor by which a cosine head multiplies the cosines."""
 
+    head_start: Literal["random", "class-means"] = "random"
+    """Initial weights of the heads. class-means: the mean features of each class, for pretrained networks (LIFT, Shi et
+    al., 2024)."""
+
     drop_rate: float = bounded(0.0, min=0, below=1)
     """Dropout before the heads. Only for timm backbones."""
 
@@ -288,7 +292,20 @@ class LossConfig(_Checked):
 
 @dataclass(frozen=True)
 class TrainingConfig(_Checked):
-    """Optimiser, schedule and precision of the experts' training."""
+    """What of the network is trained, optimiser, schedule and precision of the experts' training."""
+
+    trained_parts: Literal["all", "experts", "heads", "lora"] = "all"
+    """all: everything. experts: branches and heads; the trunk is frozen. heads: heads alone; the backbone is frozen.
+    lora: low-rank adapters in the linear layers of each expert's transformer blocks, and heads; all else is frozen."""
+
+    views: int = bounded(4, min=0)
+    """Number of views of each training image for which the frozen part is computed, once, before training; epochs take
+    turns. They are kept in the run folder while it is trained. With augmentation.flip, every second view is the mirror
+    image of the one before. 0: the frozen part runs in every step, on a new augmentation. Not used if everything is
+    trained."""
+
+    lora_rank: int = bounded(8, min=1)
+    """Rank of the adapters. Only if trained_parts is 'lora'."""
 
     epochs: int = bounded(200, min=1)
     """Number of epochs. The model after the last one is the result."""
@@ -579,3 +596,12 @@ class Config(_Checked):
             "classifier.method", method, "none, retrain or nearest-mean if model.head is 'cosine'",
         )  # fmt: skip
         _require(experts > 1 or not self.router.train, "router.train", True, "false if there is only one expert")
+        _require(
+            self.model.head_start == "random" or self.model.head == "cosine",
+            "model.head_start", self.model.head_start, "'random' if model.head is 'linear'",
+        )  # fmt: skip
+        changes = self.augmentation.mixup or self.augmentation.cutmix or self.augmentation.random_erasing
+        _require(
+            training.trained_parts == "all" or training.views == 0 or not changes,
+            "training.views", training.views, "0 for mixup, cutmix and random_erasing, which change the images",
+        )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -126,6 +126,15 @@ class LoaderFactory:
         Raises:
             InputError: a batch is too small for so many processes; or a setting does not fit the images.
         """
+        order = self.train_order(training)
+        return self.with_soft_targets(self._augmented(self.dataset.train, order), label_smoothing)
+
+    def train_order(self, training: TrainingConfig) -> EpochOrder:
+        """The training images of each epoch, sampled as set.
+
+        Raises:
+            InputError: a batch is too small for so many processes.
+        """
         split, processes = self.dataset.train, self.runtime.group.size
         if processes > 1 and min(training.batch_size, len(split)) < 2 * processes:
             raise InputError(
@@ -135,8 +144,10 @@ class LoaderFactory:
         sampler = None
         if training.sampling != "shuffled":
             sampler = LongTailSampler(split.labels, training.sampling, epochs=training.epochs)
-        order = self._order(split, training.batch_size, self.runtime.group.shard, shuffle=True, sampler=sampler)
-        loader = self._augmented(split, order)
+        return self._order(split, training.batch_size, self.runtime.group.shard, shuffle=True, sampler=sampler)
+
+    def with_soft_targets(self, loader: Loader, label_smoothing: float) -> Loader:
+        """The loader with batches that are mixed and erased as set, if at all."""
         how = self.augmentation
         mix = MixSettings(how.mixup, how.cutmix, label_smoothing, how.random_erasing)
         if not any(mix):
@@ -149,9 +160,15 @@ class LoaderFactory:
         split = self.dataset.train
         return self._augmented(split, self._order(split, batch_size, self.runtime.group.eval_shard, shuffle=True))
 
-    def views(self, split: ImageSplit, batch_size: int) -> Loader:
-        """Images in their own order, augmented as for training, anew in each epoch; full batches."""
-        return self._augmented(split, self._order(split, batch_size, self.runtime.group.eval_shard))
+    def views(self, split: ImageSplit, batch_size: int, flip: bool = True) -> Loader:
+        """Images in their own order, augmented as for training, anew in each epoch; full batches.
+
+        Args:
+            split: the images.
+            batch_size: of all processes together.
+            flip: False leaves out the mirror images.
+        """
+        return self._augmented(split, self._order(split, batch_size, self.runtime.group.eval_shard), flip)
 
     def eval(self, split: ImageSplit, batch_size: int) -> Loader:
         """Images in their own order, without augmentation; full batches."""
@@ -172,10 +189,10 @@ class LoaderFactory:
     ) -> EpochOrder:
         return EpochOrder(len(split), batch_size, self.seed, shuffle, sampler, shard)
 
-    def _augmented(self, split: ImageSplit, order: EpochOrder) -> Loader:
-        how, split = self.augmentation, self._in_memory(split)
+    def _augmented(self, split: ImageSplit, order: EpochOrder, flip: bool = True) -> Loader:
+        how, split = replace(self.augmentation, flip=self.augmentation.flip and flip), self._in_memory(split)
         if split.pixels is None:
-            return self._image_loader(split, self._train_transform(), order)
+            return self._image_loader(split, self._train_transform(how), order)
         if how.crop == "resized":
             raise InputError(
                 f"augmentation.crop 'resized' needs image files; {self.data.name} takes 'padded' or 'none'"
@@ -195,8 +212,8 @@ class LoaderFactory:
         device = self.runtime.device
         return ImageLoader(split, transform, order, device=device, normalise=self._normalise, workers=workers)
 
-    def _train_transform(self) -> Transform | FileCrop:
-        how, form = self.augmentation, self.preprocessing
+    def _train_transform(self, how: AugmentationConfig) -> Transform | FileCrop:
+        form = self.preprocessing
         augmentation = ImageAugmentation(
             how.crop, how.padding, how.scale, how.flip, how.rotation, how.color_jitter, how.rand_augment
         )

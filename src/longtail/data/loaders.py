@@ -18,7 +18,8 @@ class Batch(NamedTuple):
     """A batch of N images, of which this process holds B; all tensors are on the device."""
 
     inputs: Any
-    """Images (B, 3, H, W), normalised; or the `ExpertOutput` of frozen experts for these images"""
+    """Images (B, 3, H, W), normalised; or, for these images, the output (B, ...) of the frozen part of the network or
+    the `ExpertOutput` of frozen experts"""
 
     labels: Tensor
     """(N,), of the full batch"""
@@ -28,6 +29,9 @@ class Batch(NamedTuple):
 
     soft_targets: Tensor | None = None
     """(B, C), from mixup, cutmix or label smoothing; None: the labels are the targets"""
+
+    teacher_logits: Tensor | None = None
+    """(B, C), if they were computed before"""
 
     @property
     def own_labels(self) -> Tensor:
@@ -40,10 +44,15 @@ class Batch(NamedTuple):
             return [self]
         start = 0 if self.rows is None else self.rows.start
         divided = []
-        targets = [None] * parts if self.soft_targets is None else self.soft_targets.tensor_split(parts)
-        for images, soft_targets in zip(self.inputs.tensor_split(parts), targets, strict=True):
-            rows = slice(start, start + len(images))
-            divided.append(Batch(images, self.labels, rows, soft_targets))
+        for inputs, *others in zip(
+            *(
+                [None] * parts if part is None else part.tensor_split(parts)
+                for part in (self.inputs, self.soft_targets, self.teacher_logits)
+            ),
+            strict=True,
+        ):
+            rows = slice(start, start + len(inputs))
+            divided.append(Batch(inputs, self.labels, rows, *others))
             start = rows.stop
         return divided
 

@@ -14,6 +14,7 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from longtail.models import resnet_cifar
+from longtail.models.packaged_weights import PACKAGED, packaged_weights
 from longtail.models.swin import narrow_swin
 from longtail.utils.errors import InputError, did_you_mean
 
@@ -153,18 +154,21 @@ def _pretrained_weights(name: str, source: bool | str | Path, options: Mapping[s
     """Returns the weights of the network in full width, without its classifier."""
     if not timm.is_model(name):
         raise InputError(f"there are no pretrained weights of {name}, which is not a network of timm")
-    local: dict[str, Any] = {}
     if source is not True and not Path(str(source)).is_file():
         raise InputError(f"pretrained weights '{source}': no such file")
+    weights = packaged_weights(name) if source is True and name in PACKAGED else None
     try:
         if source is not True:
             # Read here, because for some networks timm expects a file of another format.
             weights = timm.models.load_state_dict(str(source), weights_only=True)
-            local = {"pretrained_cfg_overlay": {"state_dict": weights}}
+        local = {} if weights is None else {"pretrained_cfg_overlay": {"state_dict": weights}}
         network = timm.create_model(name, pretrained=True, num_classes=0, **local, **options)
     except Exception as error:  # the type depends on the hub, the file and the network
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        hint = "" if source is not True else "; without internet access, give a file of weights instead of true"
+        hint = ""
+        if source is True:
+            offline = " and ".join(PACKAGED)
+            hint = f"; without internet access, use a file of weights instead of true, or the backbone {offline}"
         raise InputError(f"pretrained weights of {name} cannot be loaded ({reason}){hint}") from error
     return network.state_dict()  # type: ignore[no-any-return]
 

@@ -95,10 +95,24 @@ class MultiExpert(nn.Module):
             images: normalised images.
             experts: run only these experts, in this order; None: all.
         """
-        shared = self.trunk(images)
+        return self.from_shared(self.trunk(images), experts)
+
+    def from_shared(self, shared: Tensor, experts: Sequence[int] | None = None) -> ExpertOutput:
+        """As `forward`, from the output of the trunk."""
         chosen = range(self.num_experts) if experts is None else experts
         logits, features = zip(*(self.expert(e, shared) for e in chosen), strict=True)
         return ExpertOutput(torch.stack(logits, dim=1), torch.stack(features, dim=1), self.average)
+
+    def compute_features(self, images: Tensor) -> Tensor:
+        """Returns the inputs of the heads: (B, 3, H, W) -> (B, E, D)."""
+        shared = self.trunk(images)
+        return torch.stack([self.neck(branch(shared)) for branch in self.branches], dim=1)
+
+    def from_features(self, features: Tensor) -> ExpertOutput:
+        """As `forward`, from the inputs of the heads (B, E, D)."""
+        pairs = zip(self.heads, features.unbind(dim=1), strict=True)
+        logits, features_ = zip(*(classify(head, own) for head, own in pairs), strict=True)
+        return ExpertOutput(torch.stack(logits, dim=1), torch.stack(features_, dim=1), self.average)
 
     def expert(self, number: int, shared: Tensor) -> tuple[Tensor, Tensor]:
         """Runs one expert (from 0) on the output of the trunk; returns its logits (B, C) and features (B, D)."""

@@ -13,7 +13,7 @@ from longtail.config.recipes import config_fingerprint
 from longtail.config.schema import Config
 from longtail.data.build import LoaderFactory, preprocessing
 from longtail.data.corrupt_images import CorruptImage
-from longtail.data.loaders import Loader
+from longtail.data.loaders import EpochOrder, Loader
 from longtail.data.sources import source_info
 from longtail.data.splits import DataSplits, ImageSplit
 from longtail.models.backbones import input_format
@@ -62,9 +62,17 @@ class RunContext:
         """All training images, augmented but not mixed, in a new order in each epoch."""
         return self._loaders.shuffled(self.config.training.batch_size)
 
-    def views_loader(self, split: ImageSplit) -> Loader:
-        """Images in their own order, augmented as for training, anew in each epoch."""
-        return self._loaders.views(split, self.config.training.batch_size)
+    def views_loader(self, split: ImageSplit, flip: bool = True) -> Loader:
+        """Images in their own order, augmented as for training, anew in each epoch; ``flip`` False: not mirrored."""
+        return self._loaders.views(split, self.config.training.batch_size, flip)
+
+    def train_order(self) -> EpochOrder:
+        """The training images of each epoch: this process's share of every batch."""
+        return self._loaders.train_order(self.config.training)
+
+    def with_soft_targets(self, loader: Loader) -> Loader:
+        """Another loader of the training images, with the soft targets that are set, if any."""
+        return self._loaders.with_soft_targets(loader, self.config.loss.label_smoothing)
 
     def eval_loader(self, split: ImageSplit) -> Loader:
         """Images in their own order, without augmentation."""

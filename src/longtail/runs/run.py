@@ -100,6 +100,11 @@ class Run:
         """The run of a teacher that is trained for this run."""
         return self.folder / "teacher"
 
+    @property
+    def views_folder(self) -> Path:
+        """Outputs of the frozen part of the network for the training images, while the rest is trained."""
+        return self.folder / "frozen-views"
+
     def checkpoint_path(self, stage: str) -> Path:
         """The checkpoint of an unfinished stage: experts, classifier or router."""
         return self.folder / f"checkpoint-{stage}.safetensors"

@@ -3,17 +3,23 @@
 import logging
 from dataclasses import replace
 
+import torch
 from timm.layers import convert_sync_batchnorm
+from torch import Tensor
 
 from longtail.data.loaders import Loader
-from longtail.evaluation.outputs import collect_outputs, evaluate_outputs
+from longtail.evaluation.outputs import Features, collect_features, collect_outputs, evaluate_outputs
 from longtail.losses import DistilledLoss
 from longtail.losses.build import build_criterion
 from longtail.models.activation_checkpointing import checkpoint_activations
+from longtail.models.decoupled_heads import nearest_mean_heads
+from longtail.models.lora import merge_adapters, merged
 from longtail.models.multi_expert import MultiExpert, compile_model, create_model
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
 from longtail.training.checkpoint import stage_checkpoint
+from longtail.training.frozen_part import FrozenPart, freeze, frozen_part
+from longtail.training.frozen_views import FrozenViews
 from longtail.training.loop import LoopOptions, fit
 from longtail.training.optim import learning_rate, optimizer
 from longtail.training.progress import TrainingProgress
@@ -39,6 +45,7 @@ class ExpertStage:
                 pretrained=config.model.pretrained,
                 average=config.evaluation.average,
             )
+            freeze(model, config.training.trained_parts, config.training.lora_rank)
         self.model = context.to_device(model)
         if config.training.checkpoint_activations:
             checkpoint_activations(model)
@@ -55,12 +62,21 @@ class ExpertStage:
         if self.checkpoint.exists:
             epoch = len(records) + 1
             logger.info("Resuming epoch %d of %d from %s", epoch, training.epochs, self.checkpoint.path)
-        task = self._task(teacher).to(runtime.device)
-        progress = TrainingProgress(training.epochs, self.loader, done=len(records))
+        network = self._prepared_model()
+        frozen = frozen_part(network, training.trained_parts)
+        views = frozen and self._views(frozen, teacher)
+        loader = self.loader if views is None else context.with_soft_targets(views)
+        if views is not None:
+            with context.signals.postponed():
+                views.prepare()
+        if config.model.head_start == "class-means" and not self.checkpoint.exists:
+            self._start_from_class_means(frozen, views)
+        task = self._task(network, teacher, frozen, views is not None).to(runtime.device)
+        progress = TrainingProgress(training.epochs, loader, done=len(records))
         options = LoopOptions(
             training.accumulation, training.clip_gradient, config.seed, runtime, self.checkpoint, progress.step
         )
-        epochs = fit(task, self.loader, optimizer(training, task), learning_rate(training), training.epochs, options)
+        epochs = fit(task, loader, optimizer(training, task), learning_rate(training), training.epochs, options)
         try:
             with progress, context.signals.postponed():
                 for record in epochs:
@@ -72,25 +88,72 @@ class ExpertStage:
                         record |= {"val_accuracy": result.accuracy, "val_balanced": result.balanced}
                     metadata = replace(metadata, epoch=record["epoch"])
                     records.append(record)
-                    run.save_model(self.model, metadata)
+                    run.save_model(merged(self.model), metadata)
                     run.write_history(records)
                     progress.epoch(record)
         except KeyboardInterrupt:
             if not run.model_path.exists():
-                run.save_model(self.model, metadata)
+                run.save_model(merged(self.model), metadata)
             raise
         runtime.group.broadcast(self.model.buffers())
+        merge_adapters(self.model)
+        self.model.requires_grad_(True)
         self.checkpoint.remove()
+        if views is not None:
+            views.remove()
         return metadata
 
-    def _task(self, teacher: MultiExpert | None) -> TrainExperts:
-        model, how = self._prepared_model(), self.context.config.distillation
+    def _views(self, frozen: FrozenPart, teacher: MultiExpert | None) -> FrozenViews | None:
+        context, runtime = self.context, self.context.runtime
+        num_views, flip = context.config.training.views, context.config.augmentation.flip
+        if num_views == 0:
+            return None
+        teach = None if teacher is None else teacher_function(teacher)
+
+        @torch.no_grad()
+        def compute(images: Tensor) -> tuple[Tensor, ...]:
+            self.model.eval()
+            with runtime.autocast():
+                start = frozen.start(images)
+                return (start,) if teach is None else (start, teach(images))
+
+        return FrozenViews(
+            context.train_order(),
+            context.dataset.train.labels,
+            context.views_loader(context.dataset.train, flip=False),
+            num_views=num_views,
+            mirrored=flip,
+            compute=compute,
+            image=(3, self.metadata.image_size, self.metadata.image_size),
+            device=runtime.device,
+            folder=context.run.views_folder,
+            identity=context.fingerprint,
+            group=runtime.group,
+            signals=context.signals,
+        )
+
+    @torch.no_grad()
+    def _start_from_class_means(self, frozen: FrozenPart | None, views: FrozenViews | None) -> None:
+        """Sets the weights of each head to the mean features of the classes."""
+        context, model = self.context, self.model.eval()
+        if frozen is None or views is None:
+            found = collect_features(model, context.eval_loader(context.dataset.train), context.runtime.group)
+        else:
+            outputs = [(frozen.rest(inputs).features.cpu(), labels.cpu()) for inputs, labels in views.first_view()]
+            found = Features(*(torch.cat(part) for part in zip(*outputs, strict=True)))
+        for head, start in zip(model.heads, nearest_mean_heads(*found, model.num_classes, "cosine"), strict=True):
+            head.load_state_dict(start.state_dict())
+
+    def _task(
+        self, model: MultiExpert, teacher: MultiExpert | None, frozen: FrozenPart | None, is_computed: bool
+    ) -> TrainExperts:
+        how = self.context.config.distillation
         if teacher is None:
-            return TrainExperts(model, self.criterion)
+            return TrainExperts(model, self.criterion, frozen, is_computed)
         distilled = DistilledLoss(
             self.criterion, temperature=how.temperature, factor=how.factor, published=how.published
         )
-        return DistillExperts(model, distilled, teacher_function(teacher))
+        return DistillExperts(model, distilled, teacher_function(teacher), frozen, is_computed)
 
     def _prepared_model(self) -> MultiExpert:
         """The same weights, compiled and with synchronised batch norms if the settings ask for it."""

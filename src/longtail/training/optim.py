@@ -13,7 +13,7 @@ from longtail.training.tasks import TrainExperts
 
 
 def optimizer(settings: TrainingConfig, task: TrainExperts) -> torch.optim.Optimizer:
-    """Returns the optimiser of all parameters of the experts' task."""
+    """Returns the optimiser of the parameters of the experts' task that are trained."""
     groups, fused = _parameter_groups(settings, task), _can_fuse(task)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
@@ -27,8 +27,9 @@ def optimizer(settings: TrainingConfig, task: TrainExperts) -> torch.optim.Optim
     )
     if settings.momentum:
         # Otherwise torch allocates them in the first step; if fp16 skips that step they hold arbitrary memory.
-        for parameter in task.parameters():
-            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        for group in groups:
+            for parameter in group["params"]:
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return sgd
 
 
@@ -68,7 +69,8 @@ def _can_fuse(module: nn.Module) -> bool:
 
 def _parameter_groups(settings: TrainingConfig, task: TrainExperts) -> list[dict[str, Any]]:
     """Groups the parameters by weight decay and by learning rate."""
-    groups: list[dict[str, Any]] = [{"params": list(task.parameters()), "weight_decay": settings.weight_decay}]
+    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": trained, "weight_decay": settings.weight_decay}]
     if not settings.decay_vectors:
         # timm's networks list their position tables themselves; each part of a split network lists its own.
         tables = [

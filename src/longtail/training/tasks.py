@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from longtail.data.loaders import Batch
 from longtail.losses import Criterion, DistilledLoss, cross_entropy, router_loss, router_targets
 from longtail.models.heads import classify
-from longtail.models.multi_expert import MultiExpert
+from longtail.models.multi_expert import ExpertOutput, MultiExpert
 from longtail.models.router import Router
 from longtail.runtime.precision import full_precision
+from longtail.training.frozen_part import FrozenPart
 from longtail.utils.ensembles import Average
 
 
@@ -26,24 +27,55 @@ class Step(NamedTuple):
 
 
 class TrainExperts(nn.Module):
-    """Stage 1: trains trunk, branches and heads together."""
+    """Stage 1: trains trunk, branches and heads together, or some of them.
 
-    def __init__(self, model: MultiExpert, criterion: Criterion | DistilledLoss):
+    Args:
+        model: its frozen part is not trained.
+        criterion: the loss.
+        frozen: the part of the model that stays as it is; None: there is none.
+        is_computed: the inputs of batches are outputs of the frozen part instead of images.
+    """
+
+    def __init__(
+        self,
+        model: MultiExpert,
+        criterion: Criterion | DistilledLoss,
+        frozen: FrozenPart | None = None,
+        is_computed: bool = False,
+    ):
         super().__init__()
         self.model = model
         self.criterion: Any = criterion
+        self.frozen, self.is_computed = frozen, is_computed
+
+    def train(self, mode: bool = True) -> "TrainExperts":
+        """Sets the mode of everything but the frozen part, which stays in eval mode."""
+        super().train(mode)
+        for module in self.frozen.modules if self.frozen else ():
+            module.eval()
+        return self
 
     def forward(self, batch: Batch, epoch: int) -> Step:
         """A batch of images, and the epoch from 1, to its loss."""
-        output = self.model(batch.inputs)
-        extra = self.extra_targets(batch.inputs)
+        output = self.outputs(batch.inputs)
+        extra = self.extra_targets(batch)
         with full_precision(batch.inputs):
             loss = self.criterion(output.logits, batch.labels, epoch, batch.soft_targets, batch.rows, **extra)
         correct = (output.ensemble.detach().argmax(dim=1) == batch.own_labels).sum()
         return Step(loss, correct)
 
-    def extra_targets(self, images: Tensor) -> dict[str, Tensor]:
-        """Further arguments of the criterion, from the images."""
+    def outputs(self, inputs: Tensor) -> ExpertOutput:
+        """The outputs of all experts for the inputs of a batch."""
+        if self.frozen is None:
+            output: ExpertOutput = self.model(inputs)
+            return output
+        if not self.is_computed:
+            with torch.no_grad():
+                inputs = self.frozen.start(inputs)
+        return self.frozen.rest(inputs)
+
+    def extra_targets(self, batch: Batch) -> dict[str, Tensor]:
+        """Further arguments of the criterion."""
         return {}
 
 
@@ -54,16 +86,26 @@ class DistillExperts(TrainExperts):
         model: the student.
         criterion: with the teacher's term.
         teach: normalised images (B, 3, H, W) to the teacher's logits (B, C), without gradients. A function and not a
-            module, so that it is not trained, saved, or wrapped for several GPUs.
+            module, so that it is not trained, saved, or wrapped for several GPUs. Not used if batches hold its logits.
+        frozen: see `TrainExperts`.
+        is_computed: see `TrainExperts`.
     """
 
-    def __init__(self, model: MultiExpert, criterion: DistilledLoss, teach: Callable[[Tensor], Tensor]):
-        super().__init__(model, criterion)
+    def __init__(
+        self,
+        model: MultiExpert,
+        criterion: DistilledLoss,
+        teach: Callable[[Tensor], Tensor],
+        frozen: FrozenPart | None = None,
+        is_computed: bool = False,
+    ):
+        super().__init__(model, criterion, frozen, is_computed)
         self.teach = teach
 
-    def extra_targets(self, images: Tensor) -> dict[str, Tensor]:
+    def extra_targets(self, batch: Batch) -> dict[str, Tensor]:
         """The teacher's logits (B, C)."""
-        return {"teacher_logits": self.teach(images)}
+        known = batch.teacher_logits
+        return {"teacher_logits": self.teach(batch.inputs) if known is None else known}
 
 
 class TrainHeads(nn.Module):

@@ -1,0 +1,56 @@
+"""What is trained, and what stays as it is."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from longtail.models.lora import add_adapters
+from longtail.models.multi_expert import ExpertOutput, MultiExpert
+
+TrainedParts = Literal["all", "experts", "heads", "lora"]
+
+
+class FrozenPart(NamedTuple):
+    """The first part of a model, which is not trained, and the rest."""
+
+    modules: tuple[nn.Module, ...]
+    """Of the first part; they stay in eval mode"""
+
+    start: Callable[[Tensor], Tensor]
+    """The first part: images (B, 3, H, W) -> its outputs (B, ...)"""
+
+    rest: Callable[[Tensor], ExpertOutput]
+    """The rest: outputs of the first part -> logits and features"""
+
+
+def freeze(model: MultiExpert, trained: TrainedParts, lora_rank: int) -> None:
+    """Leaves gradients only to the parameters that are trained, in place; for lora it adds the adapters.
+
+    Args:
+        model: with its initial weights.
+        trained: everything; the experts' branches and heads; the heads; or adapters in the branches, and the heads.
+        lora_rank: of the adapters.
+
+    Raises:
+        InputError: the branches have no layers for adapters.
+    """
+    frozen = {
+        "all": (),
+        "experts": (model.trunk,),
+        "heads": (model.trunk, model.branches, model.neck),
+        "lora": (model.trunk,),
+    }
+    for part in frozen[trained]:
+        part.requires_grad_(False)
+    if trained == "lora":
+        add_adapters(model, lora_rank)
+
+
+def frozen_part(model: MultiExpert, trained: TrainedParts) -> FrozenPart | None:
+    """Returns the first part of a model that stays as it is; None if everything is trained."""
+    if trained == "all":
+        return None
+    if trained == "heads":
+        return FrozenPart((model.trunk, *model.branches, model.neck), model.compute_features, model.from_features)
+    return FrozenPart((model.trunk,), model.trunk, model.from_shared)
