@@ -60,6 +60,6 @@ def test_a_hub_that_cannot_be_reached_is_one_line_with_what_works(monkeypatch):
     with pytest.raises(InputError) as error:
         create_model("resnet18", 3, pretrained=True)
     assert str(error.value) == (
-        "pretrained weights of resnet18 cannot be loaded (cannot connect to the hub); without internet access, use a file "
-        "of weights instead of true, or the backbone tf_efficientnet_lite0"
+        "pretrained weights of resnet18 cannot be loaded (cannot connect to the hub); without internet access, use a "
+        "file of weights instead of true, or the backbone tf_efficientnet_lite0"
     )

@@ -82,6 +82,34 @@ def test_number_of_expert_stages(name, expert_stages):
     assert count(parts.branches[0]) != count(split_backbone(build, 1, expert_stages=2).branches[0])
 
 
+@pytest.mark.parametrize(
+    ("name", "experts_from"),
+    [
+        ("resnet18", "layer4.1"),
+        ("tf_efficientnet_lite0", "blocks.6"),
+        ("convnext_atto", "stages.2"),
+        (SWIN, "layers.3"),
+    ],
+)
+def test_experts_may_start_at_any_module(name, experts_from):
+    size = 224 if name == SWIN else 64
+    build = seeded(name)
+    parts = split_backbone(build, 2, image_size=size, experts_from=experts_from)
+    images = torch.randn(2, 3, size, size)
+    with torch.inference_mode():
+        assert torch.equal(parts.neck(parts.branches[1](parts.trunk(images))), build()(images))
+    assert any(key.startswith(f"{experts_from}.") for key in parts.branches[0].state_dict())
+    assert not any(key.startswith(f"{experts_from}.") for key in parts.trunk.state_dict())
+
+
+def test_experts_start_at_a_module_that_exists():
+    for name in ("layer9", "conv1"):
+        with pytest.raises(InputError, match=rf"experts_from is '{name}', which is no module .* layer3, layer4, "):
+            create_model("resnet18", 5, experts_from=name)
+    with pytest.raises(InputError, match="plain vision transformers have expert_stages instead"):
+        create_model("test_vit", 5, width="full", experts_from="blocks.1")
+
+
 @pytest.mark.parametrize("number", [0, 40])
 @pytest.mark.parametrize("name", ["resnet32", "resnet18", "vit_tiny_patch16_224", SWIN])
 def test_number_of_expert_stages_that_is_out_of_range(name, number):

@@ -38,7 +38,7 @@ def stage(config, folder):
 
 
 def frozen_part_of(experts):
-    return frozen_part(experts.model, experts.context.config.training.trained_parts)
+    return frozen_part(experts.model, experts.context.config.training.trained_parts, experts.metadata.image_size)
 
 
 def is_trained(name, trained):

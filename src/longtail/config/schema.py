@@ -218,6 +218,10 @@ class ModelConfig(_Checked):
     """Number of last stages that each expert has for itself. null: 2, or a quarter of the blocks of a plain vision
     transformer."""
 
+    experts_from: str | None = None
+    """Name of the first module that each expert has for itself, such as blocks.6 of an EfficientNet or layer4.1 of a
+    ResNet, instead of a number of stages."""
+
     num_experts: int = bounded(3, min=1)
     """Number of experts."""
 

@@ -8,7 +8,9 @@ from longtail.config.schema import ClassifierConfig, ModelConfig, RouterConfig
 def architecture(settings: ModelConfig, num_classes: int, image_size: int) -> dict[str, Any]:
     """Returns the arguments of `longtail.create_model`, without pretrained weights, average and router."""
     # Only those that are used: not every network takes them.
-    drops = {name: rate for name in ("drop_rate", "drop_path_rate") if (rate := getattr(settings, name))}
+    used = {
+        name: value for name in ("experts_from", "drop_rate", "drop_path_rate") if (value := getattr(settings, name))
+    }
     return {
         "name": settings.backbone,
         "num_classes": num_classes,
@@ -18,7 +20,7 @@ def architecture(settings: ModelConfig, num_classes: int, image_size: int) -> di
         "scale": settings.scale,
         "expert_stages": settings.expert_stages,
         "image_size": image_size,
-        **drops,
+        **used,
     }
 
 

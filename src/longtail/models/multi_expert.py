@@ -194,6 +194,7 @@ def create_model(
     expert_stages: int | None = None,
     pretrained: bool | str | Path = False,
     image_size: int | None = None,
+    experts_from: str | None = None,
     router: Mapping[str, Any] | None = None,
     average: Average = "logits",
     **options: Any,
@@ -212,6 +213,8 @@ def create_model(
             `longtail.models.split.split_backbone`.
         pretrained: start trunk and all branches from timm's published weights, or from the weights in a file.
         image_size: height and width of the images, for networks that need it; None: that of the published network.
+        experts_from: name of the first module that each expert has for itself, such as ``blocks.6``, instead of
+            ``expert_stages``.
         router: ``{}`` adds a router with default options. The options are ``top_choices``, ``hidden``, ``shared`` and
             ``threshold`` of `longtail.models.router.Router`.
         average: what the ensemble averages, ``"logits"`` or ``"probabilities"``.
@@ -227,7 +230,7 @@ def create_model(
     if average not in AVERAGES:
         raise InputError(f"average '{average}': must be one of {', '.join(AVERAGES)}{did_you_mean(average, AVERAGES)}")
     build = backbone(name, width, pretrained, image_size, **options)
-    trunk, branches, neck, num_features = split_backbone(build, num_experts, expert_stages, image_size)
+    trunk, branches, neck, num_features = split_backbone(build, num_experts, expert_stages, image_size, experts_from)
     heads = create_heads(num_experts, num_features, num_classes, head, scale)
     for classifier in heads:
         initialise_like(classifier, trunk)

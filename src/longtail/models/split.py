@@ -27,7 +27,11 @@ class SplitModel(NamedTuple):
 
 
 def split_backbone(
-    build: Build, num_branches: int, expert_stages: int | None = None, image_size: int | None = None
+    build: Build,
+    num_branches: int,
+    expert_stages: int | None = None,
+    image_size: int | None = None,
+    experts_from: str | None = None,
 ) -> SplitModel:
     """Splits a network so that ``neck(branch(trunk(x))) == network(x)``.
 
@@ -40,6 +44,8 @@ def split_backbone(
         expert_stages: number of last stages that each expert has for itself; 2 by default, as in RIDE. For plain
             vision transformers, the number of blocks; a quarter of them by default.
         image_size: height and width of the images; None: that of the published network.
+        experts_from: name of the first module that each expert has for itself, such as ``blocks.6``, instead of a
+            number of stages.
 
     Raises:
         InputError: the network cannot be split, has too few stages, or does not accept images of this size.
@@ -55,7 +61,7 @@ def split_backbone(
                 f"{type(network).__name__} does not accept images of {size[1]} x {size[2]} pixels"
             ) from error
         try:
-            trunk, (branch,), neck, num_features = _split(build, 1, expert_stages)
+            trunk, (branch,), neck, num_features = _split(build, 1, expert_stages, experts_from)
             works = neck(branch(trunk(images))).shape == (2, num_features)
         except InputError:
             raise
@@ -66,25 +72,36 @@ def split_backbone(
             f"{type(network).__name__} cannot be split: its stages do not simply follow one another. Networks that can "
             "be split include ResNet, ConvNeXt, Swin, RegNet, EfficientNet, MobileNet, DenseNet, ViT, DeiT and EVA"
         )
-    return _split(build, num_branches, expert_stages)
+    return _split(build, num_branches, expert_stages, experts_from)
 
 
-def _split(build: Build, num_branches: int, expert_stages: int | None) -> SplitModel:
+def _split(build: Build, num_branches: int, expert_stages: int | None, experts_from: str | None) -> SplitModel:
     network = build()
     if isinstance(network, VisionTransformer | Eva):
+        if experts_from is not None:
+            raise InputError(f"experts_from is '{experts_from}'; plain vision transformers have expert_stages instead")
         return _split_blocks(network, build, num_branches, expert_stages)
-    return _split_stages(network, build, num_branches, 2 if expert_stages is None else expert_stages)
+    return _split_stages(network, build, num_branches, 2 if expert_stages is None else expert_stages, experts_from)
 
 
-def _split_stages(network: nn.Module, build: Build, num_branches: int, expert_stages: int) -> SplitModel:
+def _split_stages(
+    network: nn.Module, build: Build, num_branches: int, expert_stages: int, experts_from: str | None
+) -> SplitModel:
     stages = [info["module"] for info in network.feature_info]  # type: ignore[union-attr]
     _check_number(network, "stages", expert_stages, len(stages))
     last_shared = stages[-expert_stages - 1]
     swin = isinstance(network, SwinTransformer)
     if swin:  # in RIDE-Swin the experts share the down-sampling into their first stage, and the final norm
         last_shared = f"{stages[-expert_stages]}.downsample"
-    units = list(_units(network, [*stages, last_shared]))
+    units = list(_units(network, [*stages, last_shared, experts_from or ""]))
     end = units.index(last_shared) + 1
+    if experts_from is not None:
+        if experts_from not in units[1:]:
+            raise InputError(
+                f"experts_from is '{experts_from}', which is no module of {type(network).__name__} after the first; "
+                f"its modules are {', '.join(units)}"
+            )
+        end = units.index(experts_from)
     start_of_neck = units.index("norm") if swin else len(units)
     trunk, branch, neck = units[:end], units[end:start_of_neck], units[start_of_neck:]
     return SplitModel(

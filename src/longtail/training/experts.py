@@ -63,7 +63,7 @@ class ExpertStage:
             epoch = len(records) + 1
             logger.info("Resuming epoch %d of %d from %s", epoch, training.epochs, self.checkpoint.path)
         network = self._prepared_model()
-        frozen = frozen_part(network, training.trained_parts)
+        frozen = frozen_part(self.model, training.trained_parts, metadata.image_size, network)
         views = frozen and self._views(frozen, teacher)
         loader = self.loader if views is None else context.with_soft_targets(views)
         if views is not None:
@@ -112,7 +112,6 @@ class ExpertStage:
 
         @torch.no_grad()
         def compute(images: Tensor) -> tuple[Tensor, ...]:
-            self.model.eval()
             with runtime.autocast():
                 start = frozen.start(images)
                 return (start,) if teach is None else (start, teach(images))
