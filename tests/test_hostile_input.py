@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from longtail.cli import main
 
 QUICK = " --training.epochs 1 --model.backbone resnet20 --model.num_experts 2 --router.train false"
-IMAGES = "train --config folder --data.root photos --data.image_size 16 --output out" + QUICK
+IMAGES = "train --config folder-from-scratch --data.root photos --data.image_size 16 --output out" + QUICK
 LISTS = IMAGES + " --data.name list --data.train_list train.txt --data.test_list test.txt"
 NAMES = LISTS + " --data.class_names names.txt"
 SKIP = IMAGES + " --data.on_corrupt_image skip"

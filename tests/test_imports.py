@@ -15,7 +15,7 @@ SOURCE = Path(longtail.__file__).parent
 # From the top floor to the ground floor
 FLOORS = [
     ["cli", "__main__"],
-    ["api", "inference"],
+    ["api", "folder_settings", "inference"],
     ["training", "experiments"],
     ["evaluation", "reports", "interop"],
     ["runs"],

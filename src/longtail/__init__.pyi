@@ -13,6 +13,7 @@ from .config.recipes import load_recipe as load_recipe
 from .config.schema import Config as Config
 from .evaluation import flops as flops
 from .evaluation.metrics import Evaluation as Evaluation
+from .folder_settings import choose_settings as choose_settings
 from .inference import Prediction as Prediction
 from .inference import Predictor as Predictor
 from .inference import predict as predict

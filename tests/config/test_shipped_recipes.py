@@ -65,7 +65,7 @@ def overrides(name: str, data: Path) -> dict[str, Any]:
     for prefix, smaller in SMALLER.items():
         if name.startswith(prefix):
             changes |= smaller
-    if config.model.pretrained:
+    if config.model.pretrained and name != "folder":  # whose weights are installed
         changes["model.pretrained"] = str(data / "resnet18.safetensors")
     if config.data.name.startswith("cifar"):
         changes["data.imbalance_factor"] = 0.5

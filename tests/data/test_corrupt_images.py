@@ -182,7 +182,7 @@ def test_run_skips_the_same_images_later(root, tmp_path, monkeypatch, no_plots):
     truncate(root, "class 0/2.jpg", "class 1/3.jpg")
     changes = {"data.root": str(root), "data.image_size": 16, "data.workers": 0, "data.on_corrupt_image": "skip"}
     changes |= {"training.epochs": 1, "model.backbone": "resnet20", "model.num_experts": 2}
-    config = longtail.load_recipe("folder", {**changes, "data.max_corrupt_images": 0.2})
+    config = longtail.load_recipe("folder-from-scratch", {**changes, "data.max_corrupt_images": 0.2})
     run = longtail.train(config, tmp_path / "run")
     assert sorted(image.path for image in run.skipped()) == ["class 0/2.jpg", "class 1/3.jpg"]
     assert (run.folder / "skipped_images.txt").read_text().startswith("class ")

@@ -203,7 +203,7 @@ def test_batches_resemble_those_of_torchvision(split):
 def test_setting_chooses_fast_crops(tmp_path, fast_crops):
     layouts.write_folder(tmp_path, size=90)
     config = load_recipe(
-        "folder",
+        "folder-from-scratch",
         {
             "data.root": str(tmp_path),
             "data.workers": 0,

@@ -225,7 +225,8 @@ def test_flops_of_a_recipe(capsys):
 
 
 def test_flops_of_a_recipe_with_settings(capsys):
-    assert main(["flops", "folder", "--num_classes", "7", "--data.image_size", "32", "--model.num_experts", "1"]) == 0
+    settings = ["--num_classes", "7", "--data.image_size", "32", "--model.num_experts", "1"]
+    assert main(["flops", "folder-from-scratch", *settings]) == 0
     assert "resnet32, 1 expert, 7 classes, 32 x 32 pixels" in capsys.readouterr().out
 
 

@@ -270,6 +270,28 @@ def test_class_means_need_cosine_heads():
         digits({"model.head_start": "class-means", "model.head": "linear"})
 
 
-def test_images_cannot_be_mixed_after_the_frozen_part():
-    with pytest.raises(InputError, match=r"training.views is 4; it must be 0 for mixup"):
-        digits({"training.trained_parts": "heads", "augmentation.mixup": 0.2})
+@pytest.mark.parametrize("changes", [{"augmentation.cutmix": 1}, {"augmentation.mixup": 1, "teacher": "digits-lt-ce"}])
+def test_changes_of_images_that_cached_outputs_do_not_allow(changes):
+    with pytest.raises(InputError, match=r"training.views is 4; it must be 0 for cutmix, random_erasing, and mixup"):
+        digits({"training.trained_parts": "heads"} | changes)
+
+
+def test_mixup_mixes_cached_outputs(tmp_path):
+    config = digits(settings("heads", **{"augmentation.mixup": 0.5}))
+    experts = stage(config, tmp_path / "run")
+    views = experts._views(frozen_part_of(experts), None)
+    plain, mixed = (next(iter(source.epoch(1))) for source in (views, experts.context.with_soft_targets(views)))
+    share = mixed.soft_targets.gather(1, mixed.labels[:, None]).reshape(-1, 1, 1)
+    different = (mixed.labels != mixed.labels.flip(0)).nonzero().flatten()  # the others' targets do not tell the share
+    expected = share * plain.inputs + (1 - share) * plain.inputs.flip(0)
+    assert 0 < share[different].min() < 1
+    torch.testing.assert_close(mixed.inputs[different], expected[different])
+
+
+def test_frozen_batch_norms_keep_their_statistics(tmp_path):
+    config = digits(settings("experts", **{"training.freeze_batch_norms": True}))
+    first = {name: value.clone() for name, value in stage(config, tmp_path / "a").model.state_dict().items()}
+    last = weights(longtail.train(config, tmp_path / "b"))
+    changed = {name for name, value in last.items() if not torch.equal(value, first[name])}
+    assert not any("running" in name or "num_batches" in name for name in changed)
+    assert any(".bn" in name and name.endswith(".weight") for name in changed)

@@ -127,7 +127,7 @@ def test_a_run_whose_terminal_is_closed(tmp_path, ignored):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_workers_ignore_the_signals_of_their_job(tmp_path, number):
     photos = layouts.write_folder(tmp_path / "photos", counts=(24, 12, 9))
-    command = ["train", "--config", "folder", "--data.root", str(photos), "--data.image_size", "32", "--device", "cpu",
+    command = ["train", str(photos), "--config", "folder-from-scratch", "--data.image_size", "32", "--device", "cpu",
                "--data.cache_gib", "0", "--data.workers", "2", "--training.epochs", "4", "--training.batch_size", "4",
                "--model.backbone", "resnet20", "--training.checkpoint_every", "0", "--router.epochs", "2"]  # fmt: skip
     expected = tmp_path / "expected"

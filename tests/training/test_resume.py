@@ -270,7 +270,7 @@ def test_a_run_is_not_resumed_on_other_images(tmp_path, monkeypatch, no_plots):
     photos = layouts.write_folder(tmp_path / "photos", counts=(20, 14, 9))
     settings = {"data.root": str(photos), "data.image_size": 16, "device": "cpu", "training.epochs": 3}
     settings |= {"model.backbone": "resnet20", "training.batch_size": 8, "router.train": True, "router.epochs": 2}
-    config = load_recipe("folder", settings)
+    config = load_recipe("folder-from-scratch", settings)
     for stage in ("experts", "router"):
         folder = tmp_path / stage
         with monkeypatch.context() as patch:

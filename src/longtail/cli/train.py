@@ -1,15 +1,33 @@
-"""Train and evaluate a model, and write a run folder."""
+"""Train and evaluate a model, and write a run folder.
+
+'longtail train photos/' trains on your own images, with one folder per class. It starts from a pretrained network, and
+chooses image size, epochs and validation images for your images, this machine and the time.
+"""
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from longtail.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from longtail.config.schema import Config
 
 TAKES_SETTINGS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument("--config", metavar="RECIPE", help="recipe or YAML file (default: digits-lt-ride)")
+    # Not an argument of the parser, which would take the values of settings for it.
+    parser.usage = "longtail train [FOLDER] [options] [settings]"
+    parser.add_argument(
+        "--time",
+        metavar="TIME",
+        help="with FOLDER: time that training and testing may take, such as 30m (default: 20m)",
+    )
+    parser.add_argument(
+        "--config", metavar="RECIPE", help="recipe or YAML file (default: folder with FOLDER, digits-lt-ride without)"
+    )
     parser.add_argument("--output", metavar="FOLDER", help="new run folder (default: runs/NAME)")
     parser.add_argument("--resume", metavar="RUN", help="resume an interrupted run exactly from its last checkpoint")
     parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and exit")
@@ -18,24 +36,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    from longtail.config.recipes import DEFAULT_RECIPE, resolve, settings_parser, to_yaml
+    from longtail.config.recipes import settings_parser, to_yaml
 
     if arguments.help:
         arguments.parser.print_help()
         print("\nsettings, each with its default:")
         print(settings_parser(usage=argparse.SUPPRESS, add_help=False).format_help())
         return
+    folder = None
+    if arguments.settings and not arguments.settings[0].startswith("-"):
+        folder, *arguments.settings = arguments.settings
     if arguments.resume is not None:
-        if arguments.settings or arguments.config or arguments.output:
-            raise InputError("--resume keeps the settings of the run; it takes no --config, --output or settings")
+        if arguments.settings or arguments.config or arguments.output or folder:
+            raise InputError(
+                "--resume keeps the settings of the run; it takes no FOLDER, --config, --output or settings"
+            )
         from longtail import api
 
         api.resume(arguments.resume)
         return
-    config = resolve(arguments.config or DEFAULT_RECIPE, arguments=arguments.settings)
+    config = _config(arguments) if folder is None else _folder_config(folder, arguments)
     if arguments.print_config:
         print(to_yaml(config), end="")
         return
     from longtail import api
 
     api.train(config, arguments.output)
+
+
+def _config(arguments: argparse.Namespace) -> "Config":
+    from longtail.config.recipes import DEFAULT_RECIPE, resolve
+
+    if arguments.time is not None:
+        raise InputError("--time is for your own images: longtail train FOLDER --time 30m; others have training.epochs")
+    return resolve(arguments.config or DEFAULT_RECIPE, arguments=arguments.settings)
+
+
+def _folder_config(folder: str, arguments: argparse.Namespace) -> "Config":
+    """The settings for a folder; those of an earlier start, if the output holds a run."""
+    from longtail.config.recipes import FOLDER_RECIPE, resolve
+
+    data = {"data": {"name": "folder", "root": folder}}
+    started = arguments.output and Path(arguments.output, "config.yaml")
+    if started and started.is_file():
+        return resolve(str(started), data, arguments.settings)
+    config = resolve(arguments.config or FOLDER_RECIPE, data, arguments.settings)
+    if arguments.config is not None and arguments.time is None:
+        return config
+    from longtail.folder_settings import TIME_LIMIT, choose_settings, parse_duration
+
+    limit = TIME_LIMIT if arguments.time is None else parse_duration(arguments.time)
+    fixed = {argument[2:].partition("=")[0] for argument in arguments.settings if argument.startswith("--")}
+    return choose_settings(config, fixed=fixed, time_limit=limit)

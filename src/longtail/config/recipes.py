@@ -20,7 +20,7 @@ from longtail.utils.errors import InputError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_RECIPE = "digits-lt-ride"
+DEFAULT_RECIPE, FOLDER_RECIPE = "digits-lt-ride", "folder"
 
 RENAMED = {"data.on_bad_image": "data.on_corrupt_image", "data.max_bad_images": "data.max_corrupt_images"}
 """Settings of earlier versions -> their names now"""

@@ -186,7 +186,8 @@ class AugmentationConfig(_Checked):
     """Probability that a rectangle of an image is replaced by noise."""
 
     mixup: float = bounded(0.0, min=0)
-    """Mix pairs of images and their targets, with weights from Beta(mixup, mixup). 0: off."""
+    """Mix pairs of images and their targets, with weights from Beta(mixup, mixup). 0: off. With training.views the
+    outputs of the frozen part are mixed instead of images."""
 
     cutmix: float = bounded(0.0, min=0)
     """Paste a rectangle of one image into another and mix their targets, with areas from Beta(cutmix, cutmix). 0: off.
@@ -310,6 +311,9 @@ class TrainingConfig(_Checked):
 
     lora_rank: int = bounded(8, min=1)
     """Rank of the adapters. Only if trained_parts is 'lora'."""
+
+    freeze_batch_norms: bool = False
+    """Batch norms keep the statistics that they start with, those of pretrained weights; their factors are trained."""
 
     epochs: int = bounded(200, min=1)
     """Number of epochs. The model after the last one is the result."""
@@ -604,8 +608,9 @@ class Config(_Checked):
             self.model.head_start == "random" or self.model.head == "cosine",
             "model.head_start", self.model.head_start, "'random' if model.head is 'linear'",
         )  # fmt: skip
-        changes = self.augmentation.mixup or self.augmentation.cutmix or self.augmentation.random_erasing
+        how = self.augmentation
+        changes = how.cutmix or how.random_erasing or (self.teacher and how.mixup)
         _require(
             training.trained_parts == "all" or training.views == 0 or not changes,
-            "training.views", training.views, "0 for mixup, cutmix and random_erasing, which change the images",
+            "training.views", training.views, "0 for cutmix, random_erasing, and mixup with a teacher",
         )  # fmt: skip

@@ -146,13 +146,13 @@ class ExpertStage:
     def _task(
         self, model: MultiExpert, teacher: MultiExpert | None, frozen: FrozenPart | None, is_computed: bool
     ) -> TrainExperts:
-        how = self.context.config.distillation
+        how, fixed = self.context.config.distillation, self.context.config.training.freeze_batch_norms
         if teacher is None:
-            return TrainExperts(model, self.criterion, frozen, is_computed)
+            return TrainExperts(model, self.criterion, frozen, is_computed, fixed)
         distilled = DistilledLoss(
             self.criterion, temperature=how.temperature, factor=how.factor, published=how.published
         )
-        return DistillExperts(model, distilled, teacher_function(teacher), frozen, is_computed)
+        return DistillExperts(model, distilled, teacher_function(teacher), frozen, is_computed, fixed)
 
     def _prepared_model(self) -> MultiExpert:
         """The same weights, compiled and with synchronised batch norms if the settings ask for it."""

@@ -34,6 +34,7 @@ class TrainExperts(nn.Module):
         criterion: the loss.
         frozen: the part of the model that stays as it is; None: there is none.
         is_computed: the inputs of batches are outputs of the frozen part instead of images.
+        freeze_batch_norms: batch norms keep their statistics.
     """
 
     def __init__(
@@ -42,17 +43,22 @@ class TrainExperts(nn.Module):
         criterion: Criterion | DistilledLoss,
         frozen: FrozenPart | None = None,
         is_computed: bool = False,
+        freeze_batch_norms: bool = False,
     ):
         super().__init__()
         self.model = model
         self.criterion: Any = criterion
         self.frozen, self.is_computed = frozen, is_computed
+        self.freeze_batch_norms = freeze_batch_norms
 
     def train(self, mode: bool = True) -> "TrainExperts":
-        """Sets the mode of everything but the frozen part, which stays in eval mode."""
+        """Sets the mode of everything but the frozen part and batch norms that keep their statistics."""
         super().train(mode)
         for module in self.frozen.modules if self.frozen else ():
             module.eval()
+        for module in self.modules() if self.freeze_batch_norms else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
         return self
 
     def forward(self, batch: Batch, epoch: int) -> Step:
@@ -89,6 +95,7 @@ class DistillExperts(TrainExperts):
             module, so that it is not trained, saved, or wrapped for several GPUs. Not used if batches hold its logits.
         frozen: see `TrainExperts`.
         is_computed: see `TrainExperts`.
+        freeze_batch_norms: see `TrainExperts`.
     """
 
     def __init__(
@@ -98,8 +105,9 @@ class DistillExperts(TrainExperts):
         teach: Callable[[Tensor], Tensor],
         frozen: FrozenPart | None = None,
         is_computed: bool = False,
+        freeze_batch_norms: bool = False,
     ):
-        super().__init__(model, criterion, frozen, is_computed)
+        super().__init__(model, criterion, frozen, is_computed, freeze_batch_norms)
         self.teach = teach
 
     def extra_targets(self, batch: Batch) -> dict[str, Tensor]:

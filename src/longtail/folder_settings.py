@@ -1,0 +1,181 @@
+"""Settings for a folder of images, chosen from its images, this machine and the time that training may take."""
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from longtail.config.recipes import FOLDER_RECIPE, load_recipe
+from longtail.config.schema import Config
+from longtail.data.build import load_data, preprocessing
+from longtail.data.image_io import decode
+from longtail.data.splits import DataSplits
+from longtail.data.transforms import eval_transform
+from longtail.evaluation.flops import Cost, cost
+from longtail.models.build import architecture
+from longtail.models.fuse import fuse_batch_norms
+from longtail.models.initialisation import skip_init
+from longtail.models.multi_expert import MultiExpert, create_model
+from longtail.runtime.device import pick_device
+from longtail.runtime.process import num_processors
+from longtail.utils.errors import InputError
+from longtail.utils.format import duration, pluralize
+
+logger = logging.getLogger(__name__)
+
+TIME_LIMIT = 1200.0
+"""Seconds that training and testing may take if nothing else is asked for"""
+
+SIZES = (128, 160, 192, 224, 256)
+"""Heights and widths to choose from, pixels"""
+
+VAL_FRACTION, MIN_VALIDATION = 0.1, 30
+"""Share of the training images that is held out for validation, and the fewest that are worth it"""
+
+STEPS = 400
+"""Few images are shown in more epochs, for so many steps"""
+
+MARGIN = 0.75
+"""Share of the time that is planned: the machine may become slower"""
+
+MIN_EPOCHS, MAX_EPOCHS = 3, 10
+"""Fewest and most epochs to choose: more of them cost rare classes"""
+
+SAMPLE, MEASURED_SIZE = 16, 160
+"""Images with which the speed is measured, and their height and width, pixels"""
+
+
+class Plan(NamedTuple):
+    """What is chosen."""
+
+    image_size: int
+    epochs: int
+    seconds: float
+    """Expected time of training and testing"""
+
+
+def choose_settings(
+    config: Config | None = None, *, fixed: Collection[str] = (), time_limit: float = TIME_LIMIT
+) -> Config:
+    """Returns settings with what suits the images and this machine: image size, epochs and validation images.
+
+    Speed is measured for a second or two, so the choice may differ from one time to another. `longtail.train` writes
+    all settings into the run folder.
+
+    Args:
+        config: of the data; the recipe ``folder`` by default.
+        fixed: names of settings that stay as they are, such as ``data.image_size``.
+        time_limit: seconds for training and testing.
+
+    Raises:
+        InputError: the images are missing or wrong.
+    """
+    config = config or load_recipe(FOLDER_RECIPE)
+    dataset = load_data(config.data)
+    enough = VAL_FRACTION * len(dataset.train) >= MIN_VALIDATION
+    if dataset.val is None and enough and "data.val_fraction" not in fixed:
+        config = replace(config, data=replace(config.data, val_fraction=VAL_FRACTION))
+        dataset = dataset.with_validation(VAL_FRACTION, config.data.subset_seed)
+    clock = _Clock(config, dataset)
+    most = config.training.epochs
+    if "training.epochs" not in fixed:
+        most = min(MAX_EPOCHS, max(most, -(-STEPS * config.training.batch_size // len(dataset.train))))
+    plans = [
+        clock.plan(size, epochs)
+        for size in ([config.data.image_size or SIZES[-1]] if "data.image_size" in fixed else SIZES)
+        for epochs in ([most] if "training.epochs" in fixed else range(min(MIN_EPOCHS, most), most + 1))
+    ]
+    in_time = [plan for plan in plans if plan.seconds <= MARGIN * time_limit]
+    # Larger images gain more than more epochs.
+    plan = max(in_time) if in_time else min(plans, key=lambda plan: plan.seconds)
+    logger.info(
+        f"Chosen for {len(dataset.train):,} training images on {clock.device}, within {duration(time_limit)}: "
+        f"{plan.image_size} pixels, {pluralize(plan.epochs, 'epoch')}; expected to take {duration(plan.seconds)}"
+    )
+    return replace(
+        config,
+        data=replace(config.data, image_size=plan.image_size),
+        training=replace(config.training, epochs=plan.epochs),
+    )
+
+
+class _Clock:
+    """Estimates how long training and testing take, from a short measurement of this machine."""
+
+    def __init__(self, config: Config, dataset: DataSplits):
+        self.config, self.dataset = config, dataset
+        self.device = pick_device(config.device)
+        self._costs: dict[int, Cost] = {}
+        model = self._model(MEASURED_SIZE)
+        self.seconds_per_image = self._decoding()
+        network = fuse_batch_norms(model, MEASURED_SIZE).to(self.device)
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        images = torch.zeros(SAMPLE, 3, MEASURED_SIZE, MEASURED_SIZE, device=self.device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            seconds = _fastest(lambda: network(images).logits.sum().item())
+        self.seconds_per_mac = seconds / SAMPLE / cost(model, MEASURED_SIZE).total
+
+    def plan(self, image_size: int, epochs: int) -> Plan:
+        """The time for images of this size and so many epochs."""
+        training, costs = self.config.training, self._cost(image_size)
+        num_train, num_test = len(self.dataset.train), len(self.dataset.test)
+        num_test += 0 if self.dataset.val is None else len(self.dataset.val)
+        views = training.views if training.trained_parts != "all" else 0
+        frozen = {"all": 0, "heads": costs.total}.get(training.trained_parts, costs.trunk)
+        # A backward pass takes about twice as long as the forward pass.
+        step = 3 * (costs.total - frozen) + (0 if views else frozen)
+        work = num_train * (views * frozen + epochs * step) + num_test * costs.total
+        decoded = num_train * (views or epochs) + num_test
+        return Plan(image_size, epochs, decoded * self.seconds_per_image + work * self.seconds_per_mac)
+
+    def _cost(self, image_size: int) -> Cost:
+        if image_size not in self._costs:
+            self._costs[image_size] = cost(self._model(image_size), image_size)
+        return self._costs[image_size]
+
+    def _model(self, image_size: int) -> MultiExpert:
+        with skip_init():
+            return create_model(**architecture(self.config.model, self.dataset.num_classes, image_size)).eval()
+
+    def _decoding(self) -> float:
+        """Seconds for an image, if all processors decode."""
+        paths = self.dataset.train.paths
+        if paths is None:
+            return 0.0
+        data = replace(self.config.data, image_size=MEASURED_SIZE, resize=None)
+        transform = eval_transform(*preprocessing(data, self.config.model.backbone, self.dataset)[:3])
+        some = paths[:: max(1, len(paths) // SAMPLE)]
+        start = time.perf_counter()
+        for path in some:
+            transform(decode(path))
+        return (time.perf_counter() - start) / len(some) / num_processors()
+
+
+def _fastest(function: Callable[[], object], repeats: int = 3) -> float:
+    """Seconds of the fastest call, after one that is not counted."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def parse_duration(text: str) -> float:
+    """Returns the seconds of a time such as 90s, 30m or 1.5h.
+
+    Raises:
+        InputError: the text is no such time.
+    """
+    units = {"s": 1, "m": 60, "h": 3600}
+    try:
+        seconds = float(text[:-1]) * units[text[-1:]]
+    except (ValueError, KeyError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise InputError(f"time '{text}': must be a number with s, m or h, such as 90s, 30m or 1.5h")
+    return seconds

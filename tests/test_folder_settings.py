@@ -1,0 +1,95 @@
+"""Settings that are chosen for a folder, and `longtail train FOLDER`."""
+
+from dataclasses import replace
+
+import pytest
+from helpers import layouts
+
+import longtail
+from longtail import folder_settings
+from longtail.cli import main
+from longtail.folder_settings import SIZES, choose_settings, parse_duration
+from longtail.utils.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("no_plots")
+FAST = {"model.backbone": "resnet10", "model.pretrained": False, "model.experts_from": None, "device": "cpu"}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    layouts.write_folder(tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+def config_of(photos, **changes):
+    return longtail.load_recipe("folder", FAST | {"data.root": str(photos)} | changes)
+
+
+def slower(monkeypatch, factor):
+    fastest = folder_settings._fastest
+    monkeypatch.setattr(folder_settings, "_fastest", lambda *arguments: factor * fastest(*arguments))
+
+
+def test_more_time_gives_larger_images(photos, monkeypatch):
+    config = config_of(photos)
+    sizes = [choose_settings(config, time_limit=limit).data.image_size for limit in (1e-6, 1e6)]
+    assert sizes == [SIZES[0], SIZES[-1]]
+    slower(monkeypatch, 1e9)
+    assert choose_settings(config).data.image_size == SIZES[0]
+
+
+def test_the_time_decides_the_epochs_of_a_fixed_size(photos):
+    config = config_of(photos, **{"data.image_size": 32, "training.epochs": 8})
+    chosen = [
+        choose_settings(config, fixed=["data.image_size"], time_limit=limit).training.epochs for limit in (1e-6, 1e6)
+    ]
+    assert chosen[0] < 8 <= chosen[1]
+    assert choose_settings(config, fixed=["data.image_size", "training.epochs"], time_limit=1e-6) == config
+
+
+def test_enough_images_give_a_validation_part(tmp_path):
+    layouts.write_folder(tmp_path / "many", counts=(300, 60, 20))
+    layouts.write_folder(tmp_path / "few", counts=(30, 6, 4))
+    assert choose_settings(config_of(tmp_path / "many")).data.val_fraction == 0.1
+    assert choose_settings(config_of(tmp_path / "few")).data.val_fraction == 0
+    assert choose_settings(config_of(tmp_path / "many"), fixed=["data.val_fraction"]).data.val_fraction == 0
+
+
+def test_nothing_else_is_chosen(photos):
+    config = config_of(photos)
+    chosen = choose_settings(config)
+    same = replace(
+        chosen,
+        data=replace(chosen.data, image_size=config.data.image_size, val_fraction=config.data.val_fraction),
+        training=replace(chosen.training, epochs=config.training.epochs),
+    )
+    assert same == config
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400)])
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "30", "m", "-1m", "0s", "nanm", "infh", "30 minutes"])
+def test_what_is_no_duration(text):
+    with pytest.raises(InputError, match=f"time '{text}': must be a number with s, m or h"):
+        parse_duration(text)
+
+
+def test_one_command_trains_on_a_folder_and_resumes(photos, tmp_path, capsys):
+    settings = [word for name, value in FAST.items() if value is not None for word in (f"--{name}", str(value))]
+    command = ["train", str(photos), "--output", str(tmp_path / "run"), "--time", "1s", *settings]
+    command += ["--model.experts_from", "layer4", "--data.image_size", "32"]
+    assert main(command) == 0
+    run = longtail.Run(tmp_path / "run")
+    assert run.is_finished
+    assert (run.config.data.root, run.config.data.image_size) == (str(photos), 32)
+    assert "Chosen for" in capsys.readouterr().out
+    assert main(command) == 0  # with the settings of the first time
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_time_is_for_folders(capsys):
+    assert main(["train", "--time", "30m"]) == 2
+    assert "--time is for your own images" in capsys.readouterr().err
