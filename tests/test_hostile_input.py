@@ -236,21 +236,33 @@ LIST_FILES = {
 }
 
 FOLDERS = {
-    "empty class": Case(IMAGES, "photos/empty'", lambda here: (here / "photos/empty").mkdir()),
+    "empty class": Case(
+        f"{IMAGES} --data.empty_classes error", "photos/empty'", lambda here: (here / "photos/empty").mkdir()
+    ),
     "class without images": Case(
-        IMAGES, "photos/notes'", lambda here: ((here / "photos/notes").mkdir(), (here / "photos/notes/a.txt").touch())
+        f"{IMAGES} --data.empty_classes error",
+        "photos/notes'",
+        lambda here: ((here / "photos/notes").mkdir(), (here / "photos/notes/a.txt").touch()),
     ),
     "single class": Case(IMAGES, "'class 0'", lambda here: [shutil.rmtree(here / f"photos/class {n}") for n in (1, 2)]),
     "no class": Case(IMAGES, "photos", lambda here: (shutil.rmtree(here / "photos"), (here / "photos").mkdir())),
     "file instead of a folder": Case(
         IMAGES, "data.root 'photos'", lambda here: (shutil.rmtree(here / "photos"), (here / "photos").touch())
     ),
-    "class of the test split only": Case(
+    "classes of the test split only": Case(
         IMAGES,
-        "photos/test/b'",
+        "the test split has no class of the training split, only 'b'",
         lambda here: [
             shutil.copytree(here / "photos/class 0", here / f"photos/{name}")
-            for name in ("train/a", "train/c", "test/a", "test/b")
+            for name in ("train/a", "train/c", "test/b")
+        ],
+    ),
+    "folds": Case(
+        IMAGES,
+        "'fold1', 'fold2' in 'photos' hold the same folders: 'a', 'b'",
+        lambda here: [
+            (here / "photos").rename(here / "old"),
+            *[shutil.copytree(here / "old/class 0", here / f"photos/fold{n}/{name}") for n in (1, 2) for name in "ab"],
         ],
     ),
     "test without train": Case(

@@ -82,6 +82,9 @@ class DataConfig(_Checked):
     """Allow paths in list files that are absolute or leave root through '..'. Symbolic links inside root may always
     lead outside."""
 
+    empty_classes: Literal["skip", "error"] = "skip"
+    """What to do with class folders without images. skip: leave them out, with a note. error: stop."""
+
     on_corrupt_image: Literal["error", "skip"] = "error"
     """What to do if image files do not decode. error: stop. skip: decode all images once before training, leave out
     those that fail, and list them in skipped_images.txt in the run folder."""
