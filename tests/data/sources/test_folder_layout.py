@@ -89,6 +89,8 @@ def test_splits_are_found(tmp_path, files, splits, note):
     ("files", "classes", "note"),
     [
         ("cat dog", "cat dog", None),
+        ("class_1 class_2 class_3", "class_1 class_2 class_3", None),
+        ("0 1 2", "0 1 2", None),
         ("cat/{indoor,outdoor} dog/{street}", "cat dog", None),
         # The class "train", and classes whose names begin with the word for a split.
         ("train car ship", "car ship train", None),
@@ -148,6 +150,11 @@ def test_folders_without_images_are_no_classes(tmp_path, files, empty):
         ("train/{a,b} training/{a,b} test/{a}", "'ROOT/train' and 'ROOT/training' are both the train split"),
         ("fold1_train/{a,b} fold1_test/{a,b} fold2_train/{a,b} fold2_test/{a,b}", "are both the test split"),
         ("train/{a,b} extra/{c,d}", "'ROOT/train' holds class folders, but is next to 'extra': if it is the training"),
+        ("HAM_images_part_1 HAM_images_part_2", "'HAM_images_part_2' in 'ROOT' are numbered parts by"),
+        ("fold1 fold2 fold3", "are numbered folds by their names, not classes"),
+        ("images/1.jpg", "'ROOT' has a single class folder, 'images'; "),
+        ("photos/{1.heic,2.heic} other/1.txt", "'ROOT' has no class folders with images; it must hold at least two folders, one "
+         "for the images of each class. Files that are not read as images: 2 .heic, 1 .txt"),
         # Either level could be the classes.
         ("fold1/{a,b} fold2/{a,b} fold3/{a,b}", "'fold1', 'fold2', 'fold3' in 'ROOT' hold the same folders: 'a', 'b'."),
         ("2019/{a,b,c} 2020/{a,b}", "'2019', '2020' in 'ROOT' hold the same folders: 'a', 'b'."),

@@ -196,6 +196,58 @@ def test_missing_root_is_named(tmp_path):
     assert problem.startswith(f"data.root '{tmp_path}/absent' is not a folder")
 
 
+# ---- lists in folders ----
+
+LINES = [f"{number:02},{breed}" for number, breed in enumerate("abab" * 3)]
+
+
+@pytest.mark.parametrize(
+    ("images", "file", "header"),
+    [
+        ("train/{}.jpg test1/9{}.jpg", "labels.csv", "id,breed"),  # Kaggle
+        ("train/{}.jpg test/{}.jpg", "trainLabels.csv", "image,level"),  # the same names in test
+        ("images/{}.png", "train.csv", "image_id,label"),
+        ("images/{}.png", "images/labels.csv", "image_id,label"),
+        ("{}.jpg", "metadata.csv", "file_name,label"),  # Hugging Face
+        ("dataset/images/{}.jpg", "dataset/metadata.csv", "file_name,label"),
+    ],
+)
+def test_classes_are_read_from_a_list_in_the_folder(tmp_path, caplog, images, file, header):
+    touch(tmp_path, *[name.format(line[:2]) for name in images.split() for line in LINES])
+    (tmp_path / file).write_text("\n".join([header, *LINES]))
+    (tmp_path / "sample_submission.csv").write_text("id,breed")
+    with caplog.at_level("INFO", logger="longtail"):
+        dataset = load(tmp_path)
+    first = images.split()[0]
+    expected = [(first.format(line[:2]), "ab".index(line[-1])) for line in LINES]
+    assert sorted(paths_and_labels(dataset.train, tmp_path) + paths_and_labels(dataset.test, tmp_path)) == expected
+    assert dataset.class_names == ("a", "b")
+    assert caplog.messages[0] == f"The images are not in class folders. Their classes are read from {file}"
+
+
+def test_parts_of_images_with_one_list(tmp_path):
+    touch(tmp_path, *[f"images_part_{1 + number // 6}/{number:02}.jpg" for number in range(12)])
+    (tmp_path / "HAM_metadata.csv").write_text("\n".join(["lesion_id,image_id,dx", *[f"L,{line}" for line in LINES]]))
+    with pytest.raises(InputError, match=r"not clear \(lesion_id, image_id, dx\); call it 'label'"):
+        load(tmp_path)
+    (tmp_path / "HAM_metadata.csv").write_text(
+        "\n".join(["lesion_id,image_id,label", *[f"L,{line}" for line in LINES]])
+    )
+    dataset = load(tmp_path)
+    assert len(dataset.train) + len(dataset.test) == 12
+    touch(tmp_path, "images_part_2/00.jpg")
+    (problem,) = problems(tmp_path)
+    assert problem.startswith(f"{tmp_path}/HAM_metadata.csv:2: there are several files '00' in")
+
+
+def test_lists_in_folders_of_splits(tmp_path):
+    for split in ("train", "validation", "test"):
+        touch(tmp_path, *[f"{split}/{line[:2]}.jpg" for line in LINES])
+        lines = [line.replace(",", ".jpg,") for line in LINES]
+        (tmp_path / split / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+    assert {name: len(split) for name, split in load(tmp_path).splits.items()} == {"train": 12, "val": 12, "test": 12}
+
+
 # ---- finding images ----
 
 

@@ -5,6 +5,7 @@ holding the same classes as another split. What could be read in two ways is ref
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Collection
 from functools import cached_property
@@ -12,13 +13,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from longtail.data.image_io import is_image
-from longtail.data.sources.image_files import check_link, is_hidden, unreadable
+from longtail.data.sources.image_files import check_link, find_images_below, is_hidden, unreadable
 from longtail.data.sources.split_names import SplitName, parse_split_name
 from longtail.utils.errors import InputError
 from longtail.utils.format import shortened_list
 
+_PART = re.compile(r"(?<![a-z])(part|fold|batch|chunk|shard|subset|split|set|image|img)(?=s?(?![a-z]))")
+
 SHOWN = 5
 """Names that a message shows"""
+
+
+class NoClassFolders(InputError):
+    """Images are not in class folders, so a list may say their classes."""
 
 
 class Layout(NamedTuple):
@@ -104,6 +111,8 @@ def read_layout(root: Path) -> Layout:
         )
     else:
         _check_not_repeated(top)
+        _check_not_numbered(top)
+    _check_several(top)
     return Layout({"train": top.paths}, top.empty, notes)
 
 
@@ -140,7 +149,7 @@ def _find_splits(top: Folder, notes: list[str]) -> dict[str, Folder]:
         else:
             splits[split] = folder
     if not splits["train"].classes:
-        raise InputError(
+        raise NoClassFolders(
             f"'{splits['train'].path}' has no class folders, only images; it must hold one folder of images per class. "
             "If a file lists the classes: --data.name list --data.train_list FILE"
         )
@@ -179,6 +188,7 @@ def _check_not_split(top: Folder, named: dict[Folder, SplitName], others: list[s
 def _layout_of_splits(found: dict[str, Folder], notes: list[str]) -> Layout:
     train = _enter(found["train"], notes)
     entered = {split: _enter(folder, notes, train.classes) for split, folder in found.items() if split != "train"}
+    _check_several(train)
     unusual = [f"'{folder.name}' is {split}" for split, folder in found.items() if folder.name.lower() != split]
     if unusual:
         notes.append(f"Splits by the names of the folders: {', '.join(unusual)}")
@@ -220,6 +230,28 @@ def _check_not_repeated(top: Folder) -> None:
             f"{_join([folder.name for folder in nested])} in '{top.path}' hold the same folders: {_join(repeated)}. If "
             "these are the classes, put them into folders train/ and test/. If the outer folders are the classes, put "
             "all of them into a folder train/"
+        )
+
+
+def _check_not_numbered(top: Folder) -> None:
+    """Refuses folders such as images_part_1 and images_part_2: numbered parts of one set of images."""
+    stems = {re.sub(r"\d+", "", name).casefold() for name in top.classes}
+    if len(top.classes) > 1 and len(stems) == 1 and (words := _PART.findall(stems.pop())):
+        raise NoClassFolders(
+            f"{_join(top.classes)} in '{top.path}' are numbered {words[-1]}s by their names, not classes; make one "
+            "folder of images per class"
+        )
+
+
+def _check_several(folder: Folder) -> None:
+    names = list(folder.classes)
+    if len(names) < 2:
+        found = f"has a single class folder, '{names[0]}'" if names else "has no class folders with images"
+        others = find_images_below(folder.path).others.most_common()
+        kinds = shortened_list([f"{number:,} {kind}" for kind, number in others], SHOWN)
+        raise NoClassFolders(
+            f"'{folder.path}' {found}; it must hold at least two folders, one for the images of each class"
+            + (f". Files that are not read as images: {kinds}" if others else "")
         )
 
 

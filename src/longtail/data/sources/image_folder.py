@@ -11,8 +11,10 @@ from longtail.config.schema import DataConfig
 from longtail.data.image_io import SUFFIXES, is_image
 from longtail.data.sources import register
 from longtail.data.sources.class_names import describe_difference, find_similar
-from longtail.data.sources.folder_layout import Layout, read_layout
+from longtail.data.sources.find_lists import find_lists
+from longtail.data.sources.folder_layout import Layout, NoClassFolders, read_layout
 from longtail.data.sources.image_files import find_images_below, is_printable, log_skipped_files
+from longtail.data.sources.image_list import read_lists
 from longtail.data.splits import DataSplits, ImageSplit, as_paths, hold_out_test
 from longtail.utils.errors import InputError, raise_all
 from longtail.utils.format import pluralize, shortened_list
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 @register("folder")
 def load(settings: DataConfig) -> DataSplits:
     """Loads ``data.root``, which holds one folder per class, or folders of splits with one folder per class each.
+
+    If there are no class folders but a file such as metadata.csv or labels.csv, that file says the classes.
 
     See `read_layout` for the trees of folders that are understood. Without a test split, ``round(data.test_fraction *
     n)`` images of each class become the test split, chosen by ``data.subset_seed``: at least one of a class with two
@@ -36,10 +40,16 @@ def load(settings: DataConfig) -> DataSplits:
     root = Path(settings.root)
     if not root.is_dir():
         raise InputError(f"data.root '{root}' is not a folder; it must hold one folder of images per class")
-    layout = read_layout(root)
+    try:
+        layout = read_layout(root)
+    except NoClassFolders:
+        if not (lists := find_lists(root)):
+            raise
+        logger.info("The images are not in class folders. Their classes are read from %s", ", ".join(lists.values()))
+        return read_lists(settings, lists["train"], lists.get("val"), lists.get("test"))
     for note in layout.notes:
         logger.info(note)
-    names = _class_names(layout, root)
+    names = _class_names(layout)
     problems: list[str] = []
     _report_empty(layout.empty, settings.empty_classes, problems)
     splits = {
@@ -53,26 +63,12 @@ def load(settings: DataConfig) -> DataSplits:
     return DataSplits(splits["train"], splits.get("val"), splits["test"], names)
 
 
-def _class_names(layout: Layout, root: Path) -> tuple[str, ...]:
+def _class_names(layout: Layout) -> tuple[str, ...]:
     folders = layout.splits["train"]
     names = sorted(folders)
     unprintable = [str(folders[name]) for name in names if not is_printable(name)]
     raise_all([f"{path!a}: the name is not UTF-8 or holds control characters; rename it" for path in unprintable])
-    if len(names) < 2:
-        folder = folders[names[0]].parent if names else root
-        found = f"has a single class folder, '{names[0]}'" if names else "has no class folders with images"
-        raise InputError(
-            f"'{folder}' {found}; it must hold at least two folders, one for the images of each class"
-            + _other_files(folder)
-        )
     return tuple(names)
-
-
-def _other_files(folder: Path) -> str:
-    """The end of a message about missing images: what is there instead."""
-    others = find_images_below(folder).others
-    kinds = shortened_list([f"{number:,} {kind}" for kind, number in others.most_common()], 5)
-    return f". Files that are not read as images: {kinds}" if others else ""
 
 
 def _report_empty(empty: Sequence[Path], empty_classes: str, problems: list[str]) -> None:
