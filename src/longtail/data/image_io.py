@@ -30,6 +30,18 @@ would take gigabytes"""
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
+class CorruptImageError(InputError):
+    """An image that does not decode."""
+
+    def __init__(self, path: Path, reason: str):
+        # Not "remove": a removed file changes the training images, and a run could not be resumed.
+        super().__init__(f"{one_line(str(path))}: does not decode ({reason}); put an intact file in its place")
+        self.path, self.reason = path, reason
+
+    def __reduce__(self) -> tuple[type["CorruptImageError"], tuple[Path, str]]:
+        return type(self), (self.path, self.reason)
+
+
 def is_image(path: Path) -> bool:
     """Whether a file has the extension of an image, in any case."""
     return path.suffix.lower() in SUFFIXES
@@ -42,18 +54,20 @@ def decode(path: Path) -> Image.Image:
     read.
 
     Raises:
-        InputError: the file is missing, damaged, not an image, a possible decompression bomb, or too long and thin.
+        CorruptImageError: the file is missing, damaged, no image, a possible decompression bomb, or too long and thin.
     """
     with open_image(path) as image:
         return load_rgb(image)
 
 
-def problem(path: Path) -> str | None:
-    """Returns in a few words why an image does not decode; None if it does."""
+def problem(path: Path, header_only: bool = False) -> str | None:
+    """Returns in a few words why an image does not decode; None if it does, or if its header can be read."""
     try:
-        decode(path)
-    except InputError as error:
-        return _reason(path, error.__cause__)
+        with open_image(path) as image:
+            if not header_only:
+                load_rgb(image)
+    except CorruptImageError as error:
+        return error.reason
     return None
 
 
@@ -62,7 +76,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     """Opens an image file and reads its header.
 
     Raises:
-        InputError: see `decode`; also for errors while the file is open.
+        CorruptImageError: see `decode`; also for errors while the file is open.
     """
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe or a device may never end
@@ -73,8 +87,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
                 raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT} times the other")
             yield image
     except Exception as error:  # a damaged image can raise anything
-        file = one_line(str(path))
-        raise InputError(f"{file}: does not decode ({_reason(path, error)}); replace or remove the file") from error
+        raise CorruptImageError(path, _reason(path, error)) from error
 
 
 def load_upright(image: Image.Image) -> None:
