@@ -4,11 +4,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from io import SEEK_END, BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from longtail.data.repair import JPEG_END, MAX_BEFORE, with_end, without_metadata
 from longtail.utils.errors import InputError, one_line
 
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -21,6 +24,9 @@ SUFFIXES = frozenset(
     ]
 )
 """File name extensions of these formats"""
+
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_LARGEST, TIFF_PLANES = 258, 262, 281, 284
+"""Tags: bits of each channel, meaning of the levels, largest level, whether channels are in planes"""
 
 MAX_ASPECT = 256
 """Longer side divided by the shorter one, at most. Images are resized by their shorter side, so a line of 60,000 pixels
@@ -81,7 +87,8 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe or a device may never end
             raise ValueError("a pipe or a device, not a file")
-        with Image.open(path, formats=_formats()) as image:
+        with _open(path) as image:
+            _check_colours(image)
             width, height = image.size
             if max(width, height) > MAX_ASPECT * min(width, height):
                 raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT} times the other")
@@ -99,13 +106,52 @@ def load_upright(image: Image.Image) -> None:
 
 def load_rgb(image: Image.Image) -> Image.Image:
     """Loads an open image and returns it as `decode` does."""
+    # What the levels mean is known before the pixels are loaded only.
+    levels = _Levels.of(image)
     load_upright(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _to_eight_bits(image)
+        image = _to_eight_bits(image, levels)
+    elif levels.step > 1 and isinstance(transparent := image.info.get("transparency"), int):
+        image.info["transparency"] = transparent * levels.step
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _open(path: Path) -> Image.Image:
+    """Opens an image file, without the damage that costs no pixel."""
+    try:
+        image = Image.open(path, formats=_formats())
+    except (UnidentifiedImageError, ValueError, SyntaxError):
+        repaired = without_metadata(path.read_bytes())
+        if repaired is None:
+            raise
+        return Image.open(BytesIO(repaired), formats=_formats())
+    if image.format == "JPEG" and _lacks_end(image):
+        repaired = with_end(path.read_bytes())
+        if repaired is not None:
+            image.close()
+            return Image.open(BytesIO(repaired), formats=_formats())
+    return image
+
+
+def _lacks_end(image: Image.Image) -> bool:
+    """Whether the end marker of a JPEG is not among its last bytes."""
+    file = image.fp  # type: ignore[attr-defined]
+    position = file.tell()
+    file.seek(-min(MAX_BEFORE, file.seek(0, SEEK_END)), SEEK_END)
+    last = file.read()
+    file.seek(position)
+    return JPEG_END not in last
+
+
+def _check_colours(image: Image.Image) -> None:
+    """Refuses images that Pillow would read in wrong colours."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    bits = tags.get(TIFF_BITS, (8,))
+    if tags.get(TIFF_PLANES) == 2 and len(bits) > 1 and max(bits) > 8:
+        raise ValueError("a TIFF of more than 8 bits with its colours in planes; save it with interleaved colours")
 
 
 @cache
@@ -115,20 +161,45 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
+class _Levels(NamedTuple):
+    """What the numbers of a grey image mean."""
+
+    step: int = 1
+    """Difference of two levels after decoding: 85 for 2 bits, 17 for 4 bits"""
+    white: float = 65535.0
+    """Of 16 bits; a TIFF may say that it uses fewer"""
+    white_is_zero: bool = False
+
+    @classmethod
+    def of(cls, image: Image.Image) -> "_Levels":
+        """The levels of an open image, before it is loaded."""
+        tiles = getattr(image, "tile", None)
+        step = {"L;2": 85, "L;4": 17}.get(str(tiles[0][3]), 1) if tiles and image.format == "PNG" else 1
+        if image.format != "TIFF" or not hasattr(image, "tag_v2"):
+            return cls(step)
+        largest = image.tag_v2.get(TIFF_LARGEST, 65535)
+        largest = max(largest) if isinstance(largest, tuple) else largest
+        return cls(step, float(largest or 65535), image.tag_v2.get(TIFF_PHOTOMETRIC) == 0)
+
+
+def _to_eight_bits(image: Image.Image, levels: _Levels) -> Image.Image:
     """Scales a grey image of 16 or 32 bits to 8 bits.
 
-    White is 65535 for integers. For floats it is the smallest of 1, 255 and 65535 that no value exceeds. Scaling by the
-    maximum instead would make dark images bright. An image with negative or larger values is scaled to its own range.
+    White is 65535 for integers, or what a TIFF says. For floats it is the smallest of 1, 255 and 65535 that no value
+    exceeds. Scaling by the maximum instead would make dark images bright. An image with negative or larger values is
+    scaled to its own range.
     """
     values = np.array(image, dtype=np.float32)
     finite = np.isfinite(values)
     low = float(values.min(initial=0, where=finite))
     high = float(values.max(initial=0, where=finite))
-    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
+    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (levels.white, 65535.0)
     white = next((white for white in whites if low == 0 and high <= white), high)
-    values = np.where(finite, values, low)
-    return Image.fromarray(np.rint((values - low) * (255 / (white - low))).astype(np.uint8))
+    scaled = np.rint((np.where(finite, values, low) - low) * (255 / (white - low))).astype(np.uint8)
+    scaled = 255 - scaled if levels.white_is_zero else scaled
+    if isinstance(transparent := image.info.get("transparency"), int):
+        scaled[values == transparent] = 255
+    return Image.fromarray(scaled)
 
 
 def _reason(path: Path, error: BaseException | None) -> str:
