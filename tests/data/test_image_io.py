@@ -9,6 +9,7 @@ import pytest
 from helpers.raw_images import chunk, png, tiff
 from PIL import ExifTags, Image
 
+from longtail.data import image_io
 from longtail.data.image_io import FORMATS, SUFFIXES, decode, is_image
 from longtail.utils.errors import InputError
 
@@ -229,6 +230,33 @@ def test_first_frame_is_read(tmp_path):
     for suffix in ("gif", "tif"):
         pixels = decoded(frames[0], tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
         np.testing.assert_array_equal(pixels, [[RED]])
+
+
+# ---- HEIC ----
+
+
+def test_heic_needs_an_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_io, "has_heif", lambda: False)
+    assert not is_image(Path("a.HEIC"))
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    assert_refused(tmp_path / "a.jpg", "pip install 'longtail[heic]'")
+
+
+def test_heic_is_read(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    pixels = decoded(Image.new("RGB", (64, 48), (200, 60, 20)), tmp_path / "a.HEIC", format="HEIF", quality=95)
+    assert is_image(tmp_path / "a.HEIC")
+    np.testing.assert_allclose(pixels, np.broadcast_to((200, 60, 20), (48, 64, 3)), atol=6)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(tiff(np.zeros((2, 2, 5), np.uint8), 1), "a TIFF that is"), (b"\x89PNG\r\n\x1a\n" + bytes(40), "a PNG that is")],
+)
+def test_reason_names_the_format(tmp_path, content, reason):
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert_refused(tmp_path / "a.jpg", f"{reason} damaged or of an unsupported kind")
 
 
 # ---- colours that Pillow alone reads wrongly ----

@@ -4,6 +4,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from io import SEEK_END, BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from longtail.data.repair import JPEG_END, MAX_BEFORE, with_end, without_metadata
+from longtail.data.repair import JPEG_END, JPEG_START, MAX_BEFORE, with_end, without_metadata
 from longtail.utils.errors import InputError, one_line
 
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -27,6 +29,14 @@ SUFFIXES = frozenset(
 
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_LARGEST, TIFF_PLANES = 258, 262, 281, 284
 """Tags: bits of each channel, meaning of the levels, largest level, whether channels are in planes"""
+
+HEIF_SUFFIXES = frozenset([".heic", ".heif", ".hif"])
+"""Photos of phones, which need the extra ``heic``"""
+
+HEIF_HINT = "pip install 'longtail[heic]' reads HEIC images"
+
+KINDS = {b"II*\0": "TIFF", b"MM\0*": "TIFF", b"\x89PNG": "PNG", JPEG_START: "JPEG"}
+"""First bytes of formats"""
 
 MAX_ASPECT = 256
 """Longer side divided by the shorter one, at most. Images are resized by their shorter side, so a line of 60,000 pixels
@@ -49,8 +59,15 @@ class CorruptImageError(InputError):
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file has the extension of an image, in any case."""
-    return path.suffix.lower() in SUFFIXES
+    """Whether a file has the extension of an image that can be read, in any case."""
+    suffix = path.suffix.lower()
+    return suffix in SUFFIXES or (suffix in HEIF_SUFFIXES and has_heif())
+
+
+@cache
+def has_heif() -> bool:
+    """Whether the package that reads HEIC images is installed."""
+    return find_spec("pillow_heif") is not None
 
 
 def decode(path: Path) -> Image.Image:
@@ -158,7 +175,9 @@ def _check_colours(image: Image.Image) -> None:
 def _formats() -> list[str]:
     """The formats that this version of Pillow supports."""
     Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
+    if has_heif():
+        import_module("pillow_heif").register_heif_opener()
+    return [name for name in (*FORMATS, "HEIF") if name in Image.OPEN]
 
 
 class _Levels(NamedTuple):
@@ -204,7 +223,19 @@ def _to_eight_bits(image: Image.Image, levels: _Levels) -> Image.Image:
 
 def _reason(path: Path, error: BaseException | None) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not an image of a supported format" if path.stat().st_size else "the file is empty"
+        return _kind(path)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _kind(path: Path) -> str:
+    """Why a file is not recognised as an image, by its first bytes."""
+    with path.open("rb") as file:
+        first = file.read(12)
+    if not first:
+        return "the file is empty"
+    if first[4:] in (b"ftypheic", b"ftypheix", b"ftypmif1") and not has_heif():
+        return HEIF_HINT
+    kind = next((kind for start, kind in KINDS.items() if first.startswith(start)), None)
+    return f"a {kind} that is damaged or of an unsupported kind" if kind else "not an image of a supported format"

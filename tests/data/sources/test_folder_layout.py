@@ -153,8 +153,8 @@ def test_folders_without_images_are_no_classes(tmp_path, files, empty):
         ("HAM_images_part_1 HAM_images_part_2", "'HAM_images_part_2' in 'ROOT' are numbered parts by"),
         ("fold1 fold2 fold3", "are numbered folds by their names, not classes"),
         ("images/1.jpg", "'ROOT' has a single class folder, 'images'; "),
-        ("photos/{1.heic,2.heic} other/1.txt", "'ROOT' has no class folders with images; it must hold at least two "
-         "folders, one for the images of each class. Files that are not read as images: 2 .heic, 1 .txt"),
+        ("photos/{1.raw,2.raw} other/1.txt", "'ROOT' has no class folders with images; it must hold at least two "
+         "folders, one for the images of each class. Files that are not read as images: 2 .raw, 1 .txt"),
         # Either level could be the classes.
         ("fold1/{a,b} fold2/{a,b} fold3/{a,b}", "'fold1', 'fold2', 'fold3' in 'ROOT' hold the same folders: 'a', 'b'."),
         ("2019/{a,b,c} 2020/{a,b}", "'2019', '2020' in 'ROOT' hold the same folders: 'a', 'b'."),

@@ -48,7 +48,8 @@ def test_validation_folder_is_optional(tmp_path):
     assert load(tmp_path).val is None
 
 
-def test_skipped_files_are_logged(tmp_path, caplog):
+def test_skipped_files_are_logged(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("longtail.data.image_io.has_heif", lambda: False)
     touch(tmp_path, "train/a/1.jpg", "train/b/1.JFIF", "test/a/1.avif", "test/b/1.png")
     touch(tmp_path, "train/a/1.heic", "train/a/2.heic", "train/notes.txt", "train/2.jpg", "train/3.jpg", "old/c/1.jpg")
     with caplog.at_level("INFO", logger="longtail"):
@@ -58,7 +59,7 @@ def test_skipped_files_are_logged(tmp_path, caplog):
     assert f"'{tmp_path}'" in folders
     assert folders.endswith(": 'old'")
     assert f"2 files in '{tmp_path}/train'" in files
-    assert files.endswith(": 2 .heic")
+    assert files.endswith(": 2 .heic; pip install 'longtail[heic]' reads HEIC images")
     assert f"2 images in '{tmp_path}/train'" in loose
 
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from longtail.data.image_io import is_image
+from longtail.data.image_io import HEIF_HINT, HEIF_SUFFIXES, is_image
 from longtail.data.sources.image_files import check_link, find_images_below, is_hidden, unreadable
 from longtail.data.sources.split_names import SplitName, parse_split_name
 from longtail.utils.errors import InputError
@@ -249,9 +249,10 @@ def _check_several(folder: Folder) -> None:
         found = f"has a single class folder, '{names[0]}'" if names else "has no class folders with images"
         others = find_images_below(folder.path).others.most_common()
         kinds = shortened_list([f"{number:,} {kind}" for kind, number in others], SHOWN)
+        hint = f"; {HEIF_HINT}" if HEIF_SUFFIXES & dict(others).keys() else ""
         raise NoClassFolders(
             f"'{folder.path}' {found}; it must hold at least two folders, one for the images of each class"
-            + (f". Files that are not read as images: {kinds}" if others else "")
+            + (f". Files that are not read as images: {kinds}{hint}" if others else "")
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from longtail.data.image_io import is_image
+from longtail.data.image_io import HEIF_HINT, HEIF_SUFFIXES, is_image
 from longtail.utils.errors import InputError
 from longtail.utils.format import pluralize, shortened_list
 
@@ -78,7 +78,8 @@ def log_skipped_files(folder: Path, others: Counter[str]) -> None:
     if others:
         kinds = shortened_list([f"{number:,} {kind}" for kind, number in others.most_common()], 5)
         files = pluralize(others.total(), "file")
-        logger.info("Skipped %s in '%s' without a known image extension: %s", files, folder, kinds)
+        hint = f"; {HEIF_HINT}" if HEIF_SUFFIXES & others.keys() else ""
+        logger.info("Skipped %s in '%s' without a known image extension: %s%s", files, folder, kinds, hint)
 
 
 def is_printable(name: str) -> bool:
