@@ -34,7 +34,7 @@ from longtail.training.experts import ExpertStage
 from longtail.training.router import set_threshold, train_router
 from longtail.training.teacher import check_recipe, find_teacher, load_teacher
 from longtail.utils.errors import InputError
-from longtail.utils.format import macs, pluralize
+from longtail.utils.format import macs, pluralize, shortened_list
 
 logger = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ def _train(run: Run, config: Config, group: Group, student: RunContext | None = 
             stack.enter_context(run.lock())
         context = _context(run, config, group, signals, None if student is None else student.skipped)
         stack.enter_context(context.runtime.tf32(config.training.tf32))
-        context, plan = _make_plan(context, is_student=student is None)
+        context, plan = _make_plan(context, is_teacher=student is not None)
         if not is_started:
             stack.enter_context(run.lock())
             run.start(config, environment(context.runtime.device, group.size))
@@ -373,11 +373,13 @@ def _train_teacher(context: RunContext, config: Config) -> Run:
 def _log_start(context: RunContext, model: MultiExpert) -> None:
     config, dataset, group = context.config, context.dataset, context.runtime.group
     counts = dataset.class_counts
+    each = f"{max(counts):,}" if max(counts) == min(counts) else f"{max(counts):,} to {min(counts):,}"
     processes = f", {group.size} processes" if group.size > 1 else ""
     logger.info(
         f"{config.name}: {len(dataset.train):,} training images in {dataset.num_classes} classes "
-        f"({max(counts):,} to {min(counts):,} each), {len(dataset.test):,} test images"
+        f"({each} each), {pluralize(len(dataset.test), 'test image')}"
     )
+    logger.info("Classes: %s", shortened_list(dataset.class_names, 5))
     logger.info(
         f"{config.model.backbone}, {pluralize(model.num_experts, 'expert')}, {model.num_parameters:,} parameters, "
         f"{pluralize(config.training.epochs, 'epoch')} on {context.runtime.device}{processes}, run folder "
@@ -403,7 +405,7 @@ def _context(
     return RunContext(run, config, dataset, runtime, signals, skipped)
 
 
-def _make_plan(context: RunContext, is_student: bool) -> tuple[RunContext, "_Plan"]:
+def _make_plan(context: RunContext, is_teacher: bool) -> tuple[RunContext, "_Plan"]:
     """Returns the plan of a training, and its context without the validation and test images that do not decode.
 
     Images that are decoded once are so while the plan is made. They are examined only if one of them does not decode.
@@ -411,7 +413,7 @@ def _make_plan(context: RunContext, is_student: bool) -> tuple[RunContext, "_Pla
     Raises:
         InputError: training images do not decode; all that are known are listed.
     """
-    examined = not is_student or context.config.data.on_corrupt_image == "skip"
+    examined = is_teacher or context.config.data.on_corrupt_image == "skip"
     if context.decodes_repeatedly and not examined:
         context = _without_corrupt_test_images(context, in_full=False)
     try:

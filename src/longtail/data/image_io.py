@@ -1,5 +1,6 @@
 """Reads image files of all formats as upright RGB."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,6 +45,10 @@ would take gigabytes"""
 
 # Up to twice Pillow's limit of 89 million pixels are accepted. Above, Pillow raises an error.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow's notes on damaged metadata name no file. What costs pixels is an error.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+for _plugin in ("TiffImagePlugin", "PngImagePlugin", "JpegImagePlugin"):
+    logging.getLogger(f"PIL.{_plugin}").setLevel(logging.CRITICAL)
 
 
 class CorruptImageError(InputError):
