@@ -200,7 +200,7 @@ def test_changed_images_are_refused(tmp_path, no_plots):
 def test_corrupt_images_are_all_found_before_training(tmp_path):
     for split in ("train", "test"):
         write_images(tmp_path / "photos" / split, [4, 3])
-    corrupt = [tmp_path / "photos/test/class 0/bad.png", tmp_path / "photos/test/class 1/worse.png"]
+    corrupt = [tmp_path / f"photos/{name}" for name in ("train/class 0/bad.png", "test/class 1/worse.png")]
     for path in corrupt:
         path.write_bytes(b"")
     with pytest.raises(longtail.InputError) as caught:

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from longtail.config.recipes import config_fingerprint
 from longtail.config.schema import Config
-from longtail.data.build import find_corrupt_images, load_data
-from longtail.data.corrupt_images import SKIPPED_FILE, CorruptImage, from_text, to_text
+from longtail.data.build import find_corrupt_images, find_corrupt_test_images, load_data
+from longtail.data.corrupt_images import SKIPPED_FILE, CorruptImage, from_text, to_text, without
 from longtail.data.loaders import Loader
+from longtail.data.memory_cache import CorruptImagesError
 from longtail.evaluation.evaluator import EvaluationResults, SplitName, eval_loaders, evaluate_splits
 from longtail.evaluation.flops import cost
 from longtail.evaluation.label_shift.evaluators import LabelShiftTest, PriorTest
@@ -33,7 +34,7 @@ from longtail.training.experts import ExpertStage
 from longtail.training.router import set_threshold, train_router
 from longtail.training.teacher import check_recipe, find_teacher, load_teacher
 from longtail.utils.errors import InputError
-from longtail.utils.format import macs, pluralize
+from longtail.utils.format import macs, pluralize, shortened_list
 
 logger = logging.getLogger(__name__)
 
@@ -238,7 +239,7 @@ def _train(run: Run, config: Config, group: Group, student: RunContext | None = 
             stack.enter_context(run.lock())
         context = _context(run, config, group, signals, None if student is None else student.skipped)
         stack.enter_context(context.runtime.tf32(config.training.tf32))
-        plan = _Plan(context)
+        context, plan = _make_plan(context, is_teacher=student is not None)
         if not is_started:
             stack.enter_context(run.lock())
             run.start(config, environment(context.runtime.device, group.size))
@@ -372,11 +373,13 @@ def _train_teacher(context: RunContext, config: Config) -> Run:
 def _log_start(context: RunContext, model: MultiExpert) -> None:
     config, dataset, group = context.config, context.dataset, context.runtime.group
     counts = dataset.class_counts
+    each = f"{max(counts):,}" if max(counts) == min(counts) else f"{max(counts):,} to {min(counts):,}"
     processes = f", {group.size} processes" if group.size > 1 else ""
     logger.info(
         f"{config.name}: {len(dataset.train):,} training images in {dataset.num_classes} classes "
-        f"({max(counts):,} to {min(counts):,} each), {len(dataset.test):,} test images"
+        f"({each} each), {pluralize(len(dataset.test), 'test image')}"
     )
+    logger.info("Classes: %s", shortened_list(dataset.class_names, 5))
     logger.info(
         f"{config.model.backbone}, {pluralize(model.num_experts, 'expert')}, {model.num_parameters:,} parameters, "
         f"{pluralize(config.training.epochs, 'epoch')} on {context.runtime.device}{processes}, run folder "
@@ -396,12 +399,43 @@ def _context(
     with group.main_first():  # it may download the data
         dataset = load_data(config.data, skipped or ())
     if skipped is None and config.data.on_corrupt_image == "skip":
-        skipped = find_corrupt_images(config.data, dataset) if group.is_main else []
-        text = group.broadcast_object(os.fsdecode(to_text(skipped)))
-        skipped = from_text(os.fsencode(text), Path(SKIPPED_FILE))
-        dataset = load_data(config.data, skipped)
+        skipped = _on_main(group, lambda: find_corrupt_images(config.data, dataset))
+        dataset = without(dataset, skipped, Path(config.data.root))
     runtime = Runtime(device, config.training.precision, group)
     return RunContext(run, config, dataset, runtime, signals, skipped)
+
+
+def _make_plan(context: RunContext, is_teacher: bool) -> tuple[RunContext, "_Plan"]:
+    """Returns the plan of a training, and its context without the validation and test images that do not decode.
+
+    Images that are decoded once are so while the plan is made. They are examined only if one of them does not decode.
+
+    Raises:
+        InputError: training images do not decode; all that are known are listed.
+    """
+    examined = is_teacher or context.config.data.on_corrupt_image == "skip"
+    if context.decodes_repeatedly and not examined:
+        context = _without_corrupt_test_images(context, in_full=False)
+    try:
+        return context, _Plan(context)
+    except CorruptImagesError:
+        context = _without_corrupt_test_images(context, in_full=True)
+        return context, _Plan(context)
+
+
+def _without_corrupt_test_images(context: RunContext, in_full: bool) -> RunContext:
+    data, dataset = context.config.data, context.dataset
+    corrupt = _on_main(context.runtime.group, lambda: find_corrupt_test_images(data, dataset, in_full))
+    if not corrupt:
+        return context
+    skipped = [*(context.skipped or ()), *corrupt]
+    return replace(context, dataset=without(dataset, corrupt, Path(data.root)), skipped=skipped)
+
+
+def _on_main(group: Group, find: Callable[[], list[CorruptImage]]) -> list[CorruptImage]:
+    """Returns the images that the first process finds."""
+    text = group.broadcast_object(os.fsdecode(to_text(find() if group.is_main else [])))
+    return from_text(os.fsencode(text), Path(SKIPPED_FILE))
 
 
 def _open(run: Run | str | Path) -> Run:
@@ -509,7 +543,7 @@ def _check_match(trained: ModelMetadata, context: RunContext) -> ModelMetadata:
     if trained.training_images and trained.training_images != current.training_images:
         raise InputError(
             f"{run.folder}: the training images of data set '{config.data.name}' are not those of the training (added, "
-            "removed or split differently), so some might be test images now; train again"
+            "removed or split differently), so some might be test images now; put the files back as they were"
         )
     ours, theirs = asdict(current), asdict(trained)
     # Earlier versions wrote fewer arguments.

@@ -12,7 +12,7 @@ from helpers.layouts import write_folder, write_published
 import longtail
 from longtail.config.schema import DataConfig
 from longtail.data import corrupt_images
-from longtail.data.build import find_corrupt_images, load_data
+from longtail.data.build import find_corrupt_images, find_corrupt_test_images, load_data
 from longtail.data.corrupt_images import CorruptImage, check_share, examine, from_text, image_files, to_text, without
 from longtail.utils.errors import InputError
 
@@ -55,7 +55,7 @@ def test_corrupt_images_are_found(root):
 def test_images_are_queued_in_chunks(monkeypatch, tmp_path):
     """So that checking a million images can be interrupted."""
     seen = []
-    monkeypatch.setattr(corrupt_images, "problem", lambda path: seen.append(path))
+    monkeypatch.setattr(corrupt_images, "problem", lambda path, header_only: seen.append(path))
     monkeypatch.setattr(corrupt_images, "CHUNK", 20)
     walk = examine([tmp_path / str(number) for number in range(60)], tmp_path)
     next(walk)
@@ -70,7 +70,7 @@ def test_images_are_queued_in_chunks(monkeypatch, tmp_path):
 def test_images_are_decoded_in_threads(monkeypatch, tmp_path):
     threads = set()
 
-    def slow(path):
+    def slow(path, header_only):
         threads.add(threading.get_ident())
         time.sleep(0.01)
 
@@ -147,6 +147,63 @@ def test_held_out_images_do_not_depend_on_skipped_ones(root):
     assert np.array_equal(smaller.class_counts, np.bincount(smaller.train.labels))
     with pytest.raises(InputError, match="2 of 28 images"):
         find_corrupt_images(settings(root, max_corrupt_images=0.0), dataset)
+
+
+# ---- corrupt test images ----
+
+
+def test_headers_of_training_images_and_all_of_the_others_are_read(root, caplog):
+    dataset = load_data(settings(root, val_fraction=0.3))
+    train, val, test = (
+        [path.relative_to(root).as_posix() for path in split.paths] for split in dataset.splits.values()
+    )
+    for name in (train[0], val[0], test[1]):
+        (root / name).write_bytes((root / name).read_bytes()[:-100])  # the header is intact
+    truncated = [CorruptImage(path, "") for path in (val[0], test[1])]
+    found = find_corrupt_test_images(settings(root), dataset, in_full=False)
+    assert [image.path for image in found] == [image.path for image in truncated]
+    (message,) = caplog.messages
+    assert message.startswith("Left out 2 validation or test images that do not decode, see skipped_images.txt: ")
+    assert val[0] in message
+    assert test[1] in message
+    with pytest.raises(InputError) as error:  # also the training image that is cut off
+        find_corrupt_test_images(settings(root), dataset, in_full=True)
+    starts = [line.split(": ")[0] for line in str(error.value).splitlines()]
+    assert sorted(starts) == sorted(str(root / name) for name in (train[0], val[0], test[1]))
+    (root / train[5]).write_bytes(b"no image")
+    with pytest.raises(InputError, match=f"{train[5]}: does not decode .*; put an intact file in its place"):
+        find_corrupt_test_images(settings(root), dataset, in_full=False)
+
+
+def test_many_corrupt_images_are_listed_in_a_file(tmp_path):
+    root = write_folder(tmp_path / "photos", counts=(30, 30), size=8)
+    dataset = load_data(settings(root))
+    for number in range(30):
+        (root / f"class 0/{number}.jpg").write_bytes(b"")
+    with pytest.raises(InputError) as error:
+        find_corrupt_test_images(settings(root), dataset, in_full=False)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 20
+    file = Path(lines[-1].removeprefix("and 11 more; '").removesuffix("' lists all of them"))
+    listed = from_text(file.read_bytes(), file)
+    assert {root / image.path for image in listed} == set((root / "class 0").iterdir())
+    file.unlink()
+
+
+@pytest.mark.parametrize("crop", ["resized", "padded"])
+def test_corrupt_test_image_does_not_cost_the_test(root, tmp_path, no_plots, caplog, crop):
+    """Whether images are decoded in each epoch or once; also later, when the run is evaluated again."""
+    test = load_data(settings(root)).test.paths[0]
+    changes = {"data.root": str(root), "data.image_size": 16, "data.workers": 0, "augmentation.crop": crop}
+    changes |= {"training.epochs": 1, "model.backbone": "resnet20", "model.num_experts": 2}
+    config = longtail.load_recipe("folder", changes)
+    whole = len(load_data(config.data).test)
+    test.write_bytes(test.read_bytes()[:-100])
+    run = longtail.train(config, tmp_path / "run")
+    assert run.results()["test"]["num_images"] == whole - 1
+    assert [root / image.path for image in run.skipped()] == [test]
+    assert longtail.evaluate(run).num_images == whole - 1
+    assert any("Left out 1 validation or test image that does not decode" in message for message in caplog.messages)
 
 
 # ---- the list of skipped images ----

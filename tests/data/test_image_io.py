@@ -1,12 +1,15 @@
 """Image files of all formats and modes, compared with expected colours and shapes."""
 
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.raw_images import chunk, png, tiff
 from PIL import ExifTags, Image
 
+from longtail.data import image_io
 from longtail.data.image_io import FORMATS, SUFFIXES, decode, is_image
 from longtail.utils.errors import InputError
 
@@ -227,6 +230,103 @@ def test_first_frame_is_read(tmp_path):
     for suffix in ("gif", "tif"):
         pixels = decoded(frames[0], tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
         np.testing.assert_array_equal(pixels, [[RED]])
+
+
+# ---- HEIC ----
+
+
+def test_heic_needs_an_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_io, "has_heif", lambda: False)
+    assert not is_image(Path("a.HEIC"))
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    assert_refused(tmp_path / "a.jpg", "pip install 'longtail[heic]'")
+
+
+def test_heic_is_read(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    pixels = decoded(Image.new("RGB", (64, 48), (200, 60, 20)), tmp_path / "a.HEIC", format="HEIF", quality=95)
+    assert is_image(tmp_path / "a.HEIC")
+    np.testing.assert_allclose(pixels, np.broadcast_to((200, 60, 20), (48, 64, 3)), atol=6)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(tiff(np.zeros((2, 2, 5), np.uint8), 1), "a TIFF that is"), (b"\x89PNG\r\n\x1a\n" + bytes(40), "a PNG that is")],
+)
+def test_reason_names_the_format(tmp_path, content, reason):
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert_refused(tmp_path / "a.jpg", f"{reason} damaged or of an unsupported kind")
+
+
+# ---- colours that Pillow alone reads wrongly ----
+
+GREY = np.array([[0, 100, 255]])
+
+
+def transparent(value: int) -> bytes:
+    return chunk(b"tRNS", value.to_bytes(2, "big"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("16 bits with alpha.png", png(np.stack([GREY * 257, [[65535, 0, 65535]]], axis=-1), 16, 4), [0, 255, 255]),
+        ("16 bits with a transparent value.png", png(GREY * 257, 16, 0, transparent(100 * 257)), [0, 255, 255]),
+        ("4 bits.png", png(np.array([[0, 2, 14]]), 4, 0, transparent(2)), [0, 255, 238]),
+        ("2 bits.png", png(np.array([[0, 1, 2]]), 2, 0, transparent(1)), [0, 255, 170]),
+        ("white is zero.tif", tiff((GREY * 257).astype(np.uint16), 0), [255, 155, 0]),
+        ("12 of 16 bits.tif", tiff((GREY * 257 // 16).astype(np.uint16), 1, extra={281: 4095}), [0, 100, 255]),
+    ],
+)
+def test_levels_mean_what_the_file_says(tmp_path, name, content, expected):
+    (tmp_path / name).write_bytes(content)
+    assert np.array(decode(tmp_path / name))[0].tolist() == [[value] * 3 for value in expected]
+
+
+def test_16_bit_colours_in_planes_are_refused(tmp_path):
+    colours = np.arange(12).reshape(3, 2, 2)
+    (tmp_path / "8.tif").write_bytes(tiff(colours.astype(np.uint8), 2, planar=2))
+    assert np.array(decode(tmp_path / "8.tif")).tolist() == colours.transpose(1, 2, 0).tolist()
+    (tmp_path / "16.tif").write_bytes(tiff(colours.astype(np.uint16), 2, planar=2))
+    assert_refused(tmp_path / "16.tif", "more than 8 bits with its colours in planes")
+
+
+# ---- damage that costs no pixel ----
+
+
+def test_jpeg_without_its_end_or_after_other_bytes(tmp_path):
+    path = tmp_path / "a.jpg"
+    noise().save(path)
+    content, expected = path.read_bytes(), np.array(decode(path))
+    further = content + b"phones write more here" * 9
+    for changed in (content[:-2], content[:-1], b"\r\n" + content, further):
+        path.write_bytes(changed)
+        np.testing.assert_array_equal(np.array(decode(path)), expected)
+    noise().save(path, progressive=True)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2])
+    assert decode(path).size == (64, 64)
+    for cut in (content[:-60], content[:-12], whole[:-60], b"\r\n" + content[:-60]):
+        path.write_bytes(cut)
+        assert_refused(path, "truncated")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        b"\0\0\0\5tEXta\0bcd\1\2\3\4",
+        chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(70_000_000), 1)),
+        chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(70_000_000), 1)),
+    ],
+    ids=["damaged text", "large text", "large colour profile"],
+)
+def test_metadata_of_a_png_are_no_reason_to_refuse_it(tmp_path, metadata):
+    path = tmp_path / "a.png"
+    path.write_bytes(png(GREY, 8, 0, metadata))
+    assert np.array(decode(path))[0, :, 0].tolist() == [0, 100, 255]
+    path.write_bytes(png(GREY, 8, 0, metadata)[:-24])
+    assert_refused(path, "")
 
 
 # ---- images that do not decode ----

@@ -67,13 +67,15 @@ class DataConfig(_Checked):
     """Folder of the data set. Paths in list files are relative to it. digits does not use it."""
 
     train_list: str | None = None
-    """List file of the training images, one 'path label' per line; relative to root. Only for name 'list'."""
+    """List file of the training images: CSV, TSV, or one 'path label' per line; relative to root. It may have a column
+    of splits. Only for name 'list'."""
 
     val_list: str | None = None
     """List file of the validation images. Only for name 'list'."""
 
     test_list: str | None = None
-    """List file of the test images. Only for name 'list'."""
+    """List file of the test images. null: those of the column of splits in train_list, or else test_fraction of each
+    class. Only for name 'list'."""
 
     class_names: str | None = None
     """File with one class name per line, in the order of the labels; relative to root. Only for list files."""
@@ -81,6 +83,9 @@ class DataConfig(_Checked):
     allow_outside_root: bool = False
     """Allow paths in list files that are absolute or leave root through '..'. Symbolic links inside root may always
     lead outside."""
+
+    empty_classes: Literal["skip", "error"] = "skip"
+    """What to do with class folders without images. skip: leave them out, with a note. error: stop."""
 
     on_corrupt_image: Literal["error", "skip"] = "error"
     """What to do if image files do not decode. error: stop. skip: decode all images once before training, leave out
@@ -106,7 +111,7 @@ class DataConfig(_Checked):
     if val_fraction is set."""
 
     test_fraction: float = bounded(0.2, min=0, below=1)
-    """Fraction of each class's images held out for testing, if the folder has no test split."""
+    """Fraction of each class's images held out for testing, if the data set has no test split."""
 
     image_size: int | None = bounded(None, min=4, max=4096)
     """Height and width of the network's input in pixels. null: the size of the data (8 for digits, 32 for CIFAR), or,
@@ -148,8 +153,7 @@ class DataConfig(_Checked):
                 "data.resize", self.resize, f"at least data.image_size, {self.image_size}",
             )  # fmt: skip
         if self.name == "list":
-            for name in ("train_list", "test_list"):
-                _require(getattr(self, name) is not None, f"data.{name}", None, "a file if data.name is 'list'")
+            _require(self.train_list is not None, "data.train_list", None, "a file if data.name is 'list'")
 
 
 @dataclass(frozen=True)

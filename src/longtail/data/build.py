@@ -37,8 +37,8 @@ from longtail.runtime.device import Runtime
 from longtail.runtime.process import num_processors
 from longtail.runtime.shard import Shard
 from longtail.utils.console import console
-from longtail.utils.errors import InputError
-from longtail.utils.format import pluralize
+from longtail.utils.errors import InputError, one_line
+from longtail.utils.format import pluralize, shortened_list
 
 logger = logging.getLogger(__name__)
 
@@ -66,15 +66,44 @@ def find_corrupt_images(settings: DataConfig, dataset: DataSplits) -> list[Corru
     Raises:
         InputError: they are more than the settings allow.
     """
-    root, paths = Path(settings.root), corrupt_images.image_files(dataset)
-    walk = corrupt_images.examine(paths, root)
-    bar = track(walk, "checking images", len(paths), console=console(), transient=True, disable=not paths)
-    corrupt = [found for found in bar if found is not None]
+    paths = corrupt_images.image_files(dataset)
+    corrupt = _examined(paths, Path(settings.root), "checking images")
     corrupt_images.check_share(corrupt, len(paths), settings.max_corrupt_images)
     if corrupt:
         images = pluralize(len(corrupt), "image that does", "images that do")
         logger.info("Skipped %s not decode, see %s", images, corrupt_images.SKIPPED_FILE)
     return corrupt
+
+
+def find_corrupt_test_images(settings: DataConfig, dataset: DataSplits, in_full: bool) -> list[CorruptImage]:
+    """Decodes the validation and test images and returns those that do not decode.
+
+    Args:
+        settings: of the data.
+        dataset: the images.
+        in_full: decode the training images as well; otherwise only their headers are read.
+
+    Raises:
+        InputError: training images do not decode.
+    """
+    root, paths = Path(settings.root), corrupt_images.image_files(dataset)
+    training = set(() if dataset.train.paths is None else dataset.train.paths)
+    headers = [path for path in paths if path in training and not in_full]
+    corrupt = _examined(headers, root, "reading headers", header_only=True)
+    corrupt += _examined(paths[len(headers) :], root, "checking images")
+    corrupt_images.check_training_images(dataset, corrupt, root)
+    if corrupt:
+        images = pluralize(len(corrupt), "validation or test image that does", "validation or test images that do")
+        shown = shortened_list([f"{image.path} ({image.reason})" for image in corrupt], 3)
+        file = corrupt_images.SKIPPED_FILE
+        logger.warning("Left out %s not decode, see %s: %s", images, file, one_line(shown))
+    return corrupt
+
+
+def _examined(paths: list[Path], root: Path, what: str, *, header_only: bool = False) -> list[CorruptImage]:
+    walk = corrupt_images.examine(paths, root, header_only)
+    bar = track(walk, what, len(paths), console=console(), transient=True, disable=not paths)
+    return [found for found in bar if found is not None]
 
 
 class Preprocessing(NamedTuple):
@@ -178,6 +207,16 @@ class LoaderFactory:
             return MemoryLoader(split, order, device=self.runtime.device, normalise=self._normalise)
         return self._image_loader(split, eval_transform(*self.preprocessing[:3]), order)
 
+    @property
+    def decodes_repeatedly(self) -> bool:
+        """Whether image files are decoded in each epoch instead of once."""
+        dataset, form = self.dataset, self.preprocessing
+        if dataset.train.pixels is not None:
+            return False
+        needs_files = self.augmentation.crop == "resized" or self.augmentation.rand_augment is not None
+        num_images = sum(map(len, dataset.splits.values()))
+        return needs_files or not fits(num_images, form.image_size, self.data.cache_gib)
+
     def _order(
         self,
         split: ImageSplit,
@@ -229,12 +268,7 @@ class LoaderFactory:
         """The split with decoded images of the right size, if they fit into memory and need no new crop each time."""
         form = self.preprocessing
         if split.pixels is None:
-            splits = (self.dataset.train, self.dataset.val, self.dataset.test)
-            num_images = sum(len(part) for part in splits if part is not None)
-            decoded_anew = self.augmentation.crop == "resized" or self.augmentation.rand_augment is not None
-            if decoded_anew or not fits(num_images, form.image_size, self.data.cache_gib):
-                return split
-            return decode_all(split, eval_transform(*form[:3]))
+            return split if self.decodes_repeatedly else decode_all(split, eval_transform(*form[:3]))
         size = form.image_size
         if split.pixels.shape[1] == size:
             return split

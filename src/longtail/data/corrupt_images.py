@@ -5,16 +5,20 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import NamedTuple
 
 import numpy as np
 
-from longtail.data.image_io import problem
+from longtail.data.image_io import CorruptImageError, problem
 from longtail.data.splits import DataSplits, ImageSplit
 from longtail.utils.errors import InputError, one_line, raise_all
 
 SKIPPED_FILE = "skipped_images.txt"
 """File of a run folder with one corrupt image a line: path from data.root, a tab, and the reason"""
+
+MAX_LINES = 20
+"""Lines of a message, at most"""
 
 CHUNK = 1024
 """Images queued at a time: a million queued images would take a gigabyte and could not be interrupted"""
@@ -34,11 +38,11 @@ def image_files(dataset: DataSplits) -> list[Path]:
     return list(dict.fromkeys(path for paths in splits for path in paths))
 
 
-def examine(paths: Sequence[Path], root: Path) -> Iterator[CorruptImage | None]:
-    """Decodes images in threads. Yields for each of them, in order, what is wrong, or None."""
+def examine(paths: Sequence[Path], root: Path, header_only: bool = False) -> Iterator[CorruptImage | None]:
+    """Decodes images in threads, or reads their headers. Yields for each of them, in order, what is wrong, or None."""
 
     def check(path: Path) -> CorruptImage | None:
-        reason = problem(path)
+        reason = problem(path, header_only)
         relative = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
         return None if reason is None else CorruptImage(relative, reason)
 
@@ -76,6 +80,24 @@ def without(dataset: DataSplits, corrupt: Collection[CorruptImage], root: Path) 
     problems += [f"no image of the {name} split decodes; replace some of them" for name in empty]
     raise_all(problems)
     return smaller
+
+
+def check_training_images(dataset: DataSplits, corrupt: Sequence[CorruptImage], root: Path) -> None:
+    """Checks that no training image is corrupt.
+
+    Raises:
+        InputError: lists the first corrupt images of all splits; a temporary file lists all if they are many.
+    """
+    assert dataset.train.paths is not None
+    training = set(dataset.train.paths)
+    if not any(root / image.path in training for image in corrupt):
+        return
+    lines = [str(CorruptImageError(root / image.path, image.reason)) for image in corrupt]
+    if len(lines) > MAX_LINES:
+        with NamedTemporaryFile("wb", prefix="longtail-corrupt-images-", suffix=".txt", delete=False) as file:
+            file.write(to_text(corrupt))
+        lines[MAX_LINES - 1 :] = [f"and {len(lines) - MAX_LINES + 1:,} more; '{file.name}' lists all of them"]
+    raise_all(lines)
 
 
 def check_share(corrupt: Sequence[CorruptImage], num_images: int, limit: float) -> None:

@@ -1,14 +1,20 @@
 """Reads image files of all formats as upright RGB."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from io import SEEK_END, BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from longtail.data.repair import JPEG_END, JPEG_START, MAX_BEFORE, with_end, without_metadata
 from longtail.utils.errors import InputError, one_line
 
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -22,17 +28,51 @@ SUFFIXES = frozenset(
 )
 """File name extensions of these formats"""
 
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_LARGEST, TIFF_PLANES = 258, 262, 281, 284
+"""Tags: bits of each channel, meaning of the levels, largest level, whether channels are in planes"""
+
+HEIF_SUFFIXES = frozenset([".heic", ".heif", ".hif"])
+"""Photos of phones, which need the extra ``heic``"""
+
+HEIF_HINT = "pip install 'longtail[heic]' reads HEIC images"
+
+KINDS = {b"II*\0": "TIFF", b"MM\0*": "TIFF", b"\x89PNG": "PNG", JPEG_START: "JPEG"}
+"""First bytes of formats"""
+
 MAX_ASPECT = 256
 """Longer side divided by the shorter one, at most. Images are resized by their shorter side, so a line of 60,000 pixels
 would take gigabytes"""
 
 # Up to twice Pillow's limit of 89 million pixels are accepted. Above, Pillow raises an error.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow's notes on damaged metadata name no file. What costs pixels is an error.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+for _plugin in ("TiffImagePlugin", "PngImagePlugin", "JpegImagePlugin"):
+    logging.getLogger(f"PIL.{_plugin}").setLevel(logging.CRITICAL)
+
+
+class CorruptImageError(InputError):
+    """An image that does not decode."""
+
+    def __init__(self, path: Path, reason: str):
+        # Not "remove": a removed file changes the training images, and a run could not be resumed.
+        super().__init__(f"{one_line(str(path))}: does not decode ({reason}); put an intact file in its place")
+        self.path, self.reason = path, reason
+
+    def __reduce__(self) -> tuple[type["CorruptImageError"], tuple[Path, str]]:
+        return type(self), (self.path, self.reason)
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file has the extension of an image, in any case."""
-    return path.suffix.lower() in SUFFIXES
+    """Whether a file has the extension of an image that can be read, in any case."""
+    suffix = path.suffix.lower()
+    return suffix in SUFFIXES or (suffix in HEIF_SUFFIXES and has_heif())
+
+
+@cache
+def has_heif() -> bool:
+    """Whether the package that reads HEIC images is installed."""
+    return find_spec("pillow_heif") is not None
 
 
 def decode(path: Path) -> Image.Image:
@@ -42,18 +82,20 @@ def decode(path: Path) -> Image.Image:
     read.
 
     Raises:
-        InputError: the file is missing, damaged, not an image, a possible decompression bomb, or too long and thin.
+        CorruptImageError: the file is missing, damaged, no image, a possible decompression bomb, or too long and thin.
     """
     with open_image(path) as image:
         return load_rgb(image)
 
 
-def problem(path: Path) -> str | None:
-    """Returns in a few words why an image does not decode; None if it does."""
+def problem(path: Path, header_only: bool = False) -> str | None:
+    """Returns in a few words why an image does not decode; None if it does, or if its header can be read."""
     try:
-        decode(path)
-    except InputError as error:
-        return _reason(path, error.__cause__)
+        with open_image(path) as image:
+            if not header_only:
+                load_rgb(image)
+    except CorruptImageError as error:
+        return error.reason
     return None
 
 
@@ -62,19 +104,19 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     """Opens an image file and reads its header.
 
     Raises:
-        InputError: see `decode`; also for errors while the file is open.
+        CorruptImageError: see `decode`; also for errors while the file is open.
     """
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe or a device may never end
             raise ValueError("a pipe or a device, not a file")
-        with Image.open(path, formats=_formats()) as image:
+        with _open(path) as image:
+            _check_colours(image)
             width, height = image.size
             if max(width, height) > MAX_ASPECT * min(width, height):
                 raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT} times the other")
             yield image
     except Exception as error:  # a damaged image can raise anything
-        file = one_line(str(path))
-        raise InputError(f"{file}: does not decode ({_reason(path, error)}); replace or remove the file") from error
+        raise CorruptImageError(path, _reason(path, error)) from error
 
 
 def load_upright(image: Image.Image) -> None:
@@ -86,41 +128,119 @@ def load_upright(image: Image.Image) -> None:
 
 def load_rgb(image: Image.Image) -> Image.Image:
     """Loads an open image and returns it as `decode` does."""
+    # What the levels mean is known before the pixels are loaded only.
+    levels = _Levels.of(image)
     load_upright(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _to_eight_bits(image)
+        image = _to_eight_bits(image, levels)
+    elif levels.step > 1 and isinstance(transparent := image.info.get("transparency"), int):
+        image.info["transparency"] = transparent * levels.step
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
+def _open(path: Path) -> Image.Image:
+    """Opens an image file, without the damage that costs no pixel."""
+    try:
+        image = Image.open(path, formats=_formats())
+    except (UnidentifiedImageError, ValueError, SyntaxError):
+        repaired = without_metadata(path.read_bytes())
+        if repaired is None:
+            raise
+        return Image.open(BytesIO(repaired), formats=_formats())
+    if image.format == "JPEG" and _lacks_end(image):
+        repaired = with_end(path.read_bytes())
+        if repaired is not None:
+            image.close()
+            return Image.open(BytesIO(repaired), formats=_formats())
+    return image
+
+
+def _lacks_end(image: Image.Image) -> bool:
+    """Whether the end marker of a JPEG is not among its last bytes."""
+    file = image.fp  # type: ignore[attr-defined]
+    position = file.tell()
+    file.seek(-min(MAX_BEFORE, file.seek(0, SEEK_END)), SEEK_END)
+    last = file.read()
+    file.seek(position)
+    return JPEG_END not in last
+
+
+def _check_colours(image: Image.Image) -> None:
+    """Refuses images that Pillow would read in wrong colours."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    bits = tags.get(TIFF_BITS, (8,))
+    if tags.get(TIFF_PLANES) == 2 and len(bits) > 1 and max(bits) > 8:
+        raise ValueError("a TIFF of more than 8 bits with its colours in planes; save it with interleaved colours")
+
+
 @cache
 def _formats() -> list[str]:
     """The formats that this version of Pillow supports."""
     Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
+    if has_heif():
+        import_module("pillow_heif").register_heif_opener()
+    return [name for name in (*FORMATS, "HEIF") if name in Image.OPEN]
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
+class _Levels(NamedTuple):
+    """What the numbers of a grey image mean."""
+
+    step: int = 1
+    """Difference of two levels after decoding: 85 for 2 bits, 17 for 4 bits"""
+    white: float = 65535.0
+    """Of 16 bits; a TIFF may say that it uses fewer"""
+    white_is_zero: bool = False
+
+    @classmethod
+    def of(cls, image: Image.Image) -> "_Levels":
+        """The levels of an open image, before it is loaded."""
+        tiles = getattr(image, "tile", None)
+        step = {"L;2": 85, "L;4": 17}.get(str(tiles[0][3]), 1) if tiles and image.format == "PNG" else 1
+        if image.format != "TIFF" or not hasattr(image, "tag_v2"):
+            return cls(step)
+        largest = image.tag_v2.get(TIFF_LARGEST, 65535)
+        largest = max(largest) if isinstance(largest, tuple) else largest
+        return cls(step, float(largest or 65535), image.tag_v2.get(TIFF_PHOTOMETRIC) == 0)
+
+
+def _to_eight_bits(image: Image.Image, levels: _Levels) -> Image.Image:
     """Scales a grey image of 16 or 32 bits to 8 bits.
 
-    White is 65535 for integers. For floats it is the smallest of 1, 255 and 65535 that no value exceeds. Scaling by the
-    maximum instead would make dark images bright. An image with negative or larger values is scaled to its own range.
+    White is 65535 for integers, or what a TIFF says. For floats it is the smallest of 1, 255 and 65535 that no value
+    exceeds. Scaling by the maximum instead would make dark images bright. An image with negative or larger values is
+    scaled to its own range.
     """
     values = np.array(image, dtype=np.float32)
     finite = np.isfinite(values)
     low = float(values.min(initial=0, where=finite))
     high = float(values.max(initial=0, where=finite))
-    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
+    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (levels.white, 65535.0)
     white = next((white for white in whites if low == 0 and high <= white), high)
-    values = np.where(finite, values, low)
-    return Image.fromarray(np.rint((values - low) * (255 / (white - low))).astype(np.uint8))
+    scaled = np.rint((np.where(finite, values, low) - low) * (255 / (white - low))).astype(np.uint8)
+    scaled = 255 - scaled if levels.white_is_zero else scaled
+    if isinstance(transparent := image.info.get("transparency"), int):
+        scaled[values == transparent] = 255
+    return Image.fromarray(scaled)
 
 
 def _reason(path: Path, error: BaseException | None) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not an image of a supported format" if path.stat().st_size else "the file is empty"
+        return _kind(path)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _kind(path: Path) -> str:
+    """Why a file is not recognised as an image, by its first bytes."""
+    with path.open("rb") as file:
+        first = file.read(12)
+    if not first:
+        return "the file is empty"
+    if first[4:] in (b"ftypheic", b"ftypheix", b"ftypmif1") and not has_heif():
+        return HEIF_HINT
+    kind = next((kind for start, kind in KINDS.items() if first.startswith(start)), None)
+    return f"a {kind} that is damaged or of an unsupported kind" if kind else "not an image of a supported format"

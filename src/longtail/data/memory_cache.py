@@ -6,11 +6,15 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from longtail.data.image_io import decode
+from longtail.data.image_io import CorruptImageError, decode
 from longtail.data.splits import ImageSplit
 from longtail.data.transforms import Transform
 from longtail.utils.console import console
-from longtail.utils.errors import InputError, raise_all
+from longtail.utils.errors import InputError, join_problems
+
+
+class CorruptImagesError(InputError):
+    """Images do not decode."""
 
 
 def fits(num_images: int, image_size: int, gib: float) -> bool:
@@ -24,7 +28,7 @@ def decode_all(split: ImageSplit, transform: Transform) -> ImageSplit:
     ``transform`` must not be random, because it runs in threads, in any order.
 
     Raises:
-        InputError: lists the images that do not decode.
+        CorruptImagesError: lists the images that do not decode.
     """
     paths = split.paths
     assert paths is not None
@@ -34,7 +38,7 @@ def decode_all(split: ImageSplit, transform: Transform) -> ImageSplit:
     def fill(position: int) -> str | None:
         try:
             pixels[position] = transform(decode(paths[position])).permute(1, 2, 0).numpy()
-        except InputError as error:
+        except CorruptImageError as error:
             return str(error)
         return None
 
@@ -42,5 +46,7 @@ def decode_all(split: ImageSplit, transform: Transform) -> ImageSplit:
     with ThreadPoolExecutor() as pool:
         walk = pool.map(fill, range(len(split)))
         errors = track(walk, "decoding images", len(split), console=console(), transient=True)
-        raise_all([error for error in errors if error is not None])
+        problems = [error for error in errors if error is not None]
+    if problems:
+        raise CorruptImagesError(join_problems(problems))
     return ImageSplit(split.labels, pixels)

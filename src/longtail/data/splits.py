@@ -127,6 +127,27 @@ class DataSplits:
         return replace(self, train=self.train.take(kept), val=self.train.take(held))
 
 
+def hold_out_test(
+    images: ImageSplit, class_names: tuple[str, ...], fraction: float, seed: int, source: str
+) -> DataSplits:
+    """Returns a data set with this share of each class's images as the test split.
+
+    Unlike `hold_out`, this takes at least one test image of every class with two images.
+
+    Raises:
+        InputError: no image would be left for testing; names ``source``.
+    """
+    if fraction == 0:
+        raise InputError(f"data.test_fraction is 0, but {source} has no test split; set it above 0")
+    counts = np.bincount(images.labels).tolist()
+    held = [min(max(round(fraction * n), 1), n - 1) for n in counts]
+    if not any(held):
+        raise InputError(f"each class in {source} has a single image, so none is left for testing; add images")
+    test = np.sort(choose_subset(images.labels, held, seed))
+    train = np.setdiff1d(np.arange(len(images)), test)
+    return DataSplits(images.take(train), None, images.take(test), class_names)
+
+
 def as_paths(paths: list[Path]) -> NDArray[np.object_]:
     """Returns paths as an array that `ImageSplit` can index."""
     array = np.empty(len(paths), dtype=object)

@@ -54,6 +54,11 @@ class RunContext:
         form = preprocessing(config.data, config.model.backbone, self.dataset)
         return LoaderFactory(self.dataset, config.data, config.augmentation, form, self.runtime, config.seed)
 
+    @property
+    def decodes_repeatedly(self) -> bool:
+        """Whether image files are decoded in each epoch instead of once."""
+        return self._loaders.decodes_repeatedly
+
     def train_loader(self) -> Loader:
         """Augmented training images: this process's share of every batch."""
         return self._loaders.train(self.config.training, self.config.loss.label_smoothing)

@@ -22,9 +22,14 @@ def one_line(text: str) -> str:
     return text.replace("\n", "\\n").replace("\r", "\\r")
 
 
+def join_problems(problems: Sequence[str], max_lines: int = 20) -> str:
+    """Returns a text with a line for each problem, at most ``max_lines``."""
+    shown = list(problems if len(problems) <= max_lines else problems[: max_lines - 1])
+    hidden = len(problems) - len(shown)
+    return "\n".join([*map(one_line, shown), *([f"and {hidden:,} more"] if hidden else [])])
+
+
 def raise_all(problems: Sequence[str], max_lines: int = 20) -> None:
     """Raises one `InputError` with a line for each problem, at most ``max_lines``; returns if there are none."""
     if problems:
-        shown = list(problems if len(problems) <= max_lines else problems[: max_lines - 1])
-        hidden = len(problems) - len(shown)
-        raise InputError("\n".join([*map(one_line, shown), *([f"and {hidden:,} more"] if hidden else [])]))
+        raise InputError(join_problems(problems, max_lines))

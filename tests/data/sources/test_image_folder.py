@@ -48,7 +48,8 @@ def test_validation_folder_is_optional(tmp_path):
     assert load(tmp_path).val is None
 
 
-def test_skipped_files_are_logged(tmp_path, caplog):
+def test_skipped_files_are_logged(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("longtail.data.image_io.has_heif", lambda: False)
     touch(tmp_path, "train/a/1.jpg", "train/b/1.JFIF", "test/a/1.avif", "test/b/1.png")
     touch(tmp_path, "train/a/1.heic", "train/a/2.heic", "train/notes.txt", "train/2.jpg", "train/3.jpg", "old/c/1.jpg")
     with caplog.at_level("INFO", logger="longtail"):
@@ -56,30 +57,23 @@ def test_skipped_files_are_logged(tmp_path, caplog):
     assert len(dataset.train) == len(dataset.test) == 2
     folders, files, loose = [record.getMessage() for record in caplog.records]
     assert f"'{tmp_path}'" in folders
-    assert folders.endswith(": old")
+    assert folders.endswith(": 'old'")
     assert f"2 files in '{tmp_path}/train'" in files
-    assert files.endswith(": 2 .heic")
+    assert files.endswith(": 2 .heic; pip install 'longtail[heic]' reads HEIC images")
     assert f"2 images in '{tmp_path}/train'" in loose
 
 
 @pytest.mark.parametrize(
     ("names", "facts"),
     [
-        (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg"], "'ROOT' has train/ and val/ but no test/ folder"),
-        (["train/a/1.jpg", "train/b/1.jpg"], "'ROOT' has train/ but no test/ folder"),
-        (["train/a/1.jpg", "valid/b/1.jpg", "x/1.jpg"], "'ROOT' has train/ and valid/ but no test/ folder"),
+        (["train/a/1.jpg", "train/b/1.jpg"], "each class in 'ROOT' has a single image"),
         (["test/a/1.jpg", "val/a/1.jpg"], "'ROOT' has test/ and val/ but no train/ folder"),
         (["test/a/1.jpg", "cat/1.jpg", "dog/1.jpg"], "'ROOT' has test/ but no train/ folder"),
         (["train/a/1.jpg", "val/a/1.jpg", "valid/a/1.jpg", "test/a/1.jpg"], "'ROOT/val' and 'ROOT/valid'"),
         (["train/1.jpg", "test/a/1.jpg"], "'ROOT/train' has no class folders"),
         (["train/a/1.jpg", "test/a/1.jpg"], "'ROOT/train' has a single class folder, 'a'"),
-        (["train/a/1.jpg", "train/b/1.txt", "test/a/1.jpg"], "'ROOT/train/b' holds no images (.apng, .avif, "),
-        (["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "test/c/1.jpg"], "'ROOT/test/c' is not a class"),
-        (["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "val/a/1.jpg", "val/c/1.jpg"], "'ROOT/val/c' is not a"),
-        (["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"], "'ROOT/test' holds no images in class folders"),
-        # Composed and decomposed accents look the same.
-        (["train/caf\u00e9/1.jpg", "train/b/1.jpg", "test/cafe\u0301/1.jpg", "test/b/1.jpg"],
-         "'ROOT/test/cafe\u0301' is not a class of the training split; the class that looks the same"),
+        (["train/a/1.jpg", "train/b/1.txt", "test/a/1.jpg"], "'ROOT/train' has a single class folder, 'a'"),
+        (["train/a/1.jpg", "train/b/1.jpg", "test/c/1.jpg"], "the test split has no class of the training split, only"),
         (["train/a/1.jpg", "train/b\x1b/1.jpg", "test/a/1.jpg"], "'ROOT/train/b\\x1b': "),
     ],
 )  # fmt: skip
@@ -89,10 +83,45 @@ def test_problem_of_a_split_is_named(tmp_path, names, facts):
     assert problem.startswith(facts.replace("ROOT", str(tmp_path)))
 
 
-def test_all_problems_are_in_one_error(tmp_path):
-    touch(tmp_path, "train/a/1.jpg", "train/b/1.txt", "train/c/1.txt", "val/d/1.jpg", "val/a/1.jpg", "test/e/1.jpg")
-    starts = [line.split("'")[1] for line in problems(tmp_path)]
-    assert starts == [f"{tmp_path}/{name}" for name in ("train/b", "train/c", "val/d", "test/e", "test")]
+@pytest.mark.parametrize(
+    ("train", "test", "difference"),
+    [
+        ("Cat", "cat", "upper and lower case, spaces or accents"),
+        ("cat ", "cat", "upper and lower case, spaces or accents"),
+        ("sea lion", "sea  lion", "upper and lower case, spaces or accents"),
+        ("caf\u00e9", "cafe", "upper and lower case, spaces or accents"),
+        ("caf\u00e9", "cafe\u0301", "their Unicode form (NFC or NFD)"),
+    ],
+)
+def test_similar_classes_are_named_as_a_pair(tmp_path, train, test, difference):
+    touch(tmp_path, f"train/{train}/1.jpg", "train/b/1.jpg", f"test/{test}/1.jpg", "test/b/1.jpg")
+    assert problems(tmp_path) == [
+        f"'{tmp_path}/test/{test}' and the training class '{tmp_path}/train/{train}' differ only in {difference}; "
+        "rename one of them"
+    ]
+
+
+def test_classes_without_training_images_are_left_out_and_counted(tmp_path, caplog):
+    touch(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/c/1.txt", "val/a/1.jpg", "val/d/1.jpg")
+    touch(tmp_path, *[f"test/{name}/{number}.jpg" for name in "abcd" for number in range(3)])
+    with caplog.at_level("INFO", logger="longtail"):
+        dataset = load(tmp_path)
+    assert dataset.class_names == ("a", "b")
+    assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 2, "val": 1, "test": 6}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Left out 1 folder without images: '{tmp_path}/train/c'",
+        "Left out 1 class of the val split (1 image) without training images: 'd'",
+        "Left out 2 classes of the test split (6 images) without training images: 'c', 'd'",
+    ]
+
+
+def test_empty_classes_are_refused_by_a_setting(tmp_path):
+    touch(tmp_path, "a/1.jpg", "a/2.jpg", "b/1.jpg", "c/1.txt", "d/@eaDir/1.jpg")
+    assert load(tmp_path).class_names == ("a", "b")
+    with pytest.raises(InputError) as error:
+        load_source(DataConfig(name="folder", root=str(tmp_path), empty_classes="error"))
+    starts = [line.split(" (.apng")[0] for line in str(error.value).splitlines()]
+    assert starts == [f"'{tmp_path}/{name}' holds no images" for name in "cd"]
 
 
 # ---- class folders without splits ----
@@ -149,12 +178,12 @@ def test_class_can_have_the_name_train(tmp_path):
 @pytest.mark.parametrize(
     ("names", "fraction", "facts"),
     [
-        ([], 0.2, "'ROOT' has no class folders"),
+        ([], 0.2, "'ROOT' has no class folders with images"),
         (["1.jpg", ".hidden/1.jpg"], 0.2, "'ROOT' has no class folders"),
         (["a/1.jpg", "a/2.jpg"], 0.2, "'ROOT' has a single class folder, 'a'"),
-        (["a/1.jpg", "b/1.txt"], 0.2, "'ROOT/b' holds no images (.apng, .avif, "),
+        (["a/1.jpg", "b/1.txt"], 0.2, "'ROOT' has a single class folder, 'a'; it must"),
         (["a/1.jpg", "b/1.jpg"], 0.2, "each class in 'ROOT' has a single image"),
-        (["a/1.jpg", "a/2.jpg", "b/1.jpg"], 0.0, "data.test_fraction is 0, but 'ROOT' has no test/ folder"),
+        (["a/1.jpg", "a/2.jpg", "b/1.jpg"], 0.0, "data.test_fraction is 0, but 'ROOT' has no test split"),
     ],
 )
 def test_problem_of_class_folders_is_named(tmp_path, names, fraction, facts):
@@ -166,6 +195,58 @@ def test_problem_of_class_folders_is_named(tmp_path, names, fraction, facts):
 def test_missing_root_is_named(tmp_path):
     (problem,) = problems(tmp_path / "absent")
     assert problem.startswith(f"data.root '{tmp_path}/absent' is not a folder")
+
+
+# ---- lists in folders ----
+
+LINES = [f"{number:02},{breed}" for number, breed in enumerate("abab" * 3)]
+
+
+@pytest.mark.parametrize(
+    ("images", "file", "header"),
+    [
+        ("train/{}.jpg test1/9{}.jpg", "labels.csv", "id,breed"),  # Kaggle
+        ("train/{}.jpg test/{}.jpg", "trainLabels.csv", "image,level"),  # the same names in test
+        ("images/{}.png", "train.csv", "image_id,label"),
+        ("images/{}.png", "images/labels.csv", "image_id,label"),
+        ("{}.jpg", "metadata.csv", "file_name,label"),  # Hugging Face
+        ("dataset/images/{}.jpg", "dataset/metadata.csv", "file_name,label"),
+    ],
+)
+def test_classes_are_read_from_a_list_in_the_folder(tmp_path, caplog, images, file, header):
+    touch(tmp_path, *[name.format(line[:2]) for name in images.split() for line in LINES])
+    (tmp_path / file).write_text("\n".join([header, *LINES]))
+    (tmp_path / "sample_submission.csv").write_text("id,breed")
+    with caplog.at_level("INFO", logger="longtail"):
+        dataset = load(tmp_path)
+    first = images.split()[0]
+    expected = [(first.format(line[:2]), "ab".index(line[-1])) for line in LINES]
+    assert sorted(paths_and_labels(dataset.train, tmp_path) + paths_and_labels(dataset.test, tmp_path)) == expected
+    assert dataset.class_names == ("a", "b")
+    assert caplog.messages[0] == f"The images are not in class folders. Their classes are read from {file}"
+
+
+def test_parts_of_images_with_one_list(tmp_path):
+    touch(tmp_path, *[f"images_part_{1 + number // 6}/{number:02}.jpg" for number in range(12)])
+    (tmp_path / "HAM_metadata.csv").write_text("\n".join(["lesion_id,image_id,dx", *[f"L,{line}" for line in LINES]]))
+    with pytest.raises(InputError, match=r"not clear \(lesion_id, image_id, dx\); call it 'label'"):
+        load(tmp_path)
+    (tmp_path / "HAM_metadata.csv").write_text(
+        "\n".join(["lesion_id,image_id,label", *[f"L,{line}" for line in LINES]])
+    )
+    dataset = load(tmp_path)
+    assert len(dataset.train) + len(dataset.test) == 12
+    touch(tmp_path, "images_part_2/00.jpg")
+    (problem,) = problems(tmp_path)
+    assert problem.startswith(f"{tmp_path}/HAM_metadata.csv:2: there are several files '00' in")
+
+
+def test_lists_in_folders_of_splits(tmp_path):
+    for split in ("train", "validation", "test"):
+        touch(tmp_path, *[f"{split}/{line[:2]}.jpg" for line in LINES])
+        lines = [line.replace(",", ".jpg,") for line in LINES]
+        (tmp_path / split / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+    assert {name: len(split) for name, split in load(tmp_path).splits.items()} == {"train": 12, "val": 12, "test": 12}
 
 
 # ---- finding images ----

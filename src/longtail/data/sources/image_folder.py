@@ -1,38 +1,36 @@
 """Data sets of image files with one folder per class. Decodes no image."""
 
 import logging
-import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from longtail.config.schema import DataConfig
 from longtail.data.image_io import SUFFIXES, is_image
-from longtail.data.imbalance import choose_subset
 from longtail.data.sources import register
+from longtail.data.sources.class_names import describe_difference, find_similar
+from longtail.data.sources.find_lists import find_lists
+from longtail.data.sources.folder_layout import Layout, NoClassFolders, read_layout
 from longtail.data.sources.image_files import find_images_below, is_printable, log_skipped_files
-from longtail.data.splits import DataSplits, ImageSplit, as_paths
+from longtail.data.sources.image_list import read_lists
+from longtail.data.splits import DataSplits, ImageSplit, as_paths, hold_out_test
 from longtail.utils.errors import InputError, raise_all
-from longtail.utils.format import pluralize
+from longtail.utils.format import pluralize, shortened_list
 
 logger = logging.getLogger(__name__)
-
-SPLIT_FOLDERS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-"""Folder name, in any case -> split"""
 
 
 @register("folder")
 def load(settings: DataConfig) -> DataSplits:
-    """Loads ``data.root``, which holds train/, test/ and possibly val/, each with one folder per class.
+    """Loads ``data.root``, which holds one folder per class, or folders of splits with one folder per class each.
 
-    Or it holds the class folders directly. Then ``round(data.test_fraction * n)`` images of each class become the test
-    split, chosen by ``data.subset_seed``: at least one of a class with two images, and none of a class with one.
+    If there are no class folders but a file such as metadata.csv or labels.csv, that file says the classes.
+
+    See `read_layout` for the trees of folders that are understood. Without a test split, ``round(data.test_fraction *
+    n)`` images of each class become the test split, chosen by ``data.subset_seed``: at least one of a class with two
+    images, and none of a class with one.
 
     Classes are sorted by name. Class folders may have subfolders. Hidden files and folders are skipped.
 
@@ -42,94 +40,82 @@ def load(settings: DataConfig) -> DataSplits:
     root = Path(settings.root)
     if not root.is_dir():
         raise InputError(f"data.root '{root}' is not a folder; it must hold one folder of images per class")
-    folders = _split_folders(root)
-    if not folders:
-        return _hold_out_test(root, settings.test_fraction, settings.subset_seed)
-    names = _class_names(folders["train"])
+    try:
+        layout = read_layout(root)
+    except NoClassFolders:
+        if not (lists := find_lists(root)):
+            raise
+        logger.info("The images are not in class folders. Their classes are read from %s", ", ".join(lists.values()))
+        return read_lists(settings, lists["train"], lists.get("val"), lists.get("test"))
+    for note in layout.notes:
+        logger.info(note)
+    names = _class_names(layout)
     problems: list[str] = []
-    in_order = [split for split in ("train", "val", "test") if split in folders]
-    splits = {split: _read_classes(folders[split], names, split == "train", problems) for split in in_order}
+    _report_empty(layout.empty, settings.empty_classes, problems)
+    splits = {
+        split: _read_split(split, layout.splits[split], layout.splits["train"], names, problems)
+        for split in ("train", "val", "test")
+        if split in layout.splits
+    }
     raise_all(problems)
-    return DataSplits(splits["train"], splits.get("val"), splits["test"], tuple(names))
+    if "test" not in splits:
+        return hold_out_test(splits["train"], names, settings.test_fraction, settings.subset_seed, f"'{root}'")
+    return DataSplits(splits["train"], splits.get("val"), splits["test"], names)
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
-    """Returns the folders of the splits; nothing if root holds class folders."""
-    folders: dict[str, Path] = {}
-    others = []
-    for name in _subfolders(root):
-        split = SPLIT_FOLDERS.get(name.lower())
-        if split is None:
-            others.append(name)
-        elif split in folders:
-            raise InputError(f"'{folders[split]}' and '{root / name}' are both the {split} split; keep one of them")
-        else:
-            folders[split] = root / name
-    if "train" in folders and "test" in folders:
-        if others:
-            logger.info("Skipped folders in '%s' other than train/, val/ and test/: %s", root, ", ".join(others))
-        return folders
-    if not folders or (others and set(folders) == {"train"}):  # next to car/ and ship/, train/ is a class
-        return {}
-    missing = "test" if "train" in folders else "train"
-    found = " and ".join(f"{folder.name}/" for folder in folders.values())
-    raise InputError(
-        f"'{root}' has {found} but no {missing}/ folder; add one, or put one folder of images per class directly into "
-        "data.root, which then holds out data.test_fraction for testing"
-    )
-
-
-def _hold_out_test(root: Path, fraction: float, seed: int) -> DataSplits:
-    names, problems = _class_names(root), list[str]()
-    images = _read_classes(root, names, True, problems)
-    raise_all(problems)
-    if fraction == 0:
-        raise InputError(f"data.test_fraction is 0, but '{root}' has no test/ folder; set it above 0")
-    counts = np.bincount(images.labels).tolist()
-    # Unlike `hold_out`, this takes at least one test image of every class with two images.
-    held = [min(max(round(fraction * n), 1), n - 1) for n in counts]
-    if not any(held):
-        raise InputError(f"each class in '{root}' has a single image, so none is left for testing; add images")
-    test = np.sort(choose_subset(images.labels, held, seed))
-    train = np.setdiff1d(np.arange(len(images)), test)
-    return DataSplits(images.take(train), None, images.take(test), tuple(names))
-
-
-def _class_names(folder: Path) -> list[str]:
-    names = _subfolders(folder)
-    unprintable = [str(folder / name) for name in names if not is_printable(name)]
+def _class_names(layout: Layout) -> tuple[str, ...]:
+    folders = layout.splits["train"]
+    names = sorted(folders)
+    unprintable = [str(folders[name]) for name in names if not is_printable(name)]
     raise_all([f"{path!a}: the name is not UTF-8 or holds control characters; rename it" for path in unprintable])
-    if len(names) < 2:
-        found = f"has a single class folder, '{names[0]}'" if names else "has no class folders"
-        raise InputError(f"'{folder}' {found}; it must hold at least two folders, one for the images of each class")
-    return names
+    return tuple(names)
 
 
-def _read_classes(folder: Path, names: Sequence[str], all_classes: bool, problems: list[str]) -> ImageSplit:
-    """Returns the images of a split, class by class. Only the training split must have images of all classes."""
-    similar = {unicodedata.normalize("NFC", name) for name in names}
-    for name in sorted(set(_subfolders(folder)) - set(names)):
-        hint = "each class needs training images"
-        if unicodedata.normalize("NFC", name) in similar:
-            hint = "the class that looks the same is written in another Unicode form (NFC or NFD); rename one of them"
-        problems.append(f"'{folder / name}' is not a class of the training split; {hint}")
+def _report_empty(empty: Sequence[Path], empty_classes: str, problems: list[str]) -> None:
+    if empty_classes == "error":
+        suffixes = ", ".join(sorted(SUFFIXES))
+        problems.extend(f"'{folder}' holds no images ({suffixes}); data.empty_classes is error" for folder in empty)
+    elif empty:
+        folders = pluralize(len(empty), "folder")
+        names = shortened_list([f"'{folder}'" for folder in empty], 5)
+        logger.info("Left out %s without images: %s", folders, names)
+
+
+def _read_split(
+    split: str, folders: Mapping[str, Path], known: Mapping[str, Path], names: Sequence[str], problems: list[str]
+) -> ImageSplit:
+    """Returns the images of a split, class by class. Leaves out classes without training images."""
+    unknown = {name: folder for name, folder in folders.items() if name not in known}
+    for name, folder in unknown.items():
+        if similar := find_similar(name, names):
+            problems.append(
+                f"'{folder}' and the training class '{known[similar]}' differ only "
+                f"{describe_difference(name, similar)}; rename one of them"
+            )
     paths: list[Path] = []
     labels: list[int] = []
     others: Counter[str] = Counter()
     for label, name in enumerate(names):
-        images, more = find_images_below(folder / name)
+        images, more = find_images_below(folders[name]) if name in folders else ([], Counter[str]())
         others += more
-        if all_classes and not images:
-            problems.append(f"'{folder / name}' holds no images ({', '.join(sorted(SUFFIXES))})")
         paths.extend(images)
         labels.extend([label] * len(images))
-    if not paths and not all_classes:
-        problems.append(f"'{folder}' holds no images in class folders; add some, or remove the folder")
-    log_skipped_files(folder, others)
-    if loose := sum(is_image(entry) and entry.is_file() for entry in folder.iterdir()):
-        logger.info("Skipped %s in '%s' that are in no class folder", pluralize(loose, "image"), folder)
+    if unknown:
+        _report_unknown(split, unknown, bool(paths), problems)
+    for parent in sorted({folder.parent for folder in folders.values()}):
+        log_skipped_files(parent, others)
+        others.clear()
+        if loose := sum(is_image(entry) and entry.is_file() for entry in parent.iterdir()):
+            logger.info("Skipped %s in '%s' that are in no class folder", pluralize(loose, "image"), parent)
     return ImageSplit(np.array(labels, dtype=np.int64), paths=as_paths(paths))
 
 
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def _report_unknown(split: str, unknown: Mapping[str, Path], has_known: bool, problems: list[str]) -> None:
+    """Reports the classes of a split that have no training images."""
+    absent = shortened_list([f"'{name}'" for name in unknown], 5)
+    if not has_known:
+        problems.append(f"the {split} split has no class of the training split, only {absent}; rename them")
+        return
+    number = sum(len(find_images_below(folder).images) for folder in unknown.values())
+    classes, images = pluralize(len(unknown), "class of", "classes of"), pluralize(number, "image")
+    logger.info("Left out %s the %s split (%s) without training images: %s", classes, split, images, absent)

@@ -1,17 +1,25 @@
 """Data sets of image files with list files, such as the published lists of three data sets. Decodes no image."""
 
-import os
-from collections.abc import Sequence
-from pathlib import Path, PurePath
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from longtail.config.schema import DataConfig
+from longtail.data.image_io import is_image
 from longtail.data.sources import register
+from longtail.data.sources.class_names import describe_difference, find_similar
 from longtail.data.sources.image_files import is_printable
-from longtail.data.splits import DataSplits, ImageSplit, as_paths
+from longtail.data.sources.label_table import Row, read_table
+from longtail.data.sources.list_paths import ListPaths, shortened
+from longtail.data.sources.split_names import parse_split_name
+from longtail.data.splits import DataSplits, ImageSplit, as_paths, hold_out_test
 from longtail.utils.errors import InputError, raise_all
+from longtail.utils.format import pluralize, shortened_list
+
+logger = logging.getLogger(__name__)
 
 PUBLISHED_LISTS = {
     "imagenet-lt": ("ImageNet_LT_train.txt", "ImageNet_LT_val.txt", "ImageNet_LT_test.txt"),
@@ -25,7 +33,6 @@ PUBLISHED_LISTS = {
 def load(settings: DataConfig) -> DataSplits:
     """Loads ``data.train_list``, ``data.val_list`` and ``data.test_list``, see `read_lists`."""
     assert settings.train_list is not None
-    assert settings.test_list is not None
     return read_lists(settings, settings.train_list, settings.val_list, settings.test_list)
 
 
@@ -43,35 +50,45 @@ def load_published(settings: DataConfig) -> DataSplits:
     return read_lists(settings, *lists)
 
 
-def read_lists(settings: DataConfig, train: str, val: str | None, test: str) -> DataSplits:
-    """Reads list files with one 'path label' a line. Paths start in ``data.root`` and may hold spaces.
+def read_lists(settings: DataConfig, train: str, val: str | None, test: str | None) -> DataSplits:
+    """Reads list files; see `longtail.data.sources.label_table.read_table` for their formats.
 
-    Unless ``data.allow_outside_root`` is set, paths must not lead out of ``data.root``. This checks their text: a link
-    inside may lead anywhere.
+    Paths start in ``data.root`` or in the folder of the list, and may hold spaces. Unless ``data.allow_outside_root``
+    is set, paths must not lead out of ``data.root``. This checks their text: a link inside may lead anywhere.
 
-    ``data.class_names`` is a file with one name a line, in the order of the labels. Without it, classes have the names
-    of the folders of their training images if these differ, and "0", "1" and so on otherwise.
+    A list with a column of splits is used for the split that each line names. Without test images, test images are held
+    out of the training images as for image folders.
+
+    Labels are integers from 0 or from 1, or names. ``data.class_names`` is a file with one name a line, in the order of
+    the labels. Without it, numbered classes have the names of the folders of their training images if these differ, and
+    their numbers otherwise.
 
     Raises:
-        InputError: lists all problems of all files, each with its line.
+        InputError: lists all problems of all files, each with its first lines.
     """
     root = Path(settings.root)
     if not root.is_dir():
         raise InputError(f"data.root '{root}' is not a folder; the paths of list files start there")
-    problems: list[str] = []
-    paths = _PathChecker(root, settings.allow_outside_root)
-    train_list = _read_list(root / train, paths, problems)
-    val_list = None if val is None else _read_list(root / val, paths, problems)
-    test_list = _read_list(root / test, paths, problems)
-    names: tuple[str, ...] | None = None
-    if train_list.labels:
-        _check_labels(train_list, [test_list] if val_list is None else [val_list, test_list], problems)
-        num_classes = max(train_list.labels) + 1
-        if settings.class_names:
-            names = _read_class_names(root / settings.class_names, num_classes, problems)
-    raise_all(problems)
-    names = names or _folder_names(train_list, num_classes)
-    return DataSplits(train_list.split(), None if val_list is None else val_list.split(), test_list.split(), names)
+    problems = _Problems()
+    paths = ListPaths(root, settings.allow_outside_root)
+    files = {split: root / name for split, name in (("train", train), ("val", val), ("test", test)) if name is not None}
+    lists = _by_split({split: _read_list(file, paths, problems) for split, file in files.items()})
+    names: tuple[str, ...] = ()
+    labels: dict[str, list[int]] = {}
+    if lists["train"].labels:
+        listed = _read_class_names(root / settings.class_names, problems) if settings.class_names else None
+        encode = _encode_numbers if _are_numbers(lists) else _encode_names
+        lists, labels, names = encode(lists, listed, problems)
+    raise_all(problems.texts())
+    splits = {
+        split: ImageSplit(np.array(labels[split], dtype=np.int64), paths=as_paths(found.paths))
+        for split, found in lists.items()
+    }
+    if "test" not in splits:
+        source = f"'{files['train']}'"
+        logger.info("There is no list of test images, so they are held out of %s", source)
+        return hold_out_test(splits["train"], names, settings.test_fraction, settings.subset_seed, source)
+    return DataSplits(splits["train"], splits.get("val"), splits["test"], names)
 
 
 class _List(NamedTuple):
@@ -79,126 +96,220 @@ class _List(NamedTuple):
 
     file: Path
     paths: list[Path]
-    labels: list[int]
+    labels: list[str]
     lines: list[int]
     """Line numbers, from 1"""
+    splits: list[str]
+    """Of each line; empty without a column of splits"""
 
-    def split(self) -> ImageSplit:
-        return ImageSplit(np.array(self.labels, dtype=np.int64), paths=as_paths(self.paths))
-
-
-class _PathChecker:
-    """Finds problems with the paths of lists. Reads each folder once: a million images have a few thousand folders."""
-
-    def __init__(self, root: Path, allow_outside: bool) -> None:
-        self.root = root
-        self._allow_outside = allow_outside
-        self._files: dict[str, set[str]] = {}
-
-    def problem(self, path: str) -> str | None:
-        """Returns what is wrong with a path, or None."""
-        if not self._allow_outside and _leaves_root(path):
-            return f"'{_shortened(path)}' leads out of data.root (data.allow_outside_root allows that)"
-        start = path.rfind("/") + 1
-        folder, name = path[:start], path[start:]
-        if folder not in self._files:
-            self._files[folder] = _file_names(self.root / folder)
-        # A file system may accept another spelling (upper case, accents) than the one that it lists.
-        if name not in self._files[folder] and not os.path.isfile(self.root / path):  # noqa: PTH113 - never raises
-            return f"there is no file '{_shortened(path)}' in '{self.root}' (data.root)"
-        return None
+    def take(self, positions: Sequence[int]) -> "_List":
+        """The lines at these positions."""
+        paths, labels, lines = self.paths, self.labels, self.lines
+        return _List(
+            self.file, [paths[i] for i in positions], [labels[i] for i in positions], [lines[i] for i in positions], []
+        )
 
 
-def _leaves_root(path: str) -> bool:
-    # A quick look first, for a million paths. On Windows, paths with a colon or a backslash can be absolute.
-    if not path.startswith("/") and not any(mark in path for mark in ("..", ":", "\\")):
-        return False
-    return bool(PurePath(path).anchor) or ".." in PurePath(path).parts
+class _Problems:
+    """Problems of list files: one text for each kind, with its first three lines."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[Path, str], list[tuple[int, str]]] = {}
+
+    def add(self, file: Path, kind: str, line: int = 0, value: str = "") -> None:
+        """Adds a problem: ``{}`` in its kind stands for the value; line 0 is the whole file."""
+        self._found.setdefault((file, kind), []).append((line, shortened(value)))
+
+    def concern(self, file: Path) -> bool:
+        """Whether a file has problems."""
+        return any(file == known for known, _ in self._found)
+
+    def texts(self) -> list[str]:
+        """One text for each kind."""
+        return [_problem_text(file, kind, found) for (file, kind), found in self._found.items()]
 
 
-def _file_names(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except (OSError, ValueError):  # ValueError: a null character
-        return set()
+def _problem_text(file: Path, kind: str, found: list[tuple[int, str]]) -> str:
+    (line, value), *others = found
+    text = f"{file}:{line}: " if line else f"{file}: "
+    text += kind.replace("{}", value)
+    if others:
+        examples = shortened_list([f"{line} ('{value}')" for line, value in others], 2)
+        text += f"; the same in {'line' if len(others) == 1 else 'lines'} {examples}"
+    return text
 
 
-def _read_list(file: Path, paths: _PathChecker, problems: list[str]) -> _List:
-    found = _List(file, [], [], [])
-    lines = _read_lines(file, problems)
-    for number, line in enumerate(lines, start=1):
-        words = line.strip().rsplit(None, 1)  # from the right, because paths may hold spaces
-        if not words:
-            continue
-        path, label = words if len(words) == 2 else (words[0], "")
-        # At most nine digits: more than any data set needs, and fits into all integer types.
-        if not (label.isascii() and label.isdecimal() and len(label) <= 9):
-            wrong = f"'{_shortened(label)}' is not a label" if label else "the label is missing"
-            problems.append(f"{file}:{number}: {wrong}; a line is 'path label', and labels are integers from 0")
-            continue
-        if problem := paths.problem(path):
-            problems.append(f"{file}:{number}: {problem}")
-        found.paths.append(paths.root / path)
-        found.labels.append(int(label))
-        found.lines.append(number)
-    if lines and not any(map(str.strip, lines)):
-        problems.append(f"{file}: the list is empty; a line is 'path label'")
-    return found
+def _read_list(file: Path, paths: ListPaths, problems: _Problems) -> _List:
+    table = read_table(file, _read_text(file, problems), paths)
+    if table.problem:
+        problems.add(file, table.problem)
+    elif not table.rows and not problems.concern(file):
+        problems.add(file, "the list is empty; a line is 'path label'")
+    rows: list[Row] = []
+    found: list[Path] = []
+    for row in table.rows:
+        path = paths.find(row.path, table.place)
+        has_label = row.label and not (path is None and is_image(Path(row.label)))  # a path with spaces
+        if not has_label:
+            line = f"{row.path} {row.label}".rstrip()
+            problems.add(file, "the label is missing in '{}'; a line is 'path label'", row.line, line)
+        elif path is None:
+            problems.add(file, paths.problem(row.path, table.place), row.line, row.path)
+        # A wrong path is no reason to report its class as one without images.
+        if has_label:
+            rows.append(row)
+            found.append(paths.root / (row.path if path is None else path))
+    splits = [_split_of(file, row, problems) for row in rows] if any(row.split for row in rows) else []
+    return _List(file, found, [row.label for row in rows], [row.line for row in rows], splits)
 
 
-def _read_lines(file: Path, problems: list[str]) -> list[str]:
+def _split_of(file: Path, row: Row, problems: _Problems) -> str:
+    name = parse_split_name(row.split)
+    if name is None:
+        problems.add(file, "'{}' is not a split; it must be train, val or test", row.line, row.split)
+    return name.split if name is not None else ""
+
+
+def _by_split(lists: dict[str, _List]) -> dict[str, _List]:
+    """Returns the lines of each split: those of its list that name no other split, or all those that name it."""
+    train = lists["train"]
+    if len(lists) == 1 and train.splits:
+        lists = {split: train for split in ("train", "val", "test") if split == "train" or split in train.splits}
+    lists = {
+        split: found.take([i for i, name in enumerate(found.splits) if name == split]) if found.splits else found
+        for split, found in lists.items()
+    }
+    if "val" in lists and "test" not in lists:
+        logger.info("There is no test split, so the validation images are the test split; nothing is chosen on them")
+        lists["test"] = lists.pop("val")
+    return lists
+
+
+def _read_text(file: Path, problems: _Problems) -> str:
     """Reads a text file; returns nothing if that is impossible."""
     if not file.is_file():  # not a pipe either, which would block
-        problems.append(f"{file}: is missing or not a file")
-        return []
+        problems.add(file, "is missing or not a file")
+        return ""
     try:
-        return file.read_text(encoding="utf-8-sig").split("\n")  # some editors on Windows write a byte order mark
+        return file.read_text(encoding="utf-8-sig")  # some editors on Windows write a byte order mark
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        problems.append(f"{file}:{line}: is not UTF-8 text; save the file in that encoding")
+        problems.add(file, "is not UTF-8 text; save the file in that encoding", line)
     except OSError as error:
-        problems.append(f"{file}: {error.strerror}")
-    return []
+        problems.add(file, str(error.strerror))
+    return ""
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:200]}..."
+# ---- labels ----
 
 
-def _check_labels(train: _List, others: Sequence[_List], problems: list[str]) -> None:
-    """Checks that training labels are 0 to C - 1 and that there are no others."""
-    present = set(train.labels)
-    largest = max(present)
-    if len(present) <= max(largest, 1):
-        first = min(set(range(len(present) + 1)) - present)
-        problems.append(
-            f"{train.file}: no training image has label {first}; labels must be 0 to the number of classes - 1 without "
-            f"gaps (the largest is {largest}), and at least two classes are needed"
+class _Labels(NamedTuple):
+    """What the labels of lists mean."""
+
+    lists: dict[str, _List]
+    """Without the lines of classes that have no training images"""
+    labels: dict[str, list[int]]
+    """Split -> label of each line, from 0"""
+    names: tuple[str, ...]
+    """Of the classes"""
+
+
+def _is_number(label: str) -> bool:
+    # At most nine digits: more than any data set needs, and fits into all integer types.
+    return label.isascii() and label.isdecimal() and len(label) <= 9
+
+
+def _are_numbers(lists: Mapping[str, _List]) -> bool:
+    """Whether most labels are numbers; the others are then errors of writing."""
+    labels = [label for found in lists.values() for label in found.labels]
+    return 2 * sum(map(_is_number, labels)) > len(labels)
+
+
+def _encode_numbers(lists: dict[str, _List], names: list[str] | None, problems: _Problems) -> _Labels:
+    """Checks that training labels are first to first + C - 1, first 0 or 1, and that there are no others."""
+    numbers: dict[str, list[int]] = {}
+    for split, found in lists.items():
+        for label, line in zip(found.labels, found.lines, strict=True):
+            if not _is_number(label):
+                problems.add(found.file, "'{}' is not a label; labels are integers from 0, or names", line, label)
+        numbers[split] = [int(label) if _is_number(label) else -1 for label in found.labels]
+    present = set(numbers["train"]) - {-1}
+    if not present:
+        return _Labels(lists, numbers, ())
+    largest, train = max(present), lists["train"]
+    first = int(min(present) == 1 and 0 not in set().union(*numbers.values()))
+    if len(present) <= max(largest - first, 1):
+        gap = min(set(range(first, len(present) + first + 1)) - present)
+        problems.add(
+            train.file,
+            f"no training image has label {gap}; labels must be 0 to the number of classes - 1 without gaps (the "
+            f"largest is {largest}), and at least two classes are needed",
         )
-    for other in others:
-        for label, line in zip(other.labels, other.lines, strict=True):
-            if label not in present:
-                problems.append(f"{other.file}:{line}: no training image has label {label}")
+        return _Labels(lists, numbers, ())
+    for split, found in lists.items():
+        for number, line in zip(numbers[split], found.lines, strict=True):
+            if number not in present and number != -1:
+                problems.add(found.file, "no training image has label {}", line, str(number))
+    if first:
+        logger.info("The labels of '%s' count from 1", train.file)
+    labels = {split: [number - first for number in of_split] for split, of_split in numbers.items()}
+    classes = largest + 1 - first
+    if names is not None and len(names) != classes:
+        file_names, needed = pluralize(len(names), "name"), pluralize(classes, "class", "classes")
+        problems.add(train.file, f"data.class_names has {file_names} for {needed}; write one name a line")
+    return _Labels(
+        lists, labels, tuple(names) if names is not None else _folder_names(train, labels["train"], classes, first)
+    )
 
 
-def _folder_names(train: _List, num_classes: int) -> tuple[str, ...]:
+def _encode_names(lists: dict[str, _List], names: list[str] | None, problems: _Problems) -> _Labels:
+    """Numbers classes that are given by name, in the order of ``names`` or else sorted."""
+    train = lists["train"]
+    present = set(train.labels)
+    for label, line in zip(train.labels, train.lines, strict=True):
+        if names is not None and label not in names:
+            problems.add(train.file, "'{}' is not in data.class_names", line, label)
+        if not is_printable(label):
+            problems.add(train.file, "a class name holds line ends or control characters", line)
+    if len(present) < 2:
+        problems.add(train.file, f"all labels are '{shortened(min(present))}'; at least two classes are needed")
+    classes = [name for name in names if name in present] if names is not None else sorted(present)
+    numbers = {name: number for number, name in enumerate(classes)}
+    known: dict[str, _List] = {}
+    for split, found in lists.items():
+        unknown = sorted(set(found.labels) - present)
+        for name in unknown:
+            if similar := find_similar(name, classes):
+                difference = describe_difference(name, similar)
+                problems.add(found.file, f"'{name}' and the training class '{similar}' differ only {difference}")
+        known[split] = found.take([i for i, label in enumerate(found.labels) if label in present]) if unknown else found
+        left_out = len(found.labels) - len(known[split].labels)
+        if unknown and not known[split].labels:
+            problems.add(found.file, "holds no class of the training split")
+        elif unknown:
+            kinds = pluralize(len(unknown), "class of", "classes of")
+            shown = shortened_list([f"'{name}'" for name in unknown], 5)
+            images = pluralize(left_out, "image")
+            logger.info("Left out %s the %s split (%s) without training images: %s", kinds, split, images, shown)
+    labels = {split: [numbers.get(label, -1) for label in found.labels] for split, found in known.items()}
+    return _Labels(known, labels, tuple(classes))
+
+
+def _folder_names(train: _List, labels: Sequence[int], num_classes: int, first: int) -> tuple[str, ...]:
     """Returns the folder names of the classes if each has one folder, with a name of its own; otherwise numbers."""
-    pairs = {(label, path.parent.name) for label, path in zip(train.labels, train.paths, strict=True)}
+    pairs = {(label, path.parent.name) for label, path in zip(labels, train.paths, strict=True)}
     names = tuple(name for _, name in sorted(pairs))
     if len(pairs) == num_classes == len(set(names)) and all(map(is_printable, names)):
         return names
-    return tuple(map(str, range(num_classes)))
+    return tuple(str(number + first) for number in range(num_classes))
 
 
-def _read_class_names(file: Path, num_classes: int, problems: list[str]) -> tuple[str, ...]:
-    lines = _read_lines(file, problems)
-    names = [line.strip() for line in "\n".join(lines).rstrip().split("\n")]
-    if lines and len(names) != num_classes:
-        problems.append(f"{file}: {len(names)} names for {num_classes} classes; write one name a line")
+def _read_class_names(file: Path, problems: _Problems) -> list[str] | None:
+    text = _read_text(file, problems)
+    names = [line.strip() for line in text.rstrip().split("\n")]
     seen: set[str] = set()
-    for number, name in enumerate(names if lines else (), start=1):
+    for number, name in enumerate(names if text else (), start=1):
         if not name or name in seen or not is_printable(name):
-            problems.append(f"{file}:{number}: {name!a} is blank, not printable, or the name of another class")
+            problems.add(file, "{} is blank, not printable, or the name of another class", number, ascii(name))
         seen.add(name)
-    return tuple(names)
+    return None if problems.concern(file) else names
