@@ -121,8 +121,9 @@ class Predictor:
         runtime, network, names = self._runtime, self._network, self.metadata.class_names
         with torch.inference_mode(), runtime.tf32(True), runtime.autocast():  # as in evaluation
             logits = network.route(images).logits if self._is_routed else network.predict_logits(images)
-            best = logits.softmax(dim=1).topk(min(top, len(names)))
-        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            classes = logits.topk(min(top, len(names))).indices
+            probabilities = (logits / network.temperature).softmax(dim=1).gather(1, classes)
+        rows = zip(classes.tolist(), probabilities.tolist(), strict=True)
         return [[ClassProbability(names[k], value) for k, value in zip(*row, strict=True)] for row in rows]
 
 

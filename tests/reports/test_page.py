@@ -106,6 +106,18 @@ def test_page_has_the_numbers(tmp_path, drawn):
     assert settings == json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def test_page_has_the_calibration_error_without_temperature(tmp_path, drawn):
+    result, routing = evaluation_of(COUNTS), routing_of(COUNTS)
+    page = report(tmp_path, COUNTS, result, routing=routing)
+    assert "temperature scaling" not in page
+    assert f"{percent(routing.ece)} %." in page
+    result = dataclasses.replace(result, temperature=1.2345, uncalibrated_ece=0.777)
+    page = report(tmp_path, COUNTS, result, routing=dataclasses.replace(routing, uncalibrated_ece=0.666))
+    assert "temperature, 1.234. " in page
+    assert "test 77.7 %" in page
+    assert "66.6 % without temperature scaling" in page
+
+
 def test_sections_have_searchable_headings(tmp_path, drawn):
     page = report(tmp_path, COUNTS, evaluation_of(COUNTS), routing=routing_of(COUNTS))
     assert re.findall(r"^## (.*)$", page, re.MULTILINE) == [

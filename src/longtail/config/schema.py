@@ -537,6 +537,11 @@ class EvaluationConfig(_Checked):
     """Average logits (RIDE) or probabilities of the experts to predict. It is saved in the model. The experts' training
     does not depend on it; the router is trained for it."""
 
+    temperature: float | None = bounded(None, above=0)
+    """Divides the logits before probabilities are computed; the predicted class stays the same. null: the temperature
+    with the lowest negative log-likelihood of the validation images is chosen after training (Guo et al., 2017); 1 if
+    there are none. It is saved in the model."""
+
     batch_size: int = bounded(256, min=1)
     """Images per evaluation step."""
 

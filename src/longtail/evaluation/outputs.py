@@ -30,6 +30,9 @@ class ModelOutputs(NamedTuple):
     average: Average = "logits"
     """How the model averages its experts"""
 
+    temperature: float = 1.0
+    """Divides the ensemble's logits before probabilities are computed"""
+
 
 class Features(NamedTuple):
     """The inputs of a model's heads for N images: E experts, D features. On the CPU and in the loader's order."""
@@ -53,12 +56,12 @@ def collect_outputs(model: MultiExpert, loader: Loader, group: Group = SINGLE_PR
     router, sizes = model.router, [(model.num_experts, model.num_classes)]
     if router is None:
         labels, logits = _gather(model, loader, group, epoch, lambda output: (output.logits,), sizes)
-        return ModelOutputs(logits, labels, None, model.average)
+        return ModelOutputs(logits, labels, None, model.average, model.temperature)
     sizes.append((model.num_experts - 1,))  # type: ignore[arg-type]
     labels, logits, router_logits = _gather(
         model, loader, group, epoch, lambda output: (output.logits, router(output.logits, output.features)), sizes
     )
-    return ModelOutputs(logits, labels, router_logits, model.average)
+    return ModelOutputs(logits, labels, router_logits, model.average, model.temperature)
 
 
 def collect_features(model: MultiExpert, loader: Loader, group: Group = SINGLE_PROCESS) -> Features:
@@ -105,4 +108,5 @@ def evaluate_outputs(outputs: ModelOutputs, class_counts: Sequence[int], setting
         thresholds=ShotThresholds(settings.many_above, settings.few_below),
         bins=settings.calibration_bins,
         average=outputs.average,
+        temperature=outputs.temperature,
     )

@@ -3,6 +3,7 @@
 Letters in shapes: B images, E experts, C classes, D features.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -47,6 +48,8 @@ class MultiExpert(nn.Module):
         neck: shared last part of all branches; None if there is none.
         router: decides in `route` how many experts run on an image; `forward` does not use it.
         average: what the ensemble averages.
+        temperature: of the probabilities, which are ``softmax(logits / temperature)``. Logits, also those that `route`
+            and `predict_logits` return, are not divided by it.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class MultiExpert(nn.Module):
         neck: nn.Module | None = None,
         router: Router | None = None,
         average: Average = "logits",
+        temperature: float = 1.0,
     ):
         super().__init__()
         assert len(branches) == len(heads) > 0
@@ -67,6 +71,7 @@ class MultiExpert(nn.Module):
         # None is not registered as a submodule: strict loading would ignore weights of a router.
         self.router: Router | None = router
         self.average: Average = average
+        self.temperature = temperature
 
     @property
     def num_experts(self) -> int:
@@ -179,8 +184,9 @@ def compile_model(model: MultiExpert) -> MultiExpert:
         # epoch is smaller, would replace the faster one.
         return torch.compile(module, dynamic=False)  # type: ignore[return-value]
 
-    branches = [compiled(branch) for branch in model.branches]
-    return MultiExpert(compiled(model.trunk), branches, list(model.heads), model.neck, model.router, model.average)
+    branches, heads = [compiled(branch) for branch in model.branches], list(model.heads)
+    options = model.neck, model.router, model.average, model.temperature
+    return MultiExpert(compiled(model.trunk), branches, heads, *options)
 
 
 def create_model(
@@ -197,6 +203,7 @@ def create_model(
     experts_from: str | None = None,
     router: Mapping[str, Any] | None = None,
     average: Average = "logits",
+    temperature: float = 1.0,
     **options: Any,
 ) -> MultiExpert:
     """Builds a multi-expert model with new weights.
@@ -218,6 +225,7 @@ def create_model(
         router: ``{}`` adds a router with default options. The options are ``top_choices``, ``hidden``, ``shared`` and
             ``threshold`` of `longtail.models.router.Router`.
         average: what the ensemble averages, ``"logits"`` or ``"probabilities"``.
+        temperature: by which logits are divided before probabilities are computed, above 0.
         options: of the network's constructor in timm, such as ``drop_path_rate``.
 
     Raises:
@@ -229,12 +237,14 @@ def create_model(
         raise InputError(f"head '{head}': must be 'cosine' or 'linear'")
     if average not in AVERAGES:
         raise InputError(f"average '{average}': must be one of {', '.join(AVERAGES)}{did_you_mean(average, AVERAGES)}")
+    if not 0 < temperature < math.inf:
+        raise InputError(f"temperature is {temperature}; it must be above 0 and finite")
     build = backbone(name, width, pretrained, image_size, **options)
     trunk, branches, neck, num_features = split_backbone(build, num_experts, expert_stages, image_size, experts_from)
     heads = create_heads(num_experts, num_features, num_classes, head, scale)
     for classifier in heads:
         initialise_like(classifier, trunk)
-    model = MultiExpert(trunk, branches, heads, neck, average=average)
+    model = MultiExpert(trunk, branches, heads, neck, average=average, temperature=temperature)
     if router is not None:
         model.router = create_router(model, **router)
     return model

@@ -129,12 +129,20 @@ def _results(evaluations: Mapping[str, Evaluation]) -> list[str]:
         nll = "n/a" if e.nll is None else f"{e.nll:.3f}"
         rows.append([split, f"{e.num_images:,}", *accuracies(e), percent(e.top5), percent(e.ece), nll])
     header = ["accuracy (%)", "images", *ACCURACIES, "top-5", "calibration error", "NLL"]
-    return [
+    explanations = [
         ReportTable(header, rows).markdown(),
         "Overall: every image has the same weight. Balanced: every class has the same weight. Many, medium and few: "
         "balanced over the classes of a group. Calibration error (ECE): gap between confidence and accuracy, in "
         "percentage points. NLL: mean negative log-likelihood of the true class, in nats.",
     ]
+    if (temperature := evaluations["test"].temperature) != 1:
+        before = ", ".join(f"{split} {percent(e.uncalibrated_ece)} %" for split, e in evaluations.items())
+        explanations.append(
+            f"Probabilities are the softmax of the logits divided by the model's temperature, {temperature:.4g}. It "
+            "was chosen on the validation images, unless it was set, and changes no predicted class. Calibration error "
+            f"without it: {before}."
+        )
+    return explanations
 
 
 def _class_sizes(report: RunReport) -> list[str]:
@@ -170,6 +178,8 @@ def _experts(report: RunReport) -> list[str]:
 def _routing(folder: Path, routing: RoutingReport) -> list[str]:
     plots.plot_tradeoff(folder / "plots" / "routing.png", routing)
     source = f"was chosen on the {routing.chosen_on} images" if routing.chosen_on else "was set, not chosen"
+    is_scaled = routing.ece != routing.uncalibrated_ece
+    uncalibrated = f", and {percent(routing.uncalibrated_ece)} % without temperature scaling" if is_scaled else ""
     note = (
         "Accuracy in % on the test images. In the first rows all images use the same number of experts, without a "
         "router. The last row is routing, with its mean number of experts. MACs: multiply-accumulates per image. Cost: "
@@ -183,7 +193,8 @@ def _routing(folder: Path, routing: RoutingReport) -> list[str]:
     return [
         "## Routing",
         "An image continues to the next expert if the router's probability is above the threshold "
-        f"{routing.threshold:.4g}, which {source}. {' '.join(routing_notes(routing))}",
+        f"{routing.threshold:.4g}, which {source}. {' '.join(routing_notes(routing))} Calibration error of the routed "
+        f"predictions: {percent(routing.ece)} %{uncalibrated}.",
         routing_table(routing).markdown(),
         note,
         "![Routing](plots/routing.png)",

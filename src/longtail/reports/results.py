@@ -88,7 +88,13 @@ def _predictions(
     """The prediction of the ensemble for each image."""
     yield "image", "class", "predicted", "probability"
     blocks = torch.split(outputs.logits, BLOCK)
-    best = (ensemble(block, outputs.average).softmax(dim=1).max(dim=1) for block in blocks)
+    best = (_best(ensemble(block, outputs.average), outputs.temperature) for block in blocks)
     predicted = (pair for block in best for pair in zip(*map(Tensor.tolist, block), strict=True))
-    for path, label, (probability, prediction) in zip(paths, outputs.labels.tolist(), predicted, strict=True):
+    for path, label, (prediction, probability) in zip(paths, outputs.labels.tolist(), predicted, strict=True):
         yield os.path.relpath(path, root), class_names[label], class_names[prediction], f"{probability:.6g}"
+
+
+def _best(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The most probable class of each image, and its probability: (B,) each."""
+    classes = logits.argmax(dim=1, keepdim=True)
+    return classes.squeeze(1), (logits / temperature).softmax(dim=1).gather(1, classes).squeeze(1)

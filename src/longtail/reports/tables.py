@@ -101,6 +101,8 @@ def accuracy_table(evaluation: Evaluation, title: str = "") -> ReportTable:
         notes.append(f"Top-5 accuracy: {percent(evaluation.top5)} %")
     if evaluation.ece is not None:
         notes.append(f"Calibration error (ECE): {percent(evaluation.ece)} %")
+        if evaluation.temperature != 1:
+            notes.append(f"Without temperature scaling: {percent(evaluation.uncalibrated_ece)} %")
     if evaluation.disagreement is not None:
         notes.append(f"Two experts disagree on {percent(evaluation.disagreement)} % of the images")
     return ReportTable(("accuracy (%)", *ACCURACIES), rows, title, notes, bold_row=0)

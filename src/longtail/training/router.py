@@ -34,7 +34,7 @@ def train_router(
         InputError: the model has a single expert.
     """
     start, settings = time.perf_counter(), context.config.router
-    model.router = None
+    model.router, model.temperature = None, 1.0  # the temperature is for routed predictions
     with context.seeded_init():
         router = create_router(model, **router_options(settings)).to(context.runtime.device)
     task = TrainRouter(router, settings.positive_weight, model.average)
