@@ -373,6 +373,10 @@ class TrainingConfig(_Checked):
     clip_gradient: float | None = bounded(None, above=0)
     """Maximum norm of the gradient over all parameters. null: no clipping."""
 
+    ema: float | None = bounded(None, min=0, below=1)
+    """Decay of an exponential moving average of weights and batch norm statistics over the steps, such as 0.999; the
+    average is evaluated and saved. Step n uses at most (1 + n) / (10 + n). null: the weights of the last step."""
+
     schedule: Literal["step", "cosine"] = "step"
     """step: multiply the learning rate by decay at each milestone. cosine: anneal it to final_learning_rate."""
 
