@@ -14,6 +14,7 @@ from longtail.config.schema import Config
 from longtail.data.build import find_corrupt_images, load_data
 from longtail.data.corrupt_images import SKIPPED_FILE, CorruptImage, from_text, to_text
 from longtail.data.loaders import Loader
+from longtail.data.views import NUM_VIEWS
 from longtail.evaluation.evaluator import (
     EvaluationResults,
     SplitName,
@@ -314,7 +315,8 @@ class _Plan:
         if config.router.train:
             _check_threshold_goal(config.router.compute_budget, config.router.max_accuracy_drop, self.loaders)
         if self.experts is not None:
-            _check_budget(config.router.compute_budget, self.experts.model, self.experts.metadata)
+            views = NUM_VIEWS[config.evaluation.views]
+            _check_budget(config.router.compute_budget, self.experts.model, self.experts.metadata, views)
         self.source = None if has_experts else find_teacher(config)
         if isinstance(self.source, Config):
             check_recipe(self.source, context)
@@ -540,10 +542,12 @@ def _check_tau(config: Config, loaders: Mapping[SplitName, Loader]) -> None:
         )
 
 
-def _check_budget(compute_budget: float | str | None, model: MultiExpert, metadata: ModelMetadata) -> None:
+def _check_budget(
+    compute_budget: float | str | None, model: MultiExpert, metadata: ModelMetadata, num_views: int
+) -> None:
     if compute_budget is None:
         return
-    budget, first = parse_budget(str(compute_budget)), cost(model, metadata.image_size).prefix(1)
+    budget, first = parse_budget(str(compute_budget)), cost(model, metadata.image_size).times(num_views).prefix(1)
     if budget.amount < (first if budget.unit == "MACs" else 1):
         raise InputError(
             f"router.compute_budget is {compute_budget}, less than the first expert's cost, {macs(first)} MACs"

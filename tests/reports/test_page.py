@@ -12,7 +12,7 @@ import torch
 import yaml
 from helpers.reports import COUNTS, SPEED, evaluation_of, routing_of
 
-from longtail.config.schema import Config
+from longtail.config.schema import Config, EvaluationConfig
 from longtail.evaluation.metrics import evaluate_logits
 from longtail.reports import plots
 from longtail.reports.page import RunReport, write_report
@@ -116,6 +116,16 @@ def test_page_has_the_calibration_error_without_temperature(tmp_path, drawn):
     assert "temperature, 1.234. " in page
     assert "test 77.7 %" in page
     assert "66.6 % without temperature scaling" in page
+
+
+def test_page_has_the_views(tmp_path, drawn):
+    routing, pages = routing_of(COUNTS), []
+    for views, number in (("one", 1), ("ten-crop", 10)):
+        config = dataclasses.replace(Config(), evaluation=EvaluationConfig(views=views))
+        views_routing = dataclasses.replace(routing, num_views=number)
+        pages.append(report(tmp_path, COUNTS, evaluation_of(COUNTS), config=config, routing=views_routing))
+    for fact in ("10 views of each image: ten-crop", "all 10 views"):
+        assert [fact in page for page in pages] == [False, True]
 
 
 def test_sections_have_searchable_headings(tmp_path, drawn):

@@ -546,8 +546,13 @@ class EvaluationConfig(_Checked):
     with the lowest negative log-likelihood of the validation images is chosen after training (Guo et al., 2017); 1 if
     there are none. It is saved in the model."""
 
+    views: Literal["one", "flip", "five-crop", "ten-crop"] = "one"
+    """Views of each image over which the outputs are averaged, as average says. flip: the image and its mirror image.
+    five-crop: corners and centre of the central square, if images are resized to more than image_size. ten-crop: also
+    the mirror images of these. A router decides on the mean of its outputs for all views. Costs count all views."""
+
     batch_size: int = bounded(256, min=1)
-    """Images per evaluation step."""
+    """Images per evaluation step, counting every view."""
 
     calibration_bins: int = bounded(15, min=1)
     """Number of bins of equal width for the expected calibration error."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from longtail.data.imbalance import ShotThresholds
 from longtail.data.loaders import Loader
+from longtail.data.views import num_views
 from longtail.evaluation.flops import cost
 from longtail.evaluation.metrics import Evaluation
 from longtail.evaluation.outputs import ModelOutputs, evaluate_outputs
@@ -39,9 +40,10 @@ class EvaluationResults(NamedTuple):
 
 def eval_loaders(context: RunContext) -> dict[SplitName, Loader]:
     """Returns the loaders of the test split and, if there is one, of the validation split."""
-    loaders: dict[SplitName, Loader] = {"test": context.eval_loader(context.dataset.test)}
+    views = context.config.evaluation.views
+    loaders: dict[SplitName, Loader] = {"test": context.eval_loader(context.dataset.test, views)}
     if context.dataset.val is not None:
-        loaders["val"] = context.eval_loader(context.dataset.val)
+        loaders["val"] = context.eval_loader(context.dataset.val, views)
     return loaders
 
 
@@ -78,8 +80,8 @@ def evaluate_splits(
     evaluations = {split: evaluate_outputs(outputs[split], metadata.class_counts, settings) for split in outputs}
     routings: dict[SplitName, RoutingReport] = {}
     if model.router is not None and context.run.writes:
-        images, threshold = _some_images(loaders["test"]), model.router.threshold
-        speed = images_per_second(model, images, SPEED_BATCH, SPEED_SECONDS, threshold=threshold)
+        images, threshold, views = _some_images(loaders["test"]), model.router.threshold, num_views(loaders["test"])
+        speed = images_per_second(model, images, SPEED_BATCH, SPEED_SECONDS, threshold=threshold, num_views=views)
         model_cost = cost(model, metadata.image_size)
         for split in outputs:
             routings[split] = evaluate_routing(
@@ -96,11 +98,12 @@ def evaluate_splits(
 
 
 def _some_images(loader: Loader) -> Tensor:
-    """The first images of a loader, to measure speed with."""
+    """The first images of a loader, to measure speed with: (V * N, 3, H, W) for V views."""
     batches, number = [], 0
     for batch in loader.epoch(0):
-        batches.append(batch.inputs)
+        batches.append(batch.inputs.unflatten(0, (num_views(loader), -1)))
         number += len(batch.inputs)
         if number >= SPEED_IMAGES:
             break
-    return torch.cat(batches)[:SPEED_IMAGES].contiguous(memory_format=torch.channels_last)
+    images = torch.cat(batches, dim=1)[:, : SPEED_IMAGES // num_views(loader)]
+    return images.flatten(0, 1).contiguous(memory_format=torch.channels_last)

@@ -99,6 +99,9 @@ class RoutingReport(CostedScores):
     uncalibrated_ece: float | None
     """The same at temperature 1"""
 
+    num_views: int
+    """Views of each image; costs count all of them"""
+
     chosen_on: str | None
     """The split on which the threshold was chosen; None if it was set"""
 
@@ -153,7 +156,7 @@ def evaluate_routing(
     Args:
         outputs: of a model with a router.
         class_counts: training images of each class, C numbers.
-        cost: of the model.
+        cost: of the model for one view of an image.
         threshold: of the router, for all steps.
         thresholds: limits of the shot groups.
         bins: number of bins of the calibration error.
@@ -161,6 +164,7 @@ def evaluate_routing(
         images_per_second: measured speed, for the report.
     """
     assert outputs.router_logits is not None
+    cost = cost.times(outputs.num_views)
     labels, routed_costs, prefix_costs = outputs.labels, cost.routed_costs, cost.prefix_costs
     used = experts_used(outputs.router_logits, threshold)
     predictions = prefix_predictions(outputs.logits, outputs.average)
@@ -184,6 +188,7 @@ def evaluate_routing(
         mean_experts=float(used.double().mean()),
         mean_experts_by_shot={shot: float(of.mean()) if len(of) else None for shot, of in used_by_shot.items()},
         prefixes=prefixes,
+        num_views=outputs.num_views,
         ece=binned.error if binned else None,
         uncalibrated_ece=uncalibrated.error if uncalibrated else None,
         chosen_on=chosen_on,

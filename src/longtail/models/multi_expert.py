@@ -16,7 +16,7 @@ from longtail.models.heads import classify, create_heads, initialise_like
 from longtail.models.resnet_cifar import CifarResNet
 from longtail.models.router import RoutedOutput, Router, should_continue, step_thresholds
 from longtail.models.split import Identity, split_backbone
-from longtail.utils.ensembles import AVERAGES, RUNNING_AVERAGES, Average, ensemble
+from longtail.utils.ensembles import AVERAGES, RUNNING_AVERAGES, Average, average_views, ensemble
 from longtail.utils.errors import InputError, did_you_mean
 
 
@@ -123,12 +123,14 @@ class MultiExpert(nn.Module):
         """Runs one expert (from 0) on the output of the trunk; returns its logits (B, C) and features (B, D)."""
         return classify(self.heads[number], self.neck(self.branches[number](shared)))
 
-    def predict_logits(self, images: Tensor) -> Tensor:
-        """Returns the logits of the ensemble of all experts: (B, 3, H, W) -> (B, C)."""
+    def predict_logits(self, images: Tensor, num_views: int = 1) -> Tensor:
+        """Returns the logits of the ensemble of all experts, averaged over V views: (V * B, 3, H, W) -> (B, C)."""
         output: ExpertOutput = self(images)
-        return output.ensemble
+        return average_views(output.ensemble, num_views, self.average)
 
-    def route(self, images: Tensor, threshold: float | Sequence[float] | None = None) -> RoutedOutput:
+    def route(
+        self, images: Tensor, threshold: float | Sequence[float] | None = None, num_views: int = 1
+    ) -> RoutedOutput:
         """Runs as many experts on each image as the router decides: RIDE (Wang et al., 2021), section 3.
 
         Experts run in turn. An image continues to the next expert if the router's probability is above the threshold.
@@ -136,9 +138,10 @@ class MultiExpert(nn.Module):
         each branch would see different images.
 
         Args:
-            images: normalised images (B, 3, H, W).
+            images: normalised images (V * B, 3, H, W), all images of one view after those of another.
             threshold: one for all steps, or one for each of the E - 1 steps; None: that of the router. With a negative
                 threshold all experts run, from 1 on only the first.
+            num_views: V. All views of an image use the same experts: the router's outputs are averaged over them.
 
         Returns:
             Logits (B, C) and number of experts (B,) of each image.
@@ -155,22 +158,32 @@ class MultiExpert(nn.Module):
         term, add, mean = RUNNING_AVERAGES[self.average]
         logit_sum, ensemble_sum = logits, term(logits)
         outputs = mean(ensemble_sum, 1)
-        used = torch.ones(len(images), dtype=torch.int64, device=images.device)
-        active = torch.arange(len(images), device=images.device)  # positions in the batch; all else follows them
+        size = len(images) // num_views
+        used = torch.ones(size, dtype=torch.int64, device=images.device)
+        active = torch.arange(size, device=images.device)  # positions in the batch; all else follows them
         mean_logits = logits
         for step, limit in enumerate(limits):
             # The only synchronisation with the device: the number of active images is the size of all that follows.
-            kept = should_continue(self.router.step(step, features, mean_logits), limit).nonzero().squeeze(1)
+            decision = average_views(self.router.step(step, features, mean_logits), num_views)
+            kept = should_continue(decision, limit).nonzero().squeeze(1)
             if len(kept) == 0:
                 break
             # Indexing keeps channels_last, which index_select does not.
-            active, shared, logit_sum, ensemble_sum = active[kept], shared[kept], logit_sum[kept], ensemble_sum[kept]
+            rows = _view_rows(kept, len(active), num_views)
+            active, shared, logit_sum, ensemble_sum = active[kept], shared[rows], logit_sum[rows], ensemble_sum[rows]
             logits, features = self.expert(step + 1, shared)
             logit_sum, ensemble_sum = logit_sum + logits, add(ensemble_sum, term(logits))
             mean_logits = logit_sum / (step + 2)
-            outputs = outputs.index_copy(0, active, mean(ensemble_sum, step + 2))
+            outputs = outputs.index_copy(0, _view_rows(active, size, num_views), mean(ensemble_sum, step + 2))
             used = used.index_fill(0, active, step + 2)
-        return RoutedOutput(outputs, used)
+        return RoutedOutput(average_views(outputs, num_views, self.average), used)
+
+
+def _view_rows(positions: Tensor, size: int, num_views: int) -> Tensor:
+    """Returns the rows of all views of some of ``size`` images: (B,) -> (V * B,)."""
+    if num_views == 1:
+        return positions
+    return (positions + size * torch.arange(num_views, device=positions.device)[:, None]).flatten()
 
 
 def compile_model(model: MultiExpert) -> MultiExpert:

@@ -10,6 +10,7 @@ import numpy as np
 from longtail.config.recipes import to_yaml
 from longtail.config.schema import Config
 from longtail.data.imbalance import SHOTS
+from longtail.data.views import NUM_VIEWS
 from longtail.evaluation.metrics import Evaluation
 from longtail.evaluation.routing import RoutingReport
 from longtail.reports import plots
@@ -112,6 +113,9 @@ def _introduction(report: RunReport) -> str:
     sentences = [f"A `{config.model.backbone}` with {experts} {training}."]
     if config.evaluation.average == "probabilities" and num_experts > 1:
         sentences.append("Its prediction is the mean of the experts' probabilities, not of their logits.")
+    if config.evaluation.views != "one":
+        number = NUM_VIEWS[config.evaluation.views]
+        sentences.append(f"The outputs are averaged over {number} views of each image: {config.evaluation.views}.")
     rarest = f"{smallest:,}, an imbalance of {largest / smallest:,.4g} to 1" if smallest else "none"
     sentences += [
         f"The data set `{config.data.name}` has {sum(report.class_counts):,} training images of "
@@ -185,6 +189,8 @@ def _routing(folder: Path, routing: RoutingReport) -> list[str]:
         "router. The last row is routing, with its mean number of experts. MACs: multiply-accumulates per image. Cost: "
         "relative to an image that stops after the first expert."
     )
+    if routing.num_views > 1:
+        note += f" MACs count all {routing.num_views} views of an image."
     if speed := routing.images_per_second:
         note += (
             f" Images/s: measured with batches of {speed.batch_size} images, all rows in turn; the median of "

@@ -47,14 +47,17 @@ def write_results(context: RunContext, results: EvaluationResults, metadata: Mod
     )
     write_report(run.folder, page)
     classes = {"class_names": list(metadata.class_names), "class_counts": list(metadata.class_counts)}
+    views = {"views": config.evaluation.views}
     # Last: this file marks the evaluation as complete.
-    run.write_json("results.json", {"epoch": metadata.epoch, **content, **classes})
+    run.write_json("results.json", {"epoch": metadata.epoch, **views, **content, **classes})
 
 
 def log_results(context: RunContext, results: EvaluationResults, split: SplitName) -> None:
     """Shows the results of a split as tables."""
     name, evaluation = context.config.name, results.evaluations[split]
-    images = f"{evaluation.num_images:,} {split} images"
+    images, number = f"{evaluation.num_images:,} {split} images", results.outputs[split].num_views
+    if number > 1:
+        images += f", {number} views each"
     show(accuracy_table(evaluation, f"{name}: {images}"))
     if report := results.routings.get(split):
         show(routing_table(report, f"{name}: routing of {images}"))

@@ -110,6 +110,7 @@ def accuracy_table(evaluation: Evaluation, title: str = "") -> ReportTable:
 
 def routing_table(report: RoutingReport, title: str = "") -> ReportTable:
     """Accuracies and costs of the first 1 to E experts and, in the last row, of routing."""
+    views = f", {report.num_views} views" if report.num_views > 1 else ""
     names = [pluralize(number, "expert") for number in range(1, len(report.prefixes) + 1)]
     # The mean number of experts is part of the name: another column would not fit into a terminal.
     names.append(f"routed: {report.mean_experts:.2f}")
@@ -123,7 +124,7 @@ def routing_table(report: RoutingReport, title: str = "") -> ReportTable:
         for row, rate in zip(rows, (*speed.prefixes, speed.routed), strict=True):
             row.append("n/a" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}")
     notes = [
-        "Accuracy in %. MACs: multiply-accumulates per image; cost: × one expert.",
+        f"Accuracy in %. MACs: multiply-accumulates per image{views}; cost: × one expert.",
         *routing_notes(report),
     ]
     return ReportTable(header, rows, title, notes, bold_row=len(rows) - 1)

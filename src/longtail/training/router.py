@@ -75,7 +75,7 @@ def set_threshold(
     """
     assert model.router is not None
     assert outputs.router_logits is not None
-    costs = cost(model, metadata.image_size).routed_costs
+    costs = cost(model, metadata.image_size).times(outputs.num_views).routed_costs
     correct = prefix_predictions(outputs.logits, outputs.average) == outputs.labels[:, None]
     points = curve(correct, outputs.router_logits, outputs.labels, costs)
     budget = None if compute_budget is None else parse_budget(str(compute_budget))
