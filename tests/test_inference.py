@@ -212,3 +212,19 @@ def test_numbers_out_of_range(model, folder, option, value, capsys):
         predict(model, [folder], **{option: value})  # at once, before the first prediction
     assert main(["predict", str(model), str(folder), f"--{option}", str(value)]) == 2
     assert f"{option} is {value}" in capsys.readouterr().err
+
+
+def test_crops_are_averaged(model, folder):
+    """One crop at a time, cut from the resized image."""
+    network, metadata = load_model_file(model)
+    normalise = Normalise(metadata.mean, metadata.std, torch.device("cpu"))
+    for prediction in predict(model, [folder], views="ten-crop", all_experts=True, batch_size=7, top=4):
+        image = eval_transform(20, 20)(decode(prediction.path))
+        logits = []
+        for top, left in ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)):
+            crop = image[None, :, top : top + 16, left : left + 16]
+            with torch.no_grad():
+                logits += [network.predict_logits(normalise(view)) for view in (crop, crop.flip(3))]
+        probabilities = torch.cat(logits).mean(dim=0).softmax(dim=0).tolist()
+        expected = sorted(map(ClassProbability, CLASSES, probabilities), key=lambda choice: -choice.probability)
+        assert_close(choices(prediction), expected)

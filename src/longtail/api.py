@@ -15,7 +15,14 @@ from longtail.data.build import find_corrupt_images, find_corrupt_test_images, l
 from longtail.data.corrupt_images import SKIPPED_FILE, CorruptImage, from_text, to_text, without
 from longtail.data.loaders import Loader
 from longtail.data.memory_cache import CorruptImagesError
-from longtail.evaluation.evaluator import EvaluationResults, SplitName, eval_loaders, evaluate_splits
+from longtail.data.views import NUM_VIEWS
+from longtail.evaluation.evaluator import (
+    EvaluationResults,
+    SplitName,
+    eval_loaders,
+    evaluate_splits,
+    set_temperature,
+)
 from longtail.evaluation.flops import cost
 from longtail.evaluation.label_shift.evaluators import LabelShiftTest, PriorTest
 from longtail.evaluation.metrics import Evaluation
@@ -37,6 +44,9 @@ from longtail.utils.errors import InputError
 from longtail.utils.format import macs, pluralize, shortened_list
 
 logger = logging.getLogger(__name__)
+
+KEPT_IN_MODEL = ("average", "temperature")
+"""Settings of the section evaluation that the model keeps, and so does the run if an evaluation changes them"""
 
 
 def train(config: Config, output: str | Path | None = None) -> Run:
@@ -96,6 +106,7 @@ def evaluate(
     max_accuracy_drop: float | None = None,
     prior: str | Path | None = None,
     label_shift: bool = False,
+    fit_temperature: bool = False,
 ) -> Evaluation:
     """Evaluates a run, and writes its results.json, report.md and plots again.
 
@@ -103,7 +114,8 @@ def evaluate(
         run: a run or its folder; the run may be interrupted.
         split: the split whose result is returned. Results of all splits are written.
         config: the run's own settings by default. Other settings may name the device, where the data are, how results
-            are counted, or how the experts are averaged (evaluation.average), which the model keeps.
+            are counted, or how the experts are averaged (evaluation.average) and the temperature of the probabilities
+            (evaluation.temperature), which the model keeps.
         compute_budget: chooses the router's threshold again on the validation images, and keeps it: the most accurate
             one at this mean cost, 1.2 times that of one expert, or "70M" multiply-accumulates.
         max_accuracy_drop: chooses it as the cheapest one that loses at most so many points of balanced accuracy.
@@ -111,6 +123,8 @@ def evaluate(
             `longtail.evaluation.label_shift.priors.read_prior`, or "uniform". Written to prior.json.
         label_shift: also evaluates on subsets from the class shares of training to the opposite ones. Written to
             label_shift.json and label_shift.md.
+        fit_temperature: chooses the temperature of the probabilities again on the validation images, and keeps it. A
+            chosen temperature is also chosen again with the threshold or another average.
 
     Raises:
         InputError: there is no such run; another process uses it; its data are missing, have changed, or have no such
@@ -118,12 +132,21 @@ def evaluate(
     """
     run = _open(run)
     config = config or run.config
+    if fit_temperature:
+        config = replace(config, evaluation=replace(config.evaluation, temperature=None))
     with _opened_model(run, config) as opened:
         context, model, metadata, loaders = opened
+        if fit_temperature and "val" not in loaders:
+            raise InputError(
+                f"the temperature is chosen on validation images, and '{config.data.name}' has none here; it can be "
+                "set: evaluation.temperature"
+            )
         if split not in loaders:
             raise InputError(f"data set '{config.data.name}' has no split '{split}', only {' and '.join(loaders)}")
         prior_test = None if prior is None else PriorTest(context, metadata, split, prior)
         shift_test = LabelShiftTest(context, metadata, split) if label_shift else None
+        choose_again = compute_budget is not None or max_accuracy_drop is not None or opened.average_changed
+        fit_temperature |= model.temperature != 1 and choose_again
         if compute_budget is not None or max_accuracy_drop is not None:
             if model.router is None:
                 raise InputError(f"{run.folder} has no router, so no threshold; 'longtail router' trains one")
@@ -140,7 +163,7 @@ def evaluate(
                     model.average,
                     run.folder,
                 )
-        results = _finish(opened, metadata, split)
+        results = _finish(opened, metadata, split, choose_temperature=fit_temperature or opened.temperature_changed)
         if prior_test is not None:
             report_prior_test(prior_test, results.outputs[split])
         if shift_test is not None and (report := shift_test.evaluate(model, results.outputs[split])):
@@ -249,8 +272,7 @@ def _train(run: Run, config: Config, group: Group, student: RunContext | None = 
         try:
             with _timed(run):
                 model, metadata = plan.run()
-            results = evaluate_splits(context, model, metadata, plan.loaders)
-            write_results(context, results, metadata)
+            results = _evaluate(context, model, metadata, plan.loaders, choose_temperature=True)
         except KeyboardInterrupt:
             if student is None:  # otherwise the student's run is the one to resume
                 plan.log_interrupted()
@@ -294,7 +316,8 @@ class _Plan:
         if config.router.train:
             _check_threshold_goal(config.router.compute_budget, config.router.max_accuracy_drop, self.loaders)
         if self.experts is not None:
-            _check_budget(config.router.compute_budget, self.experts.model, self.experts.metadata)
+            views = NUM_VIEWS[config.evaluation.views]
+            _check_budget(config.router.compute_budget, self.experts.model, self.experts.metadata, views)
         self.source = None if has_experts else find_teacher(config)
         if isinstance(self.source, Config):
             check_recipe(self.source, context)
@@ -456,6 +479,15 @@ class _OpenedModel(NamedTuple):
         """Whether the settings ask for another average than the run's."""
         return self.model.average != self.context.run.config.evaluation.average
 
+    @property
+    def temperature_changed(self) -> bool:
+        """Whether the settings ask for another temperature than the run's or the model's."""
+        setting = self.context.config.evaluation.temperature
+        return setting != self.context.run.config.evaluation.temperature or setting not in (
+            None,
+            self.model.temperature,
+        )
+
 
 @contextmanager
 def _opened_model(run: Run, config: Config) -> Iterator[_OpenedModel]:
@@ -467,30 +499,51 @@ def _opened_model(run: Run, config: Config) -> Iterator[_OpenedModel]:
         stack.enter_context(context.runtime.tf32(config.training.tf32))
         model, metadata = run.load_model()
         metadata = _check_match(metadata, context)
-        average = config.evaluation.average
-        if average != model.average:
-            if not run.is_finished and not run.is_converted:
+        for name in KEPT_IN_MODEL:
+            setting, current = getattr(config.evaluation, name), getattr(run.config.evaluation, name)
+            if setting != current and not run.is_finished and not run.is_converted:
                 raise InputError(
-                    f"{run.folder} is not finished, and averages the experts' {model.average}; evaluation.average can "
-                    f"be changed after training. Finish it with: longtail train --resume {run.folder}"
+                    f"{run.folder} is not finished, and its evaluation.{name} is {current}; it can be changed after "
+                    f"training. Finish it with: longtail train --resume {run.folder}"
                 )
-            model.average = average
+        if config.evaluation.average != model.average:
+            model.average = config.evaluation.average
             metadata = replace(metadata, threshold_for="")  # it was chosen for another average
         if context.skipped is not None:
             run.write_skipped(context.skipped)
         yield _OpenedModel(context, context.to_device(model), metadata, eval_loaders(context))
 
 
-def _finish(opened: _OpenedModel, metadata: ModelMetadata, split: SplitName = "test") -> EvaluationResults:
-    """Evaluates a model, and writes and shows its results. The run's settings keep the average of the model."""
+def _finish(
+    opened: _OpenedModel, metadata: ModelMetadata, split: SplitName = "test", *, choose_temperature: bool = True
+) -> EvaluationResults:
+    """Evaluates a model, and writes and shows its results. The run keeps the settings that the model keeps."""
     context, run = opened.context, opened.context.run
     if opened.average_changed:
         run.remove(*ADJUSTED_RESULTS)  # of another average
-        evaluation = replace(run.config.evaluation, average=opened.model.average)
-        run.write_config(replace(run.config, evaluation=evaluation))
-    results = evaluate_splits(context, opened.model, metadata, opened.loaders)
-    write_results(context, results, metadata)
+    kept = {name: getattr(context.config.evaluation, name) for name in KEPT_IN_MODEL}
+    config = replace(run.config, evaluation=replace(run.config.evaluation, **kept))
+    if config != run.config:
+        run.write_config(config)
+    results = _evaluate(context, opened.model, metadata, opened.loaders, choose_temperature)
     log_results(context, results, split)
+    return results
+
+
+def _evaluate(
+    context: RunContext,
+    model: MultiExpert,
+    metadata: ModelMetadata,
+    loaders: Mapping[SplitName, Loader],
+    choose_temperature: bool,
+) -> EvaluationResults:
+    """Evaluates a model and writes its results; first chooses its temperature, if asked for, and saves it."""
+    outputs = {split: collect_outputs(model, loader, context.runtime.group) for split, loader in loaders.items()}
+    if choose_temperature:
+        outputs = set_temperature(model, outputs, context.config.evaluation.temperature)
+        context.run.save_model(model, metadata)
+    results = evaluate_splits(context, model, metadata, loaders, outputs)
+    write_results(context, results, metadata)
     return results
 
 
@@ -523,10 +576,12 @@ def _check_tau(config: Config, loaders: Mapping[SplitName, Loader]) -> None:
         )
 
 
-def _check_budget(compute_budget: float | str | None, model: MultiExpert, metadata: ModelMetadata) -> None:
+def _check_budget(
+    compute_budget: float | str | None, model: MultiExpert, metadata: ModelMetadata, num_views: int
+) -> None:
     if compute_budget is None:
         return
-    budget, first = parse_budget(str(compute_budget)), cost(model, metadata.image_size).prefix(1)
+    budget, first = parse_budget(str(compute_budget)), cost(model, metadata.image_size).times(num_views).prefix(1)
     if budget.amount < (first if budget.unit == "MACs" else 1):
         raise InputError(
             f"router.compute_budget is {compute_budget}, less than the first expert's cost, {macs(first)} MACs"

@@ -15,6 +15,7 @@ from longtail.data.loaders import EpochOrder, Normalise
 from longtail.data.sources.image_files import find_images_below, log_skipped_files
 from longtail.data.splits import ImageSplit, as_paths
 from longtail.data.transforms import eval_transform
+from longtail.data.views import NUM_VIEWS, Views, make_views, source_size
 from longtail.models.fuse import fuse_batch_norms
 from longtail.runs.model_file import load_model_file, model_path
 from longtail.runtime.device import Precision, Runtime, pick_device
@@ -50,12 +51,13 @@ class Predictor:
         precision: of matrix products and convolutions. Half precision is faster on hardware that supports it; close
             decisions, between two classes or about one more expert, may change.
         all_experts: run all experts, whatever the router decides.
+        views: of each image, over which the outputs are averaged; see `longtail.config.schema.EvaluationConfig`.
 
     Attributes:
         metadata: class names, image size and so on.
 
     Raises:
-        InputError: there is no model, or no such device.
+        InputError: there is no model, or no such device; or images are too small for the views.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Predictor:
         device: str = "auto",
         precision: Precision = "float32",
         all_experts: bool = False,
+        views: Views = "one",
     ):
         network, self.metadata = load_model_file(model_path(model))
         form = self.metadata
@@ -72,7 +75,9 @@ class Predictor:
         network = fuse_batch_norms(network, form.image_size)
         self._network = network.to(self._runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._is_routed = network.router is not None and not all_experts
-        self._transform = eval_transform(form.image_size, form.resize, form.interpolation)
+        self._views: Views = views
+        size = source_size(views, form.image_size, form.resize)
+        self._transform = eval_transform(size, form.resize, form.interpolation)
         self._normalise = Normalise(form.mean, form.std, self._runtime.device)
 
     def classify(self, images: Sequence[Image.Image], top: int = 1) -> list[list[ClassProbability]]:
@@ -105,7 +110,7 @@ class Predictor:
             # The labels are positions: images that do not decode are missing in their batch.
             ImageSplit(np.arange(len(paths)), paths=as_paths(paths)),
             self._transform,
-            EpochOrder(len(paths), batch_size),
+            EpochOrder(len(paths), max(1, batch_size // NUM_VIEWS[self._views])),
             device=self._runtime.device,
             normalise=self._normalise,
             workers=min(workers, num_processors()) if len(paths) > batch_size else 0,
@@ -119,10 +124,15 @@ class Predictor:
 
     def _top_classes(self, images: Tensor, top: int) -> list[list[ClassProbability]]:
         runtime, network, names = self._runtime, self._network, self.metadata.class_names
+        number, images = NUM_VIEWS[self._views], make_views(images, self._views, self.metadata.image_size)
         with torch.inference_mode(), runtime.tf32(True), runtime.autocast():  # as in evaluation
-            logits = network.route(images).logits if self._is_routed else network.predict_logits(images)
-            best = logits.softmax(dim=1).topk(min(top, len(names)))
-        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            if self._is_routed:
+                logits = network.route(images, num_views=number).logits
+            else:
+                logits = network.predict_logits(images, number)
+            classes = logits.topk(min(top, len(names))).indices
+            probabilities = (logits / network.temperature).softmax(dim=1).gather(1, classes)
+        rows = zip(classes.tolist(), probabilities.tolist(), strict=True)
         return [[ClassProbability(names[k], value) for k, value in zip(*row, strict=True)] for row in rows]
 
 
@@ -134,6 +144,7 @@ def predict(
     device: str = "auto",
     precision: Precision = "float32",
     all_experts: bool = False,
+    views: Views = "one",
     top: int = 1,
     workers: int = 0,
 ) -> Iterator[Prediction]:
@@ -142,10 +153,11 @@ def predict(
     Args:
         model: a run folder or a model file.
         images: image files, or folders that are searched for images.
-        batch_size: images in a batch.
+        batch_size: images in a batch, counting every view.
         device: where the model runs.
         precision: see `Predictor`.
         all_experts: run all experts, whatever the router decides.
+        views: see `Predictor`.
         top: number of classes for each image, the most probable first.
         workers: processes that decode, at most one for each processor; 0 decodes in this process. A single batch is
             always decoded in this process.
@@ -154,7 +166,7 @@ def predict(
         InputError: there is no model or no image, or a number is out of range; or, after all other images were
             classified, images that do not decode.
     """
-    predictor = Predictor(model, device=device, precision=precision, all_experts=all_experts)
+    predictor = Predictor(model, device=device, precision=precision, all_experts=all_experts, views=views)
     return predictor.predict(images, batch_size=batch_size, top=top, workers=workers)
 
 

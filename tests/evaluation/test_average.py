@@ -46,6 +46,7 @@ def evaluate(run, *options):
 
 
 def test_everything_uses_the_average_of_the_run(run, tmp_path, capsys):
+    evaluate(run, "--evaluation.temperature", "1")
     config_text = run.config_path.read_bytes()
     by_logits = results(run)
     evaluate(run, "--evaluation.average", "probabilities", "--label_shift")

@@ -49,6 +49,14 @@ def test_speed_depends_on_the_number_of_experts(training):
     assert speed.rounds > 2
 
 
+def test_an_image_counts_once_whatever_its_views():
+    model = slow_model()
+    speed = images_per_second(model, torch.randn(5 * 7, 3, 1, 2), 16, seconds=0.1, threshold=1.0, num_views=5)
+    assert set(model.branches[0].batch_sizes) == {15, 5}  # 3 images, and the last one, with 5 views each
+    assert speed.prefixes[0] < 3 / 0.005
+    assert speed.routed < 3 / 0.005
+
+
 def test_time_limit():
     model = slow_model()
     images_per_second(model, torch.randn(1000, 3, 1, 2), 10, seconds=0.1)

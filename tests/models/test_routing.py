@@ -72,6 +72,26 @@ def test_route_equals_routing_of_stored_outputs(number, threshold):
     assert expected.experts_used.dtype == torch.int64
 
 
+@pytest.mark.parametrize("average", ["logits", "probabilities"])
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@torch.no_grad()
+def test_routing_of_views_equals_routing_of_averaged_outputs(threshold, average):
+    model, number = integer_model(), 30
+    model.average = average
+    views = [integer_images(number, seed) for seed in range(4)]
+    outputs = [model(images) for images in views]
+    router_logits = torch.stack([model.router(out.logits, out.features) for out in outputs]).mean(dim=0)
+    logits = torch.stack([out.logits for out in outputs])
+    by_probabilities = logits.softmax(dim=3).mean(dim=0).log().clamp(min=-1e4)
+    logits = logits.mean(dim=0) if average == "logits" else by_probabilities
+    expected = route_outputs(logits, router_logits, threshold, average)
+    routed = model.route(torch.cat(views), threshold, num_views=4)
+    assert torch.equal(routed.experts_used, expected.experts_used)
+    torch.testing.assert_close(routed.logits.softmax(dim=1), expected.logits.softmax(dim=1), rtol=1e-4, atol=1e-6)
+    if threshold == -1:
+        torch.testing.assert_close(model.predict_logits(torch.cat(views), 4), routed.logits, rtol=1e-4, atol=1e-4)
+
+
 @torch.no_grad()
 def test_outputs_do_not_depend_on_the_batch():
     model = integer_model()

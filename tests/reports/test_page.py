@@ -12,7 +12,7 @@ import torch
 import yaml
 from helpers.reports import COUNTS, SPEED, evaluation_of, routing_of
 
-from longtail.config.schema import Config
+from longtail.config.schema import Config, EvaluationConfig
 from longtail.evaluation.metrics import evaluate_logits
 from longtail.reports import plots
 from longtail.reports.page import RunReport, write_report
@@ -104,6 +104,28 @@ def test_page_has_the_numbers(tmp_path, drawn):
 
     settings = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
     assert settings == json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def test_page_has_the_calibration_error_without_temperature(tmp_path, drawn):
+    result, routing = evaluation_of(COUNTS), routing_of(COUNTS)
+    page = report(tmp_path, COUNTS, result, routing=routing)
+    assert "temperature scaling" not in page
+    assert f"{percent(routing.ece)} %." in page
+    result = dataclasses.replace(result, temperature=1.2345, uncalibrated_ece=0.777)
+    page = report(tmp_path, COUNTS, result, routing=dataclasses.replace(routing, uncalibrated_ece=0.666))
+    assert "temperature, 1.234. " in page
+    assert "test 77.7 %" in page
+    assert "66.6 % without temperature scaling" in page
+
+
+def test_page_has_the_views(tmp_path, drawn):
+    routing, pages = routing_of(COUNTS), []
+    for views, number in (("one", 1), ("ten-crop", 10)):
+        config = dataclasses.replace(Config(), evaluation=EvaluationConfig(views=views))
+        views_routing = dataclasses.replace(routing, num_views=number)
+        pages.append(report(tmp_path, COUNTS, evaluation_of(COUNTS), config=config, routing=views_routing))
+    for fact in ("10 views of each image: ten-crop", "all 10 views"):
+        assert [fact in page for page in pages] == [False, True]
 
 
 def test_sections_have_searchable_headings(tmp_path, drawn):

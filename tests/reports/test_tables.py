@@ -66,6 +66,9 @@ def test_accuracy_table():
     for number in (evaluation.top5, evaluation.ece, evaluation.disagreement):
         assert any(f" {percent(number)} %" in line for line in lines)
     assert not any("probabilities" in line for line in lines)
+    assert not any("temperature" in line for line in lines)
+    scaled = accuracy_table(dataclasses.replace(evaluation, temperature=2.0, uncalibrated_ece=0.4321)).notes
+    assert "Without temperature scaling: 43.2 %" in scaled
     averaged = dataclasses.replace(evaluation, average="probabilities")
     assert any("probabilities" in note for note in accuracy_table(averaged).notes)
 

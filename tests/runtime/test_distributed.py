@@ -126,7 +126,8 @@ def test_an_error_in_one_process_ends_all(tmp_path, action, start):
 
 
 def settings(**changes: object) -> list[str]:
-    values = {"training.epochs": 2, "router.epochs": 3, "device": "cpu", "training.validate_every": 1, **changes}
+    values = {"training.epochs": 2, "router.epochs": 3, "device": "cpu", "training.validate_every": 1}
+    values |= {"training.ema": 0.9, **changes}
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 

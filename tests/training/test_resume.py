@@ -21,6 +21,7 @@ from longtail.runtime.process import Signals, Stopped
 from longtail.training import optim
 from longtail.training.cached_outputs import FrozenOutputs
 from longtail.training.checkpoint import Checkpoint
+from longtail.training.ema import WeightAverage
 from longtail.training.loop import LoopOptions, fit
 from longtail.training.tasks import TrainExperts, TrainRouter
 from longtail.utils.errors import InputError
@@ -82,6 +83,9 @@ CASES = {
         experts(), image_loader(folder, workers=2), adamw, {"runtime": Runtime(CPU, "bf16")}
     ),
     "router": lambda folder: (*router(folder), sgd, {}),
+    "ema": lambda folder: (
+        (task := experts()), memory_loader(folder), sgd, {"average": WeightAverage(task.model, 0.6), "accumulation": 2}
+    ),
 }  # fmt: skip
 
 
@@ -105,6 +109,8 @@ def attempt(case, folder, stop_after=None):
     except Stopped:
         return None
     weights = {name: value.clone() for name, value in task.state_dict().items()}
+    if options.average is not None:
+        weights |= {f"average.{name}": value for name, value in options.average.model.state_dict().items()}
     return weights, untimed(records)
 
 
@@ -127,7 +133,7 @@ def check(case, folder, stops_of_steps):
         assert are_equal(resumed_weights, weights), stops
 
 
-@pytest.mark.parametrize("case", ["sgd", "router"])
+@pytest.mark.parametrize("case", ["sgd", "router", "ema"])
 def test_a_stopped_training_resumes_exactly(case, tmp_path):
     check(case, tmp_path, lambda steps: [[2, steps, 1]])
 

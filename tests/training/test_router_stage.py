@@ -104,7 +104,8 @@ def test_results_of_routing_are_those_of_the_model(digits_run):
     model, metadata = digits_run.load_model()
     outputs = collect_outputs(model, eval_loaders(context)["test"])
     model.router.threshold = outputs.router_logits.sigmoid().median().item()  # so that images use 1, 2 and 3 experts
-    results = evaluate_splits(context, model, metadata, eval_loaders(context))
+    loaders = eval_loaders(context)
+    results = evaluate_splits(context, model, metadata, loaders, {"test": outputs})
     with torch.inference_mode():
         routed = [(model.route(batch.inputs), batch.labels) for batch in eval_loaders(context)["test"].epoch(0)]
     used = torch.cat([output.experts_used for output, _ in routed])

@@ -27,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also evaluate on subsets with other class shares, from those of training to the opposite ones",
     )
+    parser.add_argument(
+        "--fit_temperature",
+        action="store_true",
+        help="choose the temperature of the probabilities again, on the validation images",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -42,4 +47,5 @@ def run(arguments: argparse.Namespace) -> None:
         max_accuracy_drop=arguments.max_accuracy_drop,
         prior=arguments.prior,
         label_shift=arguments.label_shift,
+        fit_temperature=arguments.fit_temperature,
     )

@@ -29,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=min(num_processors(), 8),
         help="processes that decode images if there are several batches (default: one per processor, at most 8)",
     )
+    parser.add_argument(
+        "--views",
+        choices=("one", "flip", "five-crop", "ten-crop"),
+        default="one",
+        help="views of each image over which the outputs are averaged: the image and its mirror image, five crops, or "
+        "these and their mirror images (default: one)",
+    )
     parser.add_argument("--all_experts", action="store_true", help="use all experts instead of the router")
 
 
@@ -44,7 +51,11 @@ def run(arguments: argparse.Namespace) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names can hold any bytes
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     predictor = Predictor(
-        arguments.model, device=arguments.device, precision=arguments.precision, all_experts=arguments.all_experts
+        arguments.model,
+        device=arguments.device,
+        precision=arguments.precision,
+        all_experts=arguments.all_experts,
+        views=arguments.views,
     )
     images = find_images(arguments.images)
     predictions = predictor.predict(

@@ -381,6 +381,10 @@ class TrainingConfig(_Checked):
     clip_gradient: float | None = bounded(None, above=0)
     """Maximum norm of the gradient over all parameters. null: no clipping."""
 
+    ema: float | None = bounded(None, min=0, below=1)
+    """Decay of an exponential moving average of weights and batch norm statistics over the steps, such as 0.999; the
+    average is evaluated and saved. Step n uses at most (1 + n) / (10 + n). null: the weights of the last step."""
+
     schedule: Literal["step", "cosine"] = "step"
     """step: multiply the learning rate by decay at each milestone. cosine: anneal it to final_learning_rate."""
 
@@ -545,8 +549,18 @@ class EvaluationConfig(_Checked):
     """Average logits (RIDE) or probabilities of the experts to predict. It is saved in the model. The experts' training
     does not depend on it; the router is trained for it."""
 
+    temperature: float | None = bounded(None, above=0)
+    """Divides the logits before probabilities are computed; the predicted class stays the same. null: the temperature
+    with the lowest negative log-likelihood of the validation images is chosen after training (Guo et al., 2017); 1 if
+    there are none. It is saved in the model."""
+
+    views: Literal["one", "flip", "five-crop", "ten-crop"] = "one"
+    """Views of each image over which the outputs are averaged, as average says. flip: the image and its mirror image.
+    five-crop: corners and centre of the central square, if images are resized to more than image_size. ten-crop: also
+    the mirror images of these. A router decides on the mean of its outputs for all views. Costs count all views."""
+
     batch_size: int = bounded(256, min=1)
-    """Images per evaluation step."""
+    """Images per evaluation step, counting every view."""
 
     calibration_bins: int = bounded(15, min=1)
     """Number of bins of equal width for the expected calibration error."""

@@ -32,6 +32,7 @@ from longtail.data.transforms import (
     eval_transform,
     train_transform,
 )
+from longtail.data.views import NUM_VIEWS, Views, ViewsLoader, source_size
 from longtail.models.backbones import input_format
 from longtail.runtime.device import Runtime
 from longtail.runtime.process import num_processors
@@ -199,8 +200,17 @@ class LoaderFactory:
         """
         return self._augmented(split, self._order(split, batch_size, self.runtime.group.eval_shard), flip)
 
-    def eval(self, split: ImageSplit, batch_size: int) -> Loader:
-        """Images in their own order, without augmentation; full batches."""
+    def eval(self, split: ImageSplit, batch_size: int, views: Views = "one") -> Loader:
+        """Images in their own order, without augmentation; full batches, which hold all views of an image.
+
+        Raises:
+            InputError: the images are too small for the views.
+        """
+        if views != "one":
+            form = self.preprocessing
+            wide = form._replace(image_size=source_size(views, form.image_size, form.resize))
+            images = replace(self, preprocessing=wide).eval(split, max(1, batch_size // NUM_VIEWS[views]))
+            return ViewsLoader(images, views, form.image_size)
         order = self._order(split, batch_size, self.runtime.group.eval_shard)
         split = self._in_memory(split)
         if split.pixels is not None:

@@ -1,5 +1,6 @@
 """The evaluation of a model on the splits of its data set."""
 
+import logging
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
@@ -8,14 +9,18 @@ from torch import Tensor
 
 from longtail.data.imbalance import ShotThresholds
 from longtail.data.loaders import Loader
+from longtail.data.views import num_views
 from longtail.evaluation.flops import cost
 from longtail.evaluation.metrics import Evaluation
-from longtail.evaluation.outputs import ModelOutputs, collect_outputs, evaluate_outputs
+from longtail.evaluation.outputs import ModelOutputs, evaluate_outputs
 from longtail.evaluation.routing import RoutingReport, evaluate_routing
+from longtail.evaluation.temperature import fit_temperature, predicted_logits
 from longtail.evaluation.throughput import images_per_second
 from longtail.models.multi_expert import MultiExpert
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
+
+logger = logging.getLogger(__name__)
 
 SplitName = Literal["val", "test"]
 
@@ -35,23 +40,48 @@ class EvaluationResults(NamedTuple):
 
 def eval_loaders(context: RunContext) -> dict[SplitName, Loader]:
     """Returns the loaders of the test split and, if there is one, of the validation split."""
-    loaders: dict[SplitName, Loader] = {"test": context.eval_loader(context.dataset.test)}
+    views = context.config.evaluation.views
+    loaders: dict[SplitName, Loader] = {"test": context.eval_loader(context.dataset.test, views)}
     if context.dataset.val is not None:
-        loaders["val"] = context.eval_loader(context.dataset.val)
+        loaders["val"] = context.eval_loader(context.dataset.val, views)
     return loaders
 
 
+def set_temperature(
+    model: MultiExpert, outputs: Mapping[SplitName, ModelOutputs], setting: float | None
+) -> dict[SplitName, ModelOutputs]:
+    """Sets the temperature of a model; returns the outputs with it.
+
+    Args:
+        model: its predictions are routed if it has a router.
+        outputs: of the model; the temperature is chosen on the validation split, if there is one.
+        setting: the temperature; None: it is chosen.
+    """
+    model.temperature = 1.0 if setting is None else setting
+    if setting is None and "val" in outputs:
+        threshold = None if model.router is None else model.router.threshold
+        best = fit_temperature(predicted_logits(outputs["val"], threshold), outputs["val"].labels)
+        if best is None:
+            logger.info("The temperature is 1: the predictions for the validation images determine no other one.")
+        else:
+            model.temperature = best
+    return {split: part._replace(temperature=model.temperature) for split, part in outputs.items()}
+
+
 def evaluate_splits(
-    context: RunContext, model: MultiExpert, metadata: ModelMetadata, loaders: Mapping[SplitName, Loader]
+    context: RunContext,
+    model: MultiExpert,
+    metadata: ModelMetadata,
+    loaders: Mapping[SplitName, Loader],
+    outputs: dict[SplitName, ModelOutputs],
 ) -> EvaluationResults:
-    """Evaluates a model on every split. The process that writes also measures routing."""
+    """Evaluates the outputs of a model on every split. The process that writes also measures routing."""
     settings = context.config.evaluation
-    outputs = {split: collect_outputs(model, loader, context.runtime.group) for split, loader in loaders.items()}
     evaluations = {split: evaluate_outputs(outputs[split], metadata.class_counts, settings) for split in outputs}
     routings: dict[SplitName, RoutingReport] = {}
     if model.router is not None and context.run.writes:
-        images, threshold = _some_images(loaders["test"]), model.router.threshold
-        speed = images_per_second(model, images, SPEED_BATCH, SPEED_SECONDS, threshold=threshold)
+        images, threshold, views = _some_images(loaders["test"]), model.router.threshold, num_views(loaders["test"])
+        speed = images_per_second(model, images, SPEED_BATCH, SPEED_SECONDS, threshold=threshold, num_views=views)
         model_cost = cost(model, metadata.image_size)
         for split in outputs:
             routings[split] = evaluate_routing(
@@ -60,6 +90,7 @@ def evaluate_splits(
                 model_cost,
                 threshold,
                 thresholds=ShotThresholds(settings.many_above, settings.few_below),
+                bins=settings.calibration_bins,
                 chosen_on="val" if metadata.threshold_for else None,
                 images_per_second=speed,
             )
@@ -67,11 +98,12 @@ def evaluate_splits(
 
 
 def _some_images(loader: Loader) -> Tensor:
-    """The first images of a loader, to measure speed with."""
+    """The first images of a loader, to measure speed with: (V * N, 3, H, W) for V views."""
     batches, number = [], 0
     for batch in loader.epoch(0):
-        batches.append(batch.inputs)
+        batches.append(batch.inputs.unflatten(0, (num_views(loader), -1)))
         number += len(batch.inputs)
         if number >= SPEED_IMAGES:
             break
-    return torch.cat(batches)[:SPEED_IMAGES].contiguous(memory_format=torch.channels_last)
+    images = torch.cat(batches, dim=1)[:, : SPEED_IMAGES // num_views(loader)]
+    return images.flatten(0, 1).contiguous(memory_format=torch.channels_last)

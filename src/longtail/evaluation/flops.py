@@ -66,6 +66,13 @@ class Cost:
         """`routed` of 1 to E experts."""
         return [self.routed(used) for used in range(1, self.num_experts + 1)]
 
+    def times(self, number: int) -> "Cost":
+        """The cost of several images, such as the views of one image."""
+        branches, heads, router = (
+            tuple(number * macs for macs in part) for part in (self.branches, self.heads, self.router)
+        )
+        return Cost(number * self.trunk, branches, heads, router)
+
     def expected(self, shares: Sequence[float]) -> float:
         """Returns the mean cost of images of which ``shares[k]`` use k + 1 experts.
 

@@ -4,7 +4,7 @@ Letters in shapes: N images, E experts, C classes. Accuracies are fractions from
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -74,6 +74,12 @@ class Evaluation(Scores):
 
     ece: float | None
     """Expected calibration error; None if a logit is not finite"""
+
+    uncalibrated_ece: float | None
+    """Expected calibration error at temperature 1"""
+
+    temperature: float
+    """Divides the ensemble's logits before probabilities are computed; ``nll`` and ``ece`` depend on it"""
 
     disagreement: float | None
     """Fraction of images for which two experts predict different classes, mean over pairs; None for one expert"""
@@ -156,6 +162,7 @@ def evaluate_logits(
     thresholds: ShotThresholds = DEFAULT_THRESHOLDS,
     bins: int = 15,
     average: Average = "logits",
+    temperature: float = 1.0,
 ) -> Evaluation:
     """Computes all metrics of the experts and of their ensemble for N images.
 
@@ -166,6 +173,7 @@ def evaluate_logits(
         thresholds: limits of the shot groups.
         bins: number of bins of the calibration error.
         average: how the ensemble averages the experts.
+        temperature: divides the ensemble's logits before probabilities are computed.
 
     Raises:
         ValueError: there are no images, or shapes or labels do not match.
@@ -185,23 +193,25 @@ def evaluate_logits(
         raise ValueError(f"labels are from {labels.min()} to {labels.max()}; they must be from 0 to {num_classes - 1}")
 
     groups = shot_groups(class_counts, thresholds)
-    blocks = zip(torch.split(logits, BLOCK), torch.split(labels, BLOCK), strict=True)
-    by_block = [_image_metrics(ensemble(block, average), block_labels) for block, block_labels in blocks]
-    predictions, confidences, log_likelihoods, in_top5 = map(torch.cat, zip(*by_block, strict=True))
+    ensembles = (ensemble(block, average) for block in torch.split(logits, BLOCK))
+    images = image_metrics(ensembles, labels, temperature)
+    predictions = images.predictions
     expert_predictions = logits.argmax(dim=2)  # (N, E)
 
     totals = torch.bincount(labels, minlength=num_classes)
     per_class = _per_class(predictions, labels, totals).tolist()
-    nll = float(-log_likelihoods.mean())
-    binned = calibration(confidences, predictions == labels, bins) if confidences.isfinite().all() else None
+    nll = float(-images.log_likelihoods.mean())
+    binned, uncalibrated = images.calibrations(labels, bins)
     first, second = torch.triu_indices(num_experts, num_experts, offset=1)  # all pairs of experts
     differ = (expert_predictions[:, first] != expert_predictions[:, second]).double()
     return Evaluation(
         **vars(_scores(predictions, labels, totals, groups)),
         num_images=num_images,
-        top5=float(in_top5.double().mean()) if num_classes > 5 else None,
+        top5=float(images.in_top5.double().mean()) if num_classes > 5 else None,
         nll=nll if math.isfinite(nll) else None,
         ece=binned.error if binned else None,
+        uncalibrated_ece=uncalibrated.error if uncalibrated else None,
+        temperature=temperature,
         disagreement=float(differ.mean()) if num_experts > 1 else None,
         per_class=tuple(None if math.isnan(accuracy) else accuracy for accuracy in per_class),
         test_counts=tuple(totals.tolist()),
@@ -233,16 +243,58 @@ def score(
     return _scores(predictions, labels, totals, shot_groups(class_counts, thresholds))
 
 
-def _image_metrics(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns prediction, its probability, log-probability of the true class, whether that is in the top 5: (B,) each.
+class ImageMetrics(NamedTuple):
+    """Metrics of each of N images: (N,) each."""
 
-    The ensemble's logits (B, C) keep their precision for the prediction, as in the model; averages need float64.
+    predictions: Tensor
+    """Class with the largest logit"""
+
+    confidences: Tensor
+    """Probability of the predicted class"""
+
+    uncalibrated: Tensor
+    """Probability of the predicted class at temperature 1"""
+
+    log_likelihoods: Tensor
+    """Log-probability of the true class"""
+
+    in_top5: Tensor
+    """Whether the true class has one of the five largest logits"""
+
+    def calibrations(self, labels: Tensor, bins: int) -> tuple[Calibration | None, Calibration | None]:
+        """Returns the calibration, also at temperature 1; None if a logit is not finite."""
+        correct = self.predictions == labels
+        with_temperature, without = (
+            calibration(confidences, correct, bins) if confidences.isfinite().all() else None
+            for confidences in (self.confidences, self.uncalibrated)
+        )
+        return with_temperature, without
+
+
+def image_metrics(blocks: Iterable[Tensor], labels: Tensor, temperature: float = 1.0) -> ImageMetrics:
+    """Computes the metrics of each image.
+
+    Args:
+        blocks: the ensemble's logits of N images, at most `BLOCK` images at a time: (B, C) each.
+        labels: (N,).
+        temperature: divides the logits before probabilities are computed.
     """
+    pairs = zip(blocks, torch.split(labels, BLOCK), strict=True)
+    by_block = [_image_metrics(logits, block_labels, temperature) for logits, block_labels in pairs]
+    return ImageMetrics(*map(torch.cat, zip(*by_block, strict=True)))
+
+
+def _image_metrics(logits: Tensor, labels: Tensor, temperature: float) -> ImageMetrics:
+    """The ensemble's logits (B, C) keep their precision for the prediction, as in the model; averages need float64."""
     predictions = logits.argmax(dim=1)
     in_top5 = (logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).any(dim=1)
-    log_probabilities = logits.double().log_softmax(dim=1)
-    selected = log_probabilities.gather(1, torch.stack([predictions, labels], dim=1))
-    return predictions, selected[:, 0].exp(), selected[:, 1], in_top5
+    selected = torch.stack([predictions, labels], dim=1)
+    uncalibrated, log_likelihoods = logits.double().log_softmax(dim=1).gather(1, selected).unbind(dim=1)
+    confidences = uncalibrated
+    if temperature != 1:
+        scaled = (logits.double() / temperature).log_softmax(dim=1)
+        confidences, log_likelihoods = scaled.gather(1, selected).unbind(dim=1)
+    return ImageMetrics(predictions, confidences.exp(), uncalibrated.exp(), log_likelihoods, in_top5)
 
 
 def _per_class(predictions: Tensor, labels: Tensor, totals: Tensor) -> Tensor:

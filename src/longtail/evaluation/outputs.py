@@ -9,10 +9,11 @@ from torch import Tensor
 from longtail.config.schema import EvaluationConfig
 from longtail.data.imbalance import ShotThresholds
 from longtail.data.loaders import Loader
+from longtail.data.views import num_views
 from longtail.evaluation.metrics import Evaluation, evaluate_logits
 from longtail.models.multi_expert import ExpertOutput, MultiExpert
 from longtail.runtime.distributed import SINGLE_PROCESS, Group
-from longtail.utils.ensembles import Average
+from longtail.utils.ensembles import Average, average_views
 
 
 class ModelOutputs(NamedTuple):
@@ -30,6 +31,12 @@ class ModelOutputs(NamedTuple):
     average: Average = "logits"
     """How the model averages its experts"""
 
+    temperature: float = 1.0
+    """Divides the ensemble's logits before probabilities are computed"""
+
+    num_views: int = 1
+    """Views of each image over which logits and router logits were averaged"""
+
 
 class Features(NamedTuple):
     """The inputs of a model's heads for N images: E experts, D features. On the CPU and in the loader's order."""
@@ -42,7 +49,7 @@ class Features(NamedTuple):
 
 
 def collect_outputs(model: MultiExpert, loader: Loader, group: Group = SINGLE_PROCESS, epoch: int = 0) -> ModelOutputs:
-    """Computes the outputs of all experts, and of the router, for every image.
+    """Computes the outputs of all experts, and of the router, for every image; averaged over its views, if any.
 
     Args:
         model: on the device of the loader's images.
@@ -51,14 +58,15 @@ def collect_outputs(model: MultiExpert, loader: Loader, group: Group = SINGLE_PR
         epoch: of the loader, if its images are augmented.
     """
     router, sizes = model.router, [(model.num_experts, model.num_classes)]
+    how = model.average, model.temperature, num_views(loader)
     if router is None:
         labels, logits = _gather(model, loader, group, epoch, lambda output: (output.logits,), sizes)
-        return ModelOutputs(logits, labels, None, model.average)
+        return ModelOutputs(logits, labels, None, *how)
     sizes.append((model.num_experts - 1,))  # type: ignore[arg-type]
     labels, logits, router_logits = _gather(
         model, loader, group, epoch, lambda output: (output.logits, router(output.logits, output.features)), sizes
     )
-    return ModelOutputs(logits, labels, router_logits, model.average)
+    return ModelOutputs(logits, labels, router_logits, *how)
 
 
 def collect_features(model: MultiExpert, loader: Loader, group: Group = SINGLE_PROCESS) -> Features:
@@ -87,8 +95,10 @@ def _gather(
         loader.shard.batches(loader.num_images, loader.batch_size), loader.epoch(epoch), strict=True
     ):
         labels[position.own] = batch.own_labels.cpu()
-        for array, values in zip(gathered, select(model(batch.inputs)), strict=True):
-            array[position.own] = values.cpu()
+        output: ExpertOutput = model(batch.inputs)
+        for array, values in zip(gathered, select(output), strict=True):
+            average = model.average if values is output.logits else "logits"  # means of features and router logits
+            array[position.own] = average_views(values, num_views(loader), average).cpu()
     # For each image one process has values; all others have zeros.
     for tensor in (labels, *gathered):
         group.sum(tensor)
@@ -105,4 +115,5 @@ def evaluate_outputs(outputs: ModelOutputs, class_counts: Sequence[int], setting
         thresholds=ShotThresholds(settings.many_above, settings.few_below),
         bins=settings.calibration_bins,
         average=outputs.average,
+        temperature=outputs.temperature,
     )

@@ -6,7 +6,7 @@ N images, E experts, C classes. Costs are multiply-accumulates (MACs) for one im
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from longtail.data.imbalance import DEFAULT_THRESHOLDS, ShotThresholds, shot_groups
 from longtail.evaluation.flops import Cost
-from longtail.evaluation.metrics import BLOCK, Scores, score
+from longtail.evaluation.metrics import BLOCK, Scores, image_metrics, score
 from longtail.evaluation.outputs import ModelOutputs
 from longtail.evaluation.throughput import Speed
 from longtail.models.router import experts_used
@@ -93,6 +93,15 @@ class RoutingReport(CostedScores):
     prefixes: list[CostedScores]
     """Ensembles of the first 1 to E experts, on every image and without a router (E)"""
 
+    ece: float | None
+    """Expected calibration error of the routed predictions; None if a logit is not finite"""
+
+    uncalibrated_ece: float | None
+    """The same at temperature 1"""
+
+    num_views: int
+    """Views of each image; costs count all of them"""
+
     chosen_on: str | None
     """The split on which the threshold was chosen; None if it was set"""
 
@@ -120,6 +129,17 @@ def prefix_predictions(logits: Tensor, average: Average = "logits") -> Tensor:
     return torch.cat([partial_ensembles(block, average).argmax(dim=2) for block in torch.split(logits, BLOCK)])
 
 
+def routed_logits(outputs: ModelOutputs, used: Tensor) -> Iterator[Tensor]:
+    """Yields the logits of routed images, at most `BLOCK` images at a time: (B, C) each.
+
+    Args:
+        outputs: of a model for N images.
+        used: number of experts that run on each image, (N,).
+    """
+    for logits, number in zip(torch.split(outputs.logits, BLOCK), torch.split(used, BLOCK), strict=True):
+        yield partial_ensembles(logits, outputs.average)[torch.arange(len(number)), number - 1]
+
+
 def evaluate_routing(
     outputs: ModelOutputs,
     class_counts: Sequence[int],
@@ -127,6 +147,7 @@ def evaluate_routing(
     threshold: float,
     *,
     thresholds: ShotThresholds = DEFAULT_THRESHOLDS,
+    bins: int = 15,
     chosen_on: str | None = None,
     images_per_second: Speed | None = None,
 ) -> RoutingReport:
@@ -135,13 +156,15 @@ def evaluate_routing(
     Args:
         outputs: of a model with a router.
         class_counts: training images of each class, C numbers.
-        cost: of the model.
+        cost: of the model for one view of an image.
         threshold: of the router, for all steps.
         thresholds: limits of the shot groups.
+        bins: number of bins of the calibration error.
         chosen_on: the split on which the threshold was chosen, if any.
         images_per_second: measured speed, for the report.
     """
     assert outputs.router_logits is not None
+    cost = cost.times(outputs.num_views)
     labels, routed_costs, prefix_costs = outputs.labels, cost.routed_costs, cost.prefix_costs
     used = experts_used(outputs.router_logits, threshold)
     predictions = prefix_predictions(outputs.logits, outputs.average)
@@ -155,6 +178,8 @@ def evaluate_routing(
         scores = score(classes, labels, class_counts, thresholds=thresholds)
         return vars(scores) | {"cost": float(mean), "relative_cost": mean / routed_costs[0]}
 
+    images = image_metrics(routed_logits(outputs, used), labels, outputs.temperature)
+    binned, uncalibrated = images.calibrations(labels, bins)
     prefixes = [CostedScores(**costed(*pair)) for pair in zip(predictions.unbind(1), prefix_costs, strict=True)]
     return RoutingReport(
         **costed(predictions.gather(1, used[:, None] - 1).squeeze(1), mean_cost),
@@ -163,6 +188,9 @@ def evaluate_routing(
         mean_experts=float(used.double().mean()),
         mean_experts_by_shot={shot: float(of.mean()) if len(of) else None for shot, of in used_by_shot.items()},
         prefixes=prefixes,
+        num_views=outputs.num_views,
+        ece=binned.error if binned else None,
+        uncalibrated_ece=uncalibrated.error if uncalibrated else None,
         chosen_on=chosen_on,
         images_per_second=images_per_second,
         curve=curve(correct, outputs.router_logits, labels, routed_costs),

@@ -31,27 +31,37 @@ class Speed:
 
 
 def images_per_second(
-    model: MultiExpert, images: Tensor, batch_size: int, seconds: float = 1.0, *, threshold: float = THRESHOLD
+    model: MultiExpert,
+    images: Tensor,
+    batch_size: int,
+    seconds: float = 1.0,
+    *,
+    threshold: float = THRESHOLD,
+    num_views: int = 1,
 ) -> Speed:
     """Measures the first k experts for each k, and routing if the model has a router.
 
     In a round all variants run in turn on the same few batches, so that other load of the machine slows all of them
-    alike. A warm-up before the first round compiles and allocates.
+    alike. A warm-up before the first round compiles and allocates. An image counts once, however many views it has.
 
     Args:
         model: keeps its mode, training or evaluation.
-        images: normalised (N, 3, H, W), on the model's device; the speed of routing depends on their content.
-        batch_size: images in a batch; the last batch may be smaller.
+        images: normalised (V * N, 3, H, W), on the model's device, all images of one view after those of another; the
+            speed of routing depends on their content.
+        batch_size: images in a batch, counting every view; the last batch may be smaller.
         seconds: measured time of each variant, approximately; at least one batch.
         threshold: of the router.
+        num_views: V.
     """
-    batches = torch.split(images, batch_size)
+    size = max(1, batch_size // num_views)
+    views = (torch.split(view, size) for view in images.chunk(num_views))
+    batches = [torch.cat(parts) for parts in zip(*views, strict=True)]
     variants: list[Callable[[Tensor], Any]] = [
         lambda batch, number=number: model(batch, experts=range(number))  # type: ignore[misc]
         for number in range(1, model.num_experts + 1)
     ]
     if model.router is not None:
-        variants.append(lambda batch: model.route(batch, threshold))
+        variants.append(lambda batch: model.route(batch, threshold, num_views))
 
     def measure(variant: Callable[[Tensor], Any], some_batches: list[Tensor]) -> float:
         _synchronize(images.device)
@@ -73,7 +83,7 @@ def images_per_second(
         while not rates or time.perf_counter() < end:
             some_batches = [batches[(position + i) % len(batches)] for i in range(length)]
             times = [measure(variant, some_batches) for variant in variants]
-            rates.append([sum(map(len, some_batches)) / elapsed for elapsed in times])
+            rates.append([sum(map(len, some_batches)) / num_views / elapsed for elapsed in times])
             position += length
             # Short batches are measured several at a time: the synchronisation would add to the time of each.
             length = min(len(batches), max(1, int(length * seconds / ROUNDS / max(times))))

@@ -3,6 +3,7 @@
 Letters in shapes: B images, E experts, C classes, D features.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,7 +16,7 @@ from longtail.models.heads import classify, create_heads, initialise_like
 from longtail.models.resnet_cifar import CifarResNet
 from longtail.models.router import RoutedOutput, Router, should_continue, step_thresholds
 from longtail.models.split import Identity, split_backbone
-from longtail.utils.ensembles import AVERAGES, RUNNING_AVERAGES, Average, ensemble
+from longtail.utils.ensembles import AVERAGES, RUNNING_AVERAGES, Average, average_views, ensemble
 from longtail.utils.errors import InputError, did_you_mean
 
 
@@ -47,6 +48,8 @@ class MultiExpert(nn.Module):
         neck: shared last part of all branches; None if there is none.
         router: decides in `route` how many experts run on an image; `forward` does not use it.
         average: what the ensemble averages.
+        temperature: of the probabilities, which are ``softmax(logits / temperature)``. Logits, also those that `route`
+            and `predict_logits` return, are not divided by it.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class MultiExpert(nn.Module):
         neck: nn.Module | None = None,
         router: Router | None = None,
         average: Average = "logits",
+        temperature: float = 1.0,
     ):
         super().__init__()
         assert len(branches) == len(heads) > 0
@@ -67,6 +71,7 @@ class MultiExpert(nn.Module):
         # None is not registered as a submodule: strict loading would ignore weights of a router.
         self.router: Router | None = router
         self.average: Average = average
+        self.temperature = temperature
 
     @property
     def num_experts(self) -> int:
@@ -118,12 +123,14 @@ class MultiExpert(nn.Module):
         """Runs one expert (from 0) on the output of the trunk; returns its logits (B, C) and features (B, D)."""
         return classify(self.heads[number], self.neck(self.branches[number](shared)))
 
-    def predict_logits(self, images: Tensor) -> Tensor:
-        """Returns the logits of the ensemble of all experts: (B, 3, H, W) -> (B, C)."""
+    def predict_logits(self, images: Tensor, num_views: int = 1) -> Tensor:
+        """Returns the logits of the ensemble of all experts, averaged over V views: (V * B, 3, H, W) -> (B, C)."""
         output: ExpertOutput = self(images)
-        return output.ensemble
+        return average_views(output.ensemble, num_views, self.average)
 
-    def route(self, images: Tensor, threshold: float | Sequence[float] | None = None) -> RoutedOutput:
+    def route(
+        self, images: Tensor, threshold: float | Sequence[float] | None = None, num_views: int = 1
+    ) -> RoutedOutput:
         """Runs as many experts on each image as the router decides: RIDE (Wang et al., 2021), section 3.
 
         Experts run in turn. An image continues to the next expert if the router's probability is above the threshold.
@@ -131,9 +138,10 @@ class MultiExpert(nn.Module):
         each branch would see different images.
 
         Args:
-            images: normalised images (B, 3, H, W).
+            images: normalised images (V * B, 3, H, W), all images of one view after those of another.
             threshold: one for all steps, or one for each of the E - 1 steps; None: that of the router. With a negative
                 threshold all experts run, from 1 on only the first.
+            num_views: V. All views of an image use the same experts: the router's outputs are averaged over them.
 
         Returns:
             Logits (B, C) and number of experts (B,) of each image.
@@ -150,22 +158,32 @@ class MultiExpert(nn.Module):
         term, add, mean = RUNNING_AVERAGES[self.average]
         logit_sum, ensemble_sum = logits, term(logits)
         outputs = mean(ensemble_sum, 1)
-        used = torch.ones(len(images), dtype=torch.int64, device=images.device)
-        active = torch.arange(len(images), device=images.device)  # positions in the batch; all else follows them
+        size = len(images) // num_views
+        used = torch.ones(size, dtype=torch.int64, device=images.device)
+        active = torch.arange(size, device=images.device)  # positions in the batch; all else follows them
         mean_logits = logits
         for step, limit in enumerate(limits):
             # The only synchronisation with the device: the number of active images is the size of all that follows.
-            kept = should_continue(self.router.step(step, features, mean_logits), limit).nonzero().squeeze(1)
+            decision = average_views(self.router.step(step, features, mean_logits), num_views)
+            kept = should_continue(decision, limit).nonzero().squeeze(1)
             if len(kept) == 0:
                 break
             # Indexing keeps channels_last, which index_select does not.
-            active, shared, logit_sum, ensemble_sum = active[kept], shared[kept], logit_sum[kept], ensemble_sum[kept]
+            rows = _view_rows(kept, len(active), num_views)
+            active, shared, logit_sum, ensemble_sum = active[kept], shared[rows], logit_sum[rows], ensemble_sum[rows]
             logits, features = self.expert(step + 1, shared)
             logit_sum, ensemble_sum = logit_sum + logits, add(ensemble_sum, term(logits))
             mean_logits = logit_sum / (step + 2)
-            outputs = outputs.index_copy(0, active, mean(ensemble_sum, step + 2))
+            outputs = outputs.index_copy(0, _view_rows(active, size, num_views), mean(ensemble_sum, step + 2))
             used = used.index_fill(0, active, step + 2)
-        return RoutedOutput(outputs, used)
+        return RoutedOutput(average_views(outputs, num_views, self.average), used)
+
+
+def _view_rows(positions: Tensor, size: int, num_views: int) -> Tensor:
+    """Returns the rows of all views of some of ``size`` images: (B,) -> (V * B,)."""
+    if num_views == 1:
+        return positions
+    return (positions + size * torch.arange(num_views, device=positions.device)[:, None]).flatten()
 
 
 def compile_model(model: MultiExpert) -> MultiExpert:
@@ -179,8 +197,9 @@ def compile_model(model: MultiExpert) -> MultiExpert:
         # epoch is smaller, would replace the faster one.
         return torch.compile(module, dynamic=False)  # type: ignore[return-value]
 
-    branches = [compiled(branch) for branch in model.branches]
-    return MultiExpert(compiled(model.trunk), branches, list(model.heads), model.neck, model.router, model.average)
+    branches, heads = [compiled(branch) for branch in model.branches], list(model.heads)
+    options = model.neck, model.router, model.average, model.temperature
+    return MultiExpert(compiled(model.trunk), branches, heads, *options)
 
 
 def create_model(
@@ -197,6 +216,7 @@ def create_model(
     experts_from: str | None = None,
     router: Mapping[str, Any] | None = None,
     average: Average = "logits",
+    temperature: float = 1.0,
     **options: Any,
 ) -> MultiExpert:
     """Builds a multi-expert model with new weights.
@@ -218,6 +238,7 @@ def create_model(
         router: ``{}`` adds a router with default options. The options are ``top_choices``, ``hidden``, ``shared`` and
             ``threshold`` of `longtail.models.router.Router`.
         average: what the ensemble averages, ``"logits"`` or ``"probabilities"``.
+        temperature: by which logits are divided before probabilities are computed, above 0.
         options: of the network's constructor in timm, such as ``drop_path_rate``.
 
     Raises:
@@ -229,12 +250,14 @@ def create_model(
         raise InputError(f"head '{head}': must be 'cosine' or 'linear'")
     if average not in AVERAGES:
         raise InputError(f"average '{average}': must be one of {', '.join(AVERAGES)}{did_you_mean(average, AVERAGES)}")
+    if not 0 < temperature < math.inf:
+        raise InputError(f"temperature is {temperature}; it must be above 0 and finite")
     build = backbone(name, width, pretrained, image_size, **options)
     trunk, branches, neck, num_features = split_backbone(build, num_experts, expert_stages, image_size, experts_from)
     heads = create_heads(num_experts, num_features, num_classes, head, scale)
     for classifier in heads:
         initialise_like(classifier, trunk)
-    model = MultiExpert(trunk, branches, heads, neck, average=average)
+    model = MultiExpert(trunk, branches, heads, neck, average=average, temperature=temperature)
     if router is not None:
         model.router = create_router(model, **router)
     return model

@@ -10,6 +10,7 @@ import numpy as np
 from longtail.config.recipes import to_yaml
 from longtail.config.schema import Config
 from longtail.data.imbalance import SHOTS
+from longtail.data.views import NUM_VIEWS
 from longtail.evaluation.metrics import Evaluation
 from longtail.evaluation.routing import RoutingReport
 from longtail.reports import plots
@@ -112,6 +113,9 @@ def _introduction(report: RunReport) -> str:
     sentences = [f"A `{config.model.backbone}` with {experts} {training}."]
     if config.evaluation.average == "probabilities" and num_experts > 1:
         sentences.append("Its prediction is the mean of the experts' probabilities, not of their logits.")
+    if config.evaluation.views != "one":
+        number = NUM_VIEWS[config.evaluation.views]
+        sentences.append(f"The outputs are averaged over {number} views of each image: {config.evaluation.views}.")
     rarest = f"{smallest:,}, an imbalance of {largest / smallest:,.4g} to 1" if smallest else "none"
     sentences += [
         f"The data set `{config.data.name}` has {sum(report.class_counts):,} training images of "
@@ -129,12 +133,20 @@ def _results(evaluations: Mapping[str, Evaluation]) -> list[str]:
         nll = "n/a" if e.nll is None else f"{e.nll:.3f}"
         rows.append([split, f"{e.num_images:,}", *accuracies(e), percent(e.top5), percent(e.ece), nll])
     header = ["accuracy (%)", "images", *ACCURACIES, "top-5", "calibration error", "NLL"]
-    return [
+    explanations = [
         ReportTable(header, rows).markdown(),
         "Overall: every image has the same weight. Balanced: every class has the same weight. Many, medium and few: "
         "balanced over the classes of a group. Calibration error (ECE): gap between confidence and accuracy, in "
         "percentage points. NLL: mean negative log-likelihood of the true class, in nats.",
     ]
+    if (temperature := evaluations["test"].temperature) != 1:
+        before = ", ".join(f"{split} {percent(e.uncalibrated_ece)} %" for split, e in evaluations.items())
+        explanations.append(
+            f"Probabilities are the softmax of the logits divided by the model's temperature, {temperature:.4g}. It "
+            "was chosen on the validation images, unless it was set, and changes no predicted class. Calibration error "
+            f"without it: {before}."
+        )
+    return explanations
 
 
 def _class_sizes(report: RunReport) -> list[str]:
@@ -170,11 +182,15 @@ def _experts(report: RunReport) -> list[str]:
 def _routing(folder: Path, routing: RoutingReport) -> list[str]:
     plots.plot_tradeoff(folder / "plots" / "routing.png", routing)
     source = f"was chosen on the {routing.chosen_on} images" if routing.chosen_on else "was set, not chosen"
+    is_scaled = routing.ece != routing.uncalibrated_ece
+    uncalibrated = f", and {percent(routing.uncalibrated_ece)} % without temperature scaling" if is_scaled else ""
     note = (
         "Accuracy in % on the test images. In the first rows all images use the same number of experts, without a "
         "router. The last row is routing, with its mean number of experts. MACs: multiply-accumulates per image. Cost: "
         "relative to an image that stops after the first expert."
     )
+    if routing.num_views > 1:
+        note += f" MACs count all {routing.num_views} views of an image."
     if speed := routing.images_per_second:
         note += (
             f" Images/s: measured with batches of {speed.batch_size} images, all rows in turn; the median of "
@@ -183,7 +199,8 @@ def _routing(folder: Path, routing: RoutingReport) -> list[str]:
     return [
         "## Routing",
         "An image continues to the next expert if the router's probability is above the threshold "
-        f"{routing.threshold:.4g}, which {source}. {' '.join(routing_notes(routing))}",
+        f"{routing.threshold:.4g}, which {source}. {' '.join(routing_notes(routing))} Calibration error of the routed "
+        f"predictions: {percent(routing.ece)} %{uncalibrated}.",
         routing_table(routing).markdown(),
         note,
         "![Routing](plots/routing.png)",

@@ -47,14 +47,17 @@ def write_results(context: RunContext, results: EvaluationResults, metadata: Mod
     )
     write_report(run.folder, page)
     classes = {"class_names": list(metadata.class_names), "class_counts": list(metadata.class_counts)}
+    views = {"views": config.evaluation.views}
     # Last: this file marks the evaluation as complete.
-    run.write_json("results.json", {"epoch": metadata.epoch, **content, **classes})
+    run.write_json("results.json", {"epoch": metadata.epoch, **views, **content, **classes})
 
 
 def log_results(context: RunContext, results: EvaluationResults, split: SplitName) -> None:
     """Shows the results of a split as tables."""
     name, evaluation = context.config.name, results.evaluations[split]
-    images = f"{evaluation.num_images:,} {split} images"
+    images, number = f"{evaluation.num_images:,} {split} images", results.outputs[split].num_views
+    if number > 1:
+        images += f", {number} views each"
     show(accuracy_table(evaluation, f"{name}: {images}"))
     if report := results.routings.get(split):
         show(routing_table(report, f"{name}: routing of {images}"))
@@ -88,7 +91,13 @@ def _predictions(
     """The prediction of the ensemble for each image."""
     yield "image", "class", "predicted", "probability"
     blocks = torch.split(outputs.logits, BLOCK)
-    best = (ensemble(block, outputs.average).softmax(dim=1).max(dim=1) for block in blocks)
+    best = (_best(ensemble(block, outputs.average), outputs.temperature) for block in blocks)
     predicted = (pair for block in best for pair in zip(*map(Tensor.tolist, block), strict=True))
-    for path, label, (probability, prediction) in zip(paths, outputs.labels.tolist(), predicted, strict=True):
+    for path, label, (prediction, probability) in zip(paths, outputs.labels.tolist(), predicted, strict=True):
         yield os.path.relpath(path, root), class_names[label], class_names[prediction], f"{probability:.6g}"
+
+
+def _best(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The most probable class of each image, and its probability: (B,) each."""
+    classes = logits.argmax(dim=1, keepdim=True)
+    return classes.squeeze(1), (logits / temperature).softmax(dim=1).gather(1, classes).squeeze(1)

@@ -101,6 +101,8 @@ def accuracy_table(evaluation: Evaluation, title: str = "") -> ReportTable:
         notes.append(f"Top-5 accuracy: {percent(evaluation.top5)} %")
     if evaluation.ece is not None:
         notes.append(f"Calibration error (ECE): {percent(evaluation.ece)} %")
+        if evaluation.temperature != 1:
+            notes.append(f"Without temperature scaling: {percent(evaluation.uncalibrated_ece)} %")
     if evaluation.disagreement is not None:
         notes.append(f"Two experts disagree on {percent(evaluation.disagreement)} % of the images")
     return ReportTable(("accuracy (%)", *ACCURACIES), rows, title, notes, bold_row=0)
@@ -108,6 +110,7 @@ def accuracy_table(evaluation: Evaluation, title: str = "") -> ReportTable:
 
 def routing_table(report: RoutingReport, title: str = "") -> ReportTable:
     """Accuracies and costs of the first 1 to E experts and, in the last row, of routing."""
+    views = f", {report.num_views} views" if report.num_views > 1 else ""
     names = [pluralize(number, "expert") for number in range(1, len(report.prefixes) + 1)]
     # The mean number of experts is part of the name: another column would not fit into a terminal.
     names.append(f"routed: {report.mean_experts:.2f}")
@@ -121,7 +124,7 @@ def routing_table(report: RoutingReport, title: str = "") -> ReportTable:
         for row, rate in zip(rows, (*speed.prefixes, speed.routed), strict=True):
             row.append("n/a" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}")
     notes = [
-        "Accuracy in %. MACs: multiply-accumulates per image; cost: × one expert.",
+        f"Accuracy in %. MACs: multiply-accumulates per image{views}; cost: × one expert.",
         *routing_notes(report),
     ]
     return ReportTable(header, rows, title, notes, bold_row=len(rows) - 1)

@@ -16,6 +16,7 @@ from longtail.data.corrupt_images import CorruptImage
 from longtail.data.loaders import EpochOrder, Loader
 from longtail.data.sources import source_info
 from longtail.data.splits import DataSplits, ImageSplit
+from longtail.data.views import Views
 from longtail.models.backbones import input_format
 from longtail.models.build import architecture, head_options, router_options
 from longtail.models.multi_expert import MultiExpert
@@ -79,9 +80,9 @@ class RunContext:
         """Another loader of the training images, with the soft targets that are set, if any."""
         return self._loaders.with_soft_targets(loader, self.config.loss.label_smoothing)
 
-    def eval_loader(self, split: ImageSplit) -> Loader:
-        """Images in their own order, without augmentation."""
-        return self._loaders.eval(split, self.config.evaluation.batch_size)
+    def eval_loader(self, split: ImageSplit, views: Views = "one") -> Loader:
+        """Images in their own order, without augmentation; or the views of each."""
+        return self._loaders.eval(split, self.config.evaluation.batch_size, views)
 
     def new_metadata(self) -> ModelMetadata:
         """The metadata of the model before any training."""

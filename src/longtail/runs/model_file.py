@@ -23,8 +23,8 @@ MAX_SIDE = 4096
 class ModelMetadata:
     """What a model's weights do not say.
 
-    The average over experts and the router's options are not part of it: they are in the model, and `save_model` writes
-    them into the file from there.
+    The average over experts, the temperature and the router's options are not part of it: they are in the model, and
+    `save_model` writes them into the file from there.
     """
 
     architecture: Mapping[str, Any]
@@ -73,6 +73,8 @@ def save_model(path: str | Path, model: MultiExpert, metadata: ModelMetadata) ->
     architecture = dict(metadata.architecture)
     if model.average != "logits":
         architecture["average"] = model.average
+    if model.temperature != 1:
+        architecture["temperature"] = model.temperature
     if model.router is not None:
         architecture["router"] = model.router.options
     write_tensors(Path(path), model.state_dict(), asdict(replace(metadata, architecture=architecture)))
@@ -99,13 +101,13 @@ def load_model_file(path: Path) -> tuple[MultiExpert, ModelMetadata]:
         model.load_state_dict(tensors, strict=True)
     except Exception as error:  # damaged metadata can raise anything
         raise _mismatch(path, error) from error
-    in_model = ("average", "router")
+    in_model = ("average", "temperature", "router")
     architecture = {name: value for name, value in metadata.architecture.items() if name not in in_model}
     return model.eval(), replace(metadata, architecture=architecture)
 
 
 def load_metadata(path: Path) -> ModelMetadata:
-    """Reads the metadata alone; here its architecture includes average and router, as in the file.
+    """Reads the metadata alone; here its architecture includes average, temperature and router, as in the file.
 
     Raises:
         InputError: as `load_model_file`.

@@ -79,7 +79,7 @@ def train_classifier(
     start, run, method = time.perf_counter(), context.run, context.config.classifier.method
     metadata = _restore_own_heads(context, model, metadata)
     model.eval()
-    model.router = None
+    model.router, model.temperature = None, 1.0  # both are for the outputs of other heads
     checkpoint = stage_checkpoint(context, "classifier", strict=False)
     if method != "none":
         source = Source(context, model, val_loader, checkpoint, _head_arguments(metadata.architecture))

@@ -18,6 +18,7 @@ from longtail.models.multi_expert import MultiExpert, compile_model, create_mode
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
 from longtail.training.checkpoint import stage_checkpoint
+from longtail.training.ema import WeightAverage
 from longtail.training.frozen_part import FrozenPart, freeze, frozen_part
 from longtail.training.frozen_views import FrozenViews
 from longtail.training.loop import LoopOptions, fit
@@ -73,8 +74,10 @@ class ExpertStage:
             self._start_from_class_means(frozen, views)
         task = self._task(network, teacher, frozen, views is not None).to(runtime.device)
         progress = TrainingProgress(training.epochs, loader, done=len(records))
+        average = None if training.ema is None else WeightAverage(self.model, training.ema)
+        model = self.model if average is None else average.model  # to evaluate and save
         options = LoopOptions(
-            training.accumulation, training.clip_gradient, config.seed, runtime, self.checkpoint, progress.step
+            training.accumulation, training.clip_gradient, config.seed, runtime, self.checkpoint, average, progress.step
         )
         epochs = fit(task, loader, optimizer(training, task), learning_rate(training), training.epochs, options)
         try:
@@ -82,19 +85,20 @@ class ExpertStage:
                 for record in epochs:
                     if training.validate_every and record["epoch"] % training.validate_every == 0:
                         assert val_loader is not None
-                        runtime.group.broadcast(self.model.buffers())
-                        outputs = collect_outputs(self.model, val_loader, runtime.group)
+                        runtime.group.broadcast(model.buffers())
+                        outputs = collect_outputs(model, val_loader, runtime.group)
                         result = evaluate_outputs(outputs, context.dataset.class_counts, config.evaluation)
                         record |= {"val_accuracy": result.accuracy, "val_balanced": result.balanced}
                     metadata = replace(metadata, epoch=record["epoch"])
                     records.append(record)
-                    run.save_model(merged(self.model), metadata)
+                    run.save_model(merged(model), metadata)
                     run.write_history(records)
                     progress.epoch(record)
         except KeyboardInterrupt:
             if not run.model_path.exists():
-                run.save_model(merged(self.model), metadata)
+                run.save_model(merged(model), metadata)
             raise
+        self.model = model
         runtime.group.broadcast(self.model.buffers())
         merge_adapters(self.model)
         self.model.requires_grad_(True)

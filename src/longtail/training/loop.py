@@ -14,6 +14,7 @@ from longtail.data.loaders import Batch, Loader
 from longtail.runtime.device import Runtime
 from longtail.runtime.seed import seeded
 from longtail.training.checkpoint import Checkpoint
+from longtail.training.ema import WeightAverage
 from longtail.training.state import Position, TrainingState
 from longtail.training.tasks import Step
 from longtail.utils.errors import InputError
@@ -52,6 +53,9 @@ class LoopOptions:
     checkpoint: Checkpoint | None = None
     """Restores the training and saves it from time to time"""
 
+    average: WeightAverage | None = None
+    """Average of the weights, updated after each step"""
+
     on_step: Callable[[int, float, float | None], None] = ignore_step
     """Called after each step with the steps done in this epoch, the learning rate and, if it was read, the mean loss"""
 
@@ -85,7 +89,8 @@ def fit(
     steps, group, device = len(loader), runtime.group, runtime.device
     parallel, scaler = group.parallel(task, device), runtime.scaler()
     zero = torch.zeros((), dtype=torch.int64, device=device)
-    state = TrainingState(task, optimizer, scaler, Position(), torch.zeros(steps, device=device), zero, group)
+    losses = torch.zeros(steps, device=device)
+    state = TrainingState(task, optimizer, scaler, Position(), losses, zero, group, options.average)
     if checkpoint is not None:
         checkpoint.restore(state)
     now = state.position
@@ -106,6 +111,8 @@ def fit(
                 nn.utils.clip_grad_norm_(task.parameters(), options.clip_gradient)
             scaler.step(optimizer)
             scaler.update()
+            if options.average is not None:
+                options.average.update((epoch - 1) * steps + step)
             # Losses stay on the device; they are read every CHECK_EVERY steps and at the end of the epoch.
             state.losses[step] = loss
             state.correct += correct

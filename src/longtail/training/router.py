@@ -34,7 +34,7 @@ def train_router(
         InputError: the model has a single expert.
     """
     start, settings = time.perf_counter(), context.config.router
-    model.router = None
+    model.router, model.temperature = None, 1.0  # the temperature is for routed predictions
     with context.seeded_init():
         router = create_router(model, **router_options(settings)).to(context.runtime.device)
     task = TrainRouter(router, settings.positive_weight, model.average)
@@ -75,7 +75,7 @@ def set_threshold(
     """
     assert model.router is not None
     assert outputs.router_logits is not None
-    costs = cost(model, metadata.image_size).routed_costs
+    costs = cost(model, metadata.image_size).times(outputs.num_views).routed_costs
     correct = prefix_predictions(outputs.logits, outputs.average) == outputs.labels[:, None]
     points = curve(correct, outputs.router_logits, outputs.labels, costs)
     budget = None if compute_budget is None else parse_budget(str(compute_budget))

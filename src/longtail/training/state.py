@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from longtail.runtime.distributed import SINGLE_PROCESS, Group
+from longtail.training.ema import WeightAverage
 from longtail.utils.errors import InputError
 
 
@@ -47,10 +48,11 @@ class TrainingState:
     """scalar, images of the epoch that this process classified correctly"""
 
     group: Group = SINGLE_PROCESS
+    average: WeightAverage | None = None
 
     def capture(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns tensors by name, and JSON values. All processes take part; the first one's result is for all."""
-        tensors = {f"task.{name}": tensor for name, tensor in self.task.state_dict().items()}
+        tensors = {f"{part}.{name}": tensor for part, of in self._modules() for name, tensor in of.state_dict().items()}
         for number, values in self.optimizer.state_dict()["state"].items():
             for name, value in values.items():
                 if isinstance(value, Tensor):  # SGD without momentum keeps a None
@@ -72,8 +74,9 @@ class TrainingState:
                 "another number of processes, which leave out a short last batch at another size; use as many as before"
             )
         try:
-            task = {name.removeprefix("task."): value for name, value in tensors.items() if name.startswith("task.")}
-            self.task.load_state_dict(task, strict=True)
+            for part, module in self._modules():
+                own = {name: value for name, value in tensors.items() if name.startswith(f"{part}.")}
+                module.load_state_dict({name.removeprefix(f"{part}."): own[name] for name in own}, strict=True)
             self._restore_optimizer(tensors)
             if values["scaler"]:
                 self.scaler.load_state_dict(values["scaler"])
@@ -85,6 +88,9 @@ class TrainingState:
         if not self.group.is_main:  # the first process holds the sums over all processes
             self.losses.zero_()
             self.correct.zero_()
+
+    def _modules(self) -> list[tuple[str, nn.Module]]:
+        return [("task", self.task), *([] if self.average is None else [("average", self.average.model)])]
 
     def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]

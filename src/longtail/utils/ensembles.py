@@ -39,11 +39,22 @@ RUNNING_AVERAGES: dict[Average, RunningAverage] = {
 }
 
 
-def ensemble(expert_logits: Tensor, average: Average = "logits") -> Tensor:
-    """Returns the logits of the ensemble of all experts: (B, E, C) -> (B, C)."""
+def ensemble(expert_logits: Tensor, average: Average = "logits", dim: int = 1) -> Tensor:
+    """Returns the logits of the ensemble of all experts: (B, E, C) -> (B, C). ``dim`` is the dimension to average."""
     if average == "logits":
-        return expert_logits.mean(dim=1)
-    return expert_logits.log_softmax(dim=2).logsumexp(dim=1) - math.log(expert_logits.shape[1])
+        return expert_logits.mean(dim=dim)
+    return expert_logits.log_softmax(dim=-1).logsumexp(dim=dim) - math.log(expert_logits.shape[dim])
+
+
+def average_views(outputs: Tensor, num_views: int, average: Average = "logits") -> Tensor:
+    """Returns the average over V views of each image: (V * B, ..., C) -> (B, ..., C).
+
+    Args:
+        outputs: logits, all images of one view after those of another.
+        num_views: V.
+        average: what is averaged; "logits" also averages any other numbers.
+    """
+    return outputs if num_views == 1 else ensemble(torch.stack(outputs.chunk(num_views)), average, dim=0)
 
 
 def partial_ensembles(expert_logits: Tensor, average: Average = "logits") -> Tensor:

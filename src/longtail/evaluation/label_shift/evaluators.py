@@ -44,7 +44,9 @@ class PriorTest:
         test_log_prior = torch.from_numpy(self.shares).log().float()
         logits = adjust_to_prior(outputs.logits, self.learned.log_prior, test_log_prior)
         settings = self.context.config.evaluation
-        return evaluate_outputs(outputs._replace(logits=logits), self.metadata.class_counts, settings)
+        # The model's temperature was chosen for the logits before the adjustment.
+        adjusted = outputs._replace(logits=logits, temperature=1.0)
+        return evaluate_outputs(adjusted, self.metadata.class_counts, settings)
 
 
 class LabelShiftTest:
