@@ -30,6 +30,7 @@ from longtail.runtime.distributed import Group, init_distributed
 from longtail.runtime.process import Signals, Stopped
 from longtail.training.decoupled import train_classifier
 from longtail.training.experts import ExpertStage
+from longtail.training.frozen_stage import save_stages
 from longtail.training.router import set_threshold, train_router
 from longtail.training.teacher import check_recipe, find_teacher, load_teacher
 from longtail.utils.errors import InputError
@@ -167,12 +168,11 @@ def add_router(run: Run | str | Path, *, config: Config | None = None) -> Run:
             raise InputError(f"{run.folder} has one expert; a router needs several")
         _check_threshold_goal(config.router.compute_budget, config.router.max_accuracy_drop, opened.loaders)
         try:
-            metadata = train_router(opened.context, opened.model, opened.metadata, opened.loaders.get("val"))
+            router = train_router(opened.context, opened.model, opened.metadata, opened.loaders.get("val"))
         except KeyboardInterrupt as error:
             logger.info("Stopped. %s is unchanged; the same command resumes", run.folder)
             raise Stopped from error
-        run.write_config(replace(run.config, router=config.router))
-        _finish(opened, metadata)
+        _finish(opened, save_stages(opened.context, opened.model, router=router))
     return run
 
 
@@ -194,26 +194,26 @@ def retrain_classifier(run: Run | str | Path, *, config: Config | None = None) -
     config = config or run.config
     with _opened_model(run, config) as opened:
         context, model, metadata, loaders = opened
-        if config.classifier.method == "none" and not metadata.classifier:
+        restores = config.classifier.method == "none"
+        if restores and not metadata.classifier and not run.heads_path.exists():
             raise InputError(
                 f"{run.folder} has the experts' own classifiers already, which is what classifier.method 'none' means; "
                 "retrain, scale, tau and nearest-mean make other ones"
             )
         _check_tau(config, loaders)
         is_routed = model.router is not None
-        state = "is unchanged; the same command resumes"
         if is_routed:
             _check_threshold_goal(config.router.compute_budget, config.router.max_accuracy_drop, loaders)
         try:
-            metadata = train_classifier(context, model, metadata, loaders.get("val"))
-            run.write_config(replace(run.config, classifier=config.classifier))
-            state = f"has its new classifiers but no router; continue with: longtail router {run.folder}"
+            stages = {"classifier": train_classifier(context, model, metadata, loaders.get("val"))}
             if is_routed:
-                metadata = train_router(context, model, metadata, loaders.get("val"))
+                stages["router"] = train_router(context, model, stages["classifier"].metadata, loaders.get("val"))
         except KeyboardInterrupt as error:
-            logger.info("Stopped. %s %s", run.folder, state)
+            logger.info("Stopped. %s is unchanged; the same command resumes", run.folder)
             raise Stopped from error
-        _finish(opened, metadata)
+        _finish(opened, save_stages(context, model, **stages))
+        if restores:  # last: without them the command has nothing to do
+            run.remove("classifier.json", run.heads_path.name)
     return run
 
 
@@ -316,10 +316,11 @@ class _Plan:
         self.stage = "classifier"
         has_classifier = progress is not None and progress.has_classifier
         if config.classifier.method != "none" and not has_classifier:
-            metadata = train_classifier(context, model, metadata, val_loader)
+            classifier = train_classifier(context, model, metadata, val_loader)
+            metadata = save_stages(context, model, classifier=classifier)
         self.stage = "router"
         if config.router.train and not (progress is not None and has_classifier and progress.is_routed):
-            metadata = train_router(context, model, metadata, val_loader)
+            metadata = save_stages(context, model, router=train_router(context, model, metadata, val_loader))
         self.stage = "evaluation"
         context.run.remove_checkpoints()  # a killed process may have left some
         return model, metadata

@@ -1,7 +1,7 @@
 """Model files: weights with the metadata needed to use them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -64,8 +64,16 @@ class ModelMetadata:
     """Goal for which the router's threshold was chosen on validation images; empty if it was set"""
 
 
-def save_model(path: str | Path, model: MultiExpert, metadata: ModelMetadata) -> None:
+def save_model(
+    path: str | Path, model: MultiExpert, metadata: ModelMetadata, before: Callable[[], None] = lambda: None
+) -> None:
     """Writes weights and metadata. The file is replaced as a whole: a crash leaves the old one or the new one.
+
+    Args:
+        path: of the file.
+        model: on any device.
+        metadata: of the model.
+        before: called when the new file is complete on the disk, before it replaces an earlier one.
 
     Raises:
         InputError: the disk is full or the folder is not writable.
@@ -75,7 +83,7 @@ def save_model(path: str | Path, model: MultiExpert, metadata: ModelMetadata) ->
         architecture["average"] = model.average
     if model.router is not None:
         architecture["router"] = model.router.options
-    write_tensors(Path(path), model.state_dict(), asdict(replace(metadata, architecture=architecture)))
+    write_tensors(Path(path), model.state_dict(), asdict(replace(metadata, architecture=architecture)), before=before)
 
 
 def load_model_file(path: Path) -> tuple[MultiExpert, ModelMetadata]:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -233,10 +233,12 @@ class Run:
         for path in self.folder.glob("checkpoint-*.safetensors") if self.writes else ():
             path.unlink(missing_ok=True)
 
-    def save_model(self, model: MultiExpert, metadata: ModelMetadata) -> None:
-        """Replaces the model."""
+    def save_model(
+        self, model: MultiExpert, metadata: ModelMetadata, before: Callable[[], None] = lambda: None
+    ) -> None:
+        """Replaces the model. ``before`` is called when the new one is complete on the disk."""
         if self.writes:
-            save_model(self.model_path, model, metadata)
+            save_model(self.model_path, model, metadata, before)
 
     def write_config(self, config: Config) -> None:
         """Replaces the settings."""
