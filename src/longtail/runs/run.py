@@ -200,8 +200,10 @@ class Run:
                     self.folder.rmdir()
             lock.release()
 
-    def start(self, config: Config, environment: dict[str, Any]) -> None:
-        """Writes what is known before training.
+    def start(
+        self, config: Config, environment: dict[str, Any], model: tuple[MultiExpert, ModelMetadata] | None = None
+    ) -> None:
+        """Writes what is known before training, and a converted model with its metadata.
 
         Raises:
             InputError: another run has taken the folder meanwhile.
@@ -211,6 +213,8 @@ class Run:
         try:
             self.write_json("environment.json", environment)
             self.write_history([])
+            if model is not None:
+                self.save_model(*model)
             self.write_config(config)  # last: a folder with settings is a run
         except InputError:  # the disk is full
             self.discard()
@@ -218,7 +222,7 @@ class Run:
 
     def discard(self) -> None:
         """Removes what `start` wrote."""
-        for name in ("config.yaml", "environment.json", "metrics.jsonl", SKIPPED_FILE):
+        for name in ("config.yaml", "environment.json", "metrics.jsonl", MODEL_FILE, SKIPPED_FILE):
             (self.folder / name).unlink(missing_ok=True)
         with suppress(OSError):  # it may hold other files
             self.folder.rmdir()
