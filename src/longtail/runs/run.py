@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from longtail.config.recipes import load_recipe, to_yaml
 from longtail.config.schema import Config
@@ -18,8 +18,8 @@ from longtail.models.multi_expert import MultiExpert
 from longtail.runs.model_file import MODEL_FILE, ModelMetadata, load_metadata, load_model_file, save_model
 from longtail.utils.errors import InputError
 from longtail.utils.files import UNFINISHED, write_atomically
+from longtail.utils.locks import LOCK_FILE, acquire_lock, is_locked
 
-LOCK_FILE = ".lock"
 PREDICTIONS_FILE = "predictions.csv"
 ADJUSTED_RESULTS = ("prior.json", "label_shift.json", "label_shift.md")
 """Further results of `longtail evaluate`"""
@@ -181,10 +181,9 @@ class Run:
         if not self.writes:
             yield
             return
-        lock = FileLock(self.folder / LOCK_FILE)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
+            lock = acquire_lock(self.folder)
         except Timeout as error:
             raise InputError(f"'{self.folder}' is in use by another longtail process; wait, or stop it") from error
         except OSError as error:
@@ -198,7 +197,13 @@ class Run:
                 with suppress(OSError):
                     (self.folder / LOCK_FILE).unlink()
                     self.folder.rmdir()
-            lock.release()
+            if lock is not None:
+                lock.release()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether another process writes to the folder."""
+        return is_locked(self.folder)
 
     def start(
         self, config: Config, environment: dict[str, Any], model: tuple[MultiExpert, ModelMetadata] | None = None
