@@ -155,7 +155,15 @@ class Run:
         """How far the run is."""
         if not self.model_path.is_file():
             return Progress()
-        metadata, config = load_metadata(self.model_path), self.config
+        config = self.config
+        try:
+            metadata = load_metadata(self.model_path)
+        except InputError as error:
+            if self.checkpoint_path("experts").is_file():
+                return Progress()  # training resumes from there, and replaces the damaged model
+            raise InputError(
+                f"{error}; if you remove it, 'longtail train --resume' trains the experts again"
+            ) from error
         # The history is written after the model of an epoch.
         is_recorded = self.is_converted or len(self.history()) >= config.training.epochs
         has_experts = metadata.epoch >= config.training.epochs and is_recorded

@@ -12,7 +12,7 @@ from longtail.config.recipes import same_fingerprint
 from longtail.runs.context import RunContext
 from longtail.runtime.distributed import SINGLE_PROCESS, Group
 from longtail.runtime.process import Signals, Stopped
-from longtail.training.state import TrainingState
+from longtail.training.state import Position, TrainingState
 from longtail.utils.errors import InputError
 from longtail.utils.files import read_tensors, write_tensors
 
@@ -82,7 +82,7 @@ class Checkpoint:
             try:
                 state.restore(*self._saved)
             except InputError as error:
-                raise InputError(f"{self.path}: {error}") from error
+                raise self._unusable(self.path, str(error)) from error
             self._saved = None  # frees its memory
         self.group.barrier()  # before the file may be replaced
 
@@ -125,20 +125,25 @@ class Checkpoint:
                 continue
             try:
                 tensors, values = read_tensors(path)
-                saved, _ = values["settings"], values["position"]["records"]
+                saved = values["settings"]
             except (InputError, KeyError, TypeError) as error:
                 self._is_damaged |= path == self.path
                 reason = str(error) if isinstance(error, InputError) else f"{path}: not a checkpoint"
                 logger.warning("%s; ignored", reason)
                 continue
             if saved == self.settings or matches(saved, self.settings):
+                try:
+                    Position.parse(values)
+                except InputError as error:
+                    raise self._unusable(path, str(error)) from error
                 return tensors, values
             if strict:
-                raise InputError(
-                    f"{path}: was saved with other settings or other training images; restore these, or remove "
-                    f"{self.path.name} and {self.previous.name} to start again"
-                )
+                raise self._unusable(path, "was saved with other settings or other training images; restore these")
         return None
+
+    def _unusable(self, path: Path, reason: str) -> InputError:
+        names = f"{self.path.name} and {self.previous.name}"
+        return InputError(f"{path}: {reason}, or remove {names} to start again")
 
 
 def stage_checkpoint(context: RunContext, stage: str, strict: bool = True) -> Checkpoint:
