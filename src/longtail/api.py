@@ -27,7 +27,7 @@ from longtail.runs.model_file import ModelMetadata
 from longtail.runs.run import ADJUSTED_RESULTS, Run, new_run
 from longtail.runtime.device import Runtime, environment, pick_device
 from longtail.runtime.distributed import Group, init_distributed
-from longtail.runtime.process import Signals, Stopped
+from longtail.runtime.process import GRACE, Signals, Stopped
 from longtail.training.decoupled import train_classifier
 from longtail.training.experts import ExpertStage
 from longtail.training.frozen_stage import save_stages
@@ -230,7 +230,7 @@ def _has_settings(run: Run, config: Config) -> bool:
 def _train(run: Run, config: Config, group: Group, student: RunContext | None = None) -> Run:
     """Trains a run as far as it is not trained; ``student`` is the run whose teacher it is."""
     is_started = run.config_path.is_file()
-    signals = Signals() if student is None else student.signals
+    signals = Signals(GRACE) if student is None else student.signals
     group.barrier()  # before anything is written that the others look for
     with signals.caught(), ExitStack() as stack:
         if is_started:
@@ -426,7 +426,7 @@ class _OpenedModel(NamedTuple):
 
 @contextmanager
 def _opened_model(run: Run, config: Config) -> Iterator[_OpenedModel]:
-    signals = Signals()
+    signals = Signals(GRACE)
     with init_distributed(config.device) as group, signals.caught(), ExitStack() as stack:
         run.writes = group.is_main
         stack.enter_context(run.lock())

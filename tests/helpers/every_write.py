@@ -3,8 +3,8 @@
 Usage: python every_write.py HOW START OUTPUT command ...
 
 For n = 1, 2, ... the folder START is copied to OUTPUT/n, where the command runs and is interrupted at its n-th write;
-then it runs a second time to its end. The last folder, OUTPUT/expected, is of a command that was not interrupted. Prints
-one line of JSON for each n: the write, and the exit codes of both commands. HOW is
+then it runs a second time to its end. The last folder, OUTPUT/expected, is of a command that was not interrupted.
+Prints one line of JSON for each n: the write, and the exit codes of both commands. HOW is
 
 - "kill": SIGKILL before or after a file is renamed, or after it is removed;
 - "full disk": a file cannot be written.

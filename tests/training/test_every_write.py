@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import pytest
 from helpers import every_write, golden
-from helpers.experiments import write_experiment
 from helpers.runs import assert_same_runs, digits, python
 
 import longtail
@@ -61,10 +60,11 @@ def test_the_same_command_completes_the_run(name, how, tmp_path, no_plots):
     done = python(every_write.__file__, how, start, output, *case.command, timeout=1800)
     assert done.returncode == 0, done.stderr
     points = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(points) >= 3
+    assert len(points) >= 2
     for number, (where, first, second) in enumerate(points, start=1):
         log = (output / f"{number}.log").read_text()
-        assert (first, second) == (-signal.SIGKILL if how == "kill" else 2, 0), (where, log)
+        is_done = where == "after heads.safetensors is removed"  # nothing is left to do, which the command says
+        assert (first, second) == (-signal.SIGKILL if how == "kill" else 2, 2 if is_done else 0), (where, log)
         assert "Traceback" not in log, (where, log)
         assert_same_runs(output / "expected/run", output / f"{number}/run")
         if start.joinpath("run").exists():

@@ -205,7 +205,9 @@ def rename(tensors, values, old, new):
 BUFFER = "optimizer.0.momentum_buffer"
 WRONG_CONTENTS = {
     "later format": (lambda tensors, values: values.update(format=3), "another version"),
-    "renamed field": (lambda tensors, values: values["position"].update(steps=values["position"].pop("step")), "position"),
+    "renamed field": (
+        lambda tensors, values: values["position"].update(steps=values["position"].pop("step")), "position"
+    ),
     "absent field": (lambda tensors, values: values["position"].pop("seconds"), "position"),
     "no position": (lambda tensors, values: values.update(position=[1]), "position"),
     "step 999": (lambda tensors, values: values["position"].update(step=999), "step 999 of .* 3 steps"),

@@ -2,13 +2,15 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from longtail.config.recipes import same_fingerprint
+from longtail.data.loaders import Batch
 from longtail.runs.context import RunContext
 from longtail.runtime.distributed import SINGLE_PROCESS, Group
 from longtail.runtime.process import Signals, Stopped
@@ -94,11 +96,40 @@ class Checkpoint:
         """
         due = time.perf_counter() - self._last >= self.every
         action = self.group.all_reduce_max(2 if self.signals.asked_to_stop else int(due))
+        if action == 2:
+            self.signals.answered()
         if action:
             self.save(state)
         if action == 2:
             self.group.barrier()  # a process that ends early would end the others while they write
             raise Stopped
+
+    def saving(self, batches: Iterator[Batch], state: TrainingState) -> Iterator[Batch]:
+        """Yields the batches of an epoch; saves if loading fails, or if a signal comes while a batch is waited for.
+
+        Several processes only save together, after a step; there the last checkpoint remains.
+
+        Raises:
+            Stopped: a signal asked for it.
+        """
+        alone, batches = self.group.size == 1, iter(batches)
+        while True:
+            try:
+                with self.signals.interruptible() if alone else nullcontext():
+                    batch = next(batches, None)
+            except KeyboardInterrupt as error:
+                self.signals.answered()
+                if alone:
+                    self.save(state)
+                raise Stopped from error
+            except Exception as error:
+                if alone and (state.position.step or state.position.epoch > 1):  # there is work to save
+                    self.save(state)
+                    logger.info("The training is saved; it can be resumed")
+                raise error from None
+            if batch is None:
+                return
+            yield batch
 
     def save(self, state: TrainingState) -> None:
         """Saves now; all processes take part.

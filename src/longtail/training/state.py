@@ -43,8 +43,8 @@ class Position:
         written = values.get("format", 1)
         if written not in (1, FORMAT):
             raise InputError(
-                f"was saved by another version of longtail (format {written}; this one reads up to {FORMAT}); resume with "
-                "that version"
+                f"was saved by another version of longtail (format {written}; this one reads up to {FORMAT}); resume "
+                "with that version"
             )
         content = values.get("position")
         if not isinstance(content, dict) or content.keys() != {field.name for field in fields(cls)}:
@@ -125,8 +125,8 @@ class TrainingState:
             self.correct.copy_(tensors["correct"])
         except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"the checkpoint is of another training ({' '.join(str(error).split())}); resume with the version and the "
-                "settings that saved it"
+                f"the checkpoint is of another training ({' '.join(str(error).split())}); resume with the version "
+                "and the settings that saved it"
             ) from error
         if not self.group.is_main:  # the first process holds the sums over all processes
             self.losses.zero_()
