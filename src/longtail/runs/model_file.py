@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from torch import Tensor
 
 from longtail.data.sources.image_files import is_printable
 from longtail.data.transforms import Interpolation
@@ -76,8 +77,9 @@ def save_model(
         before: called when the new file is complete on the disk, before it replaces an earlier one.
 
     Raises:
-        InputError: the disk is full or the folder is not writable.
+        InputError: the disk is full or the folder is not writable; or a weight is NaN or infinite.
     """
+    _check_finite(Path(path), model.state_dict(), "use a lower learning rate or a longer warm-up")
     architecture = dict(metadata.architecture)
     if model.average != "logits":
         architecture["average"] = model.average
@@ -94,6 +96,7 @@ def load_model_file(path: Path) -> tuple[MultiExpert, ModelMetadata]:
     """
     metadata = load_metadata(path)
     tensors, _ = read_tensors(path)
+    _check_finite(path, tensors, "train the model again")
     try:
         experts = metadata.architecture.get("num_experts", 3)
         heads = sum(name.startswith("heads.") and name.endswith(".weight") for name in tensors)
@@ -142,6 +145,13 @@ def model_path(source: str | Path) -> Path:
     """The model file of a run folder, or the file itself."""
     path = Path(source)
     return path / MODEL_FILE if path.is_dir() else path
+
+
+def _check_finite(path: Path, tensors: Mapping[str, Tensor], advice: str) -> None:
+    """The loss alone does not show what the last update does."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise InputError(f"{path}: '{name}' holds NaN or infinite numbers, so training diverged; {advice}")
 
 
 def _mismatch(path: Path, error: Exception) -> InputError:
