@@ -28,6 +28,16 @@ _ZEROS = "0" * 64
 _CHUNK = 2**20
 
 
+def check_regular(path: Path) -> None:
+    """Checks that a path is not a pipe or a device, which may never end. A missing file is left to who reads it.
+
+    Raises:
+        InputError: it is one.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path}: is a pipe or a device; it must be a file")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file under another name and then renames it, so that a crash leaves the old or the new file, complete.
 
@@ -98,6 +108,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
