@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from longtail.config.recipes import config_fingerprint
+from longtail.config.recipes import checked_types, config_fingerprint
 from longtail.config.schema import Config
 from longtail.data.build import find_corrupt_images, load_data
 from longtail.data.corrupt_images import SKIPPED_FILE, CorruptImage, from_text, to_text
@@ -25,7 +25,7 @@ from longtail.reports.results import log_results, report_label_shift, report_pri
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
 from longtail.runs.run import ADJUSTED_RESULTS, Run, new_run
-from longtail.runtime.device import Runtime, environment, pick_device
+from longtail.runtime.device import Runtime, environment, pick_device, warn_slow_precision
 from longtail.runtime.distributed import Group, init_distributed
 from longtail.runtime.process import GRACE, Signals, Stopped
 from longtail.training.decoupled import train_classifier
@@ -54,6 +54,7 @@ def train(config: Config, output: str | Path | None = None) -> Run:
         InputError: settings, data or machine do not fit, and nothing is left behind; or training diverged.
         Stopped: a signal asked for it; everything is saved.
     """
+    config = checked_types(config)
     with init_distributed(config.device) as group:
         if output is not None and _has_settings(Run(output), config):
             run = Run(output, group.is_main)
@@ -117,7 +118,10 @@ def evaluate(
             split; or the settings are not those of the training.
     """
     run = _open(run)
-    config = config or run.config
+    config = checked_types(config or run.config)
+    if compute_budget is not None and max_accuracy_drop is not None:
+        raise InputError("compute_budget and max_accuracy_drop are both set; set one of them")
+    _check_goal_values(compute_budget, max_accuracy_drop)
     with _opened_model(run, config) as opened:
         context, model, metadata, loaders = opened
         if split not in loaders:
@@ -160,7 +164,7 @@ def add_router(run: Run | str | Path, *, config: Config | None = None) -> Run:
         Stopped: a signal asked for it; the same call resumes.
     """
     run = _open(run)
-    config = config or run.config
+    config = checked_types(config or run.config)
     if config.model.num_experts > 1:
         config = replace(config, router=replace(config.router, train=True))
     with _opened_model(run, config) as opened:
@@ -191,7 +195,7 @@ def retrain_classifier(run: Run | str | Path, *, config: Config | None = None) -
         Stopped: a signal asked for it; the same call resumes.
     """
     run = _open(run)
-    config = config or run.config
+    config = checked_types(config or run.config)
     with _opened_model(run, config) as opened:
         context, model, metadata, loaders = opened
         restores = config.classifier.method == "none"
@@ -402,6 +406,7 @@ def _context(
         skipped = from_text(os.fsencode(text), Path(SKIPPED_FILE))
         dataset = load_data(config.data, skipped)
     runtime = Runtime(device, config.training.precision, group)
+    warn_slow_precision(device, config.training.precision)
     return RunContext(run, config, dataset, runtime, signals, skipped)
 
 
@@ -470,16 +475,20 @@ def _check_threshold_goal(
     """Checks that a threshold can be chosen for the goal."""
     if compute_budget is None and max_accuracy_drop is None:
         return
-    if compute_budget is not None:
-        parse_budget(str(compute_budget))
-    if max_accuracy_drop is not None and not 0 <= max_accuracy_drop <= 100:
-        raise InputError(f"max_accuracy_drop is {max_accuracy_drop:g}; it must be from 0 to 100 points")
+    _check_goal_values(compute_budget, max_accuracy_drop)
     if "val" not in loaders:
         raise InputError(
             "the router's threshold is chosen on validation images, and there are none. Train with data.val_fraction, "
             "or data.val_spare if the long tail is made from a larger set; or choose no threshold: "
             "router.max_accuracy_drop and router.compute_budget null"
         )
+
+
+def _check_goal_values(compute_budget: float | str | None, max_accuracy_drop: float | None) -> None:
+    if compute_budget is not None:
+        parse_budget(str(compute_budget))
+    if max_accuracy_drop is not None and not 0 <= max_accuracy_drop <= 100:
+        raise InputError(f"max_accuracy_drop is {max_accuracy_drop:g}; it must be from 0 to 100 points")
 
 
 def _check_tau(config: Config, loaders: Mapping[SplitName, Loader]) -> None:

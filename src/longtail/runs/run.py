@@ -1,7 +1,5 @@
 """The run folder: what training writes, and everything later reads."""
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +14,7 @@ from longtail.config.schema import Config
 from longtail.data.corrupt_images import SKIPPED_FILE, CorruptImage, from_text, to_text
 from longtail.models.multi_expert import MultiExpert
 from longtail.runs.model_file import MODEL_FILE, ModelMetadata, load_metadata, load_model_file, save_model
+from longtail.utils.csv_lines import csv_line
 from longtail.utils.errors import InputError
 from longtail.utils.files import UNFINISHED, write_atomically
 from longtail.utils.locks import LOCK_FILE, acquire_lock, is_locked
@@ -277,9 +276,7 @@ class Run:
     def write_csv(self, name: str, rows: Iterable[Sequence[object]]) -> None:
         """Writes a CSV file; file names in it may hold bytes that are not text."""
         if self.writes:
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows(rows)
-            self._write(name, text.getvalue().encode(errors="surrogateescape"))
+            self._write(name, "".join(map(csv_line, rows)).encode(errors="surrogateescape"))
 
     def _write(self, name: str, content: bytes) -> None:
         if self.writes:
