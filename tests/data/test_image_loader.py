@@ -262,15 +262,17 @@ def test_a_killed_worker_is_an_error(split, waiting):
 
 
 def test_a_frozen_worker_is_given_up(split, monkeypatch):
-    monkeypatch.setattr(image_loader, "PATIENCE", 1.0)
     source = loader(long_split(split), batch_size=1, workers=2)
     batches = source.epoch(1)
     next(batches)
+    monkeypatch.setattr(image_loader, "PATIENCE", 1.0)  # only now: on a busy machine workers start slowly
     for worker in source._workers:
         os.kill(worker.pid, signal.SIGSTOP)
     with pytest.raises(InputError, match=r"no image .* minutes: .*shared memory.*data\.workers"):
         list(batches)
-    assert not any(worker.is_alive() for worker in source._workers)
+    for worker in source._workers:
+        worker.join(10)
+        assert not worker.is_alive()
 
 
 def test_batches_that_do_not_fit_into_shared_memory_travel_through_a_pipe(split, monkeypatch):
