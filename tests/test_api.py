@@ -20,6 +20,7 @@ import longtail
 from longtail.data.build import load_data
 from longtail.runs.model_file import load_model_file
 from longtail.runs.run import new_run
+from longtail.utils.errors import InputError
 
 SMALL = {"model.backbone": "resnet20", "model.num_experts": 2}
 
@@ -276,3 +277,17 @@ def test_a_model_is_not_evaluated_on_other_classes(digits_run, tmp_path):
     write_images(tmp_path / "photos", [3, 3])
     with pytest.raises(longtail.InputError, match="classes"):
         longtail.evaluate(other)
+
+
+def test_values_are_checked_before_data_and_model_are_read(single_expert_run, monkeypatch, tmp_path):
+    """As early as on the command line."""
+    monkeypatch.setattr("longtail.api.load_data", None)
+    run, config = single_expert_run, single_expert_run.config
+    wrong = replace(config, training=replace(config.training, precision="x"))
+    with pytest.raises(InputError, match=r"training\.precision"):
+        longtail.train(wrong, tmp_path / "out")
+    with pytest.raises(InputError, match=r"evaluation\.average"):
+        longtail.evaluate(run, config=replace(config, evaluation=replace(config.evaluation, average="x")))
+    for goal in ({"compute_budget": "x"}, {"max_accuracy_drop": -1}, {"compute_budget": 1, "max_accuracy_drop": 1}):
+        with pytest.raises(InputError, match=next(iter(goal)).replace("_", ".")):
+            longtail.evaluate(run, **goal)

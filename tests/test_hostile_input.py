@@ -179,6 +179,20 @@ ARGUMENTS = {
     "predict no image": Case("predict run no.png", "'no.png'"),
     "predict an empty folder": Case("predict run empty", "'empty'", lambda here: (here / "empty").mkdir()),
     "predict a pipe": Case("predict run pipe.png", "'pipe.png'", replace_by_pipe("pipe.png")),
+    "predict an empty name": Case("predict run ''", "'' is neither"),
+    "weights that are text": Case(
+        "train --model.backbone resnet18 --model.pretrained /etc/passwd", "'/etc/passwd' is not a file of weights"
+    ),
+    "weights that are a pipe": Case(
+        "train --model.backbone resnet18 --model.pretrained pipe", "'pipe'", replace_by_pipe("pipe")
+    ),
+    "model that is a pipe": Case("predict pipe image.png", "pipe: is a pipe", replace_by_pipe("pipe")),
+    "model that is a device": Case("predict /dev/zero image.png", "/dev/zero: is a pipe or a device"),
+    "prior that is a device": Case("evaluate run --prior /dev/zero", "/dev/zero: is a pipe or a device"),
+    "prior that is a pipe": Case("evaluate run --prior pipe", "pipe: is a pipe", replace_by_pipe("pipe")),
+    "recipe that is a device": Case("train --config /dev/zero", "/dev/zero"),
+    "experiment that is a device": Case("experiment /dev/zero", "/dev/zero"),
+    "teacher that is a device": Case("train --teacher /dev/zero", "/dev/zero"),
     "recipes with an option": Case("recipes --all", "--all"),
     "flops of nothing": Case("flops", "MODEL"),
     "flops of no recipe": Case("flops no-such-recipe", "no-such-recipe"),
@@ -225,6 +239,12 @@ LIST_FILES = {
     "another encoding": in_list(b"caf\xe9.jpg 1", "train.txt:3: .*UTF-8"),
     "hundred wrong lines": in_list("none.jpg 1\n" * 100, "train.txt:3: .*81 more", 20),
     "empty list": Case(LISTS, "train.txt: .*empty", write("photos/train.txt", "\n")),
+    "device": Case(
+        LISTS,
+        "train.txt: .*not a file",
+        lambda here: ((here / "photos/train.txt").unlink(), (here / "photos/train.txt").symlink_to("/dev/zero")),
+    ),
+    "class names from a pipe": Case(NAMES, "names.txt: .*not a file", replace_by_pipe("photos/names.txt")),
     "pipe": Case(LISTS, "train.txt: .*not a file", replace_by_pipe("photos/train.txt")),
     "absent list": Case(LISTS, "test.txt: .*missing", lambda here: (here / "photos/test.txt").unlink()),
     "class without training images": Case(
@@ -368,6 +388,8 @@ OFFICIAL = {
         ),
     ),
     "absent": Case(CONVERT, "official.pth: No such file"),
+    "pipe": Case(CONVERT, "official.pth: is a pipe", replace_by_pipe("official.pth")),
+    "device": Case(CONVERT, "official.pth: is a pipe or a device", link("official.pth", "/dev/zero")),
     "empty file": Case(CONVERT, "official.pth: ", write("official.pth", b"")),
     "compressed": Case(CONVERT, "official.pth: .*compressed", compress),
     "sparse": in_checkpoint({"state_dict": {"a": torch.eye(3).to_sparse()}}, "'a'"),

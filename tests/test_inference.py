@@ -2,6 +2,9 @@
 
 import csv
 import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,6 +14,7 @@ from PIL import Image
 
 import longtail
 from longtail.cli import main
+from longtail.data import image_io
 from longtail.data.image_io import decode
 from longtail.data.loaders import Normalise
 from longtail.data.transforms import eval_transform
@@ -197,12 +201,12 @@ def test_find_images_raises_errors(tmp_path):
 
 
 def test_skipped_files_are_logged(folder, caplog):
-    for name in ("a.heic", "b.HEIC", "notes.txt", "README", ".hidden.heic"):
+    for name in ("a.cr2", "b.CR2", "notes.txt", "README", ".hidden.cr2"):
         (folder / name).touch()
     with caplog.at_level("INFO", "longtail"):
         assert len(find_images([folder])) == NUM_IMAGES
     (line,) = [record.getMessage() for record in caplog.records]
-    for fact in ("4 files", f"'{folder}'", "2 .heic", "1 .txt", "1 without extension"):
+    for fact in ("4 files", f"'{folder}'", "2 .cr2", "1 .txt", "1 without extension"):
         assert fact in line
 
 
@@ -228,3 +232,66 @@ def test_crops_are_averaged(model, folder):
         probabilities = torch.cat(logits).mean(dim=0).softmax(dim=0).tolist()
         expected = sorted(map(ClassProbability, CLASSES, probabilities), key=lambda choice: -choice.probability)
         assert_close(choices(prediction), expected)
+
+
+# ---- what services send ----
+
+
+@pytest.mark.parametrize(
+    ("size", "problem"), [((1, 2_000_000), "256 times"), ((0, 0), "0 x 0"), ((20_000, 20_000), "bomb")]
+)
+def test_images_that_would_exhaust_memory(model, size, problem, monkeypatch):
+    image = Image.new("RGB", (1, 1))
+    monkeypatch.setattr(Image.Image, "size", property(lambda self: size))
+    with pytest.raises(InputError, match=f"image 0: .*{problem}"):
+        Predictor(model).classify([image])
+
+
+def test_large_images_are_decoded_one_at_a_time(monkeypatch):
+    """Decoding takes several times the memory of the pixels."""
+    monkeypatch.setattr(image_io, "LARGE", 99)
+    most = now = 0
+    lock = threading.Lock()
+
+    def decode_one(side):
+        nonlocal most, now
+        with image_io.decoding(Image.new("RGB", (side, side))):
+            with lock:
+                now += 1
+                most = max(most, now)
+            time.sleep(0.02)
+            with lock:
+                now -= 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(decode_one, [10] * 8))
+    assert most == 1
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(decode_one, [9] * 8))
+    assert most > 1
+
+
+def test_a_single_location(model, folder, monkeypatch):
+    """The letters of its name are not locations, and an empty name is not the current folder."""
+    for location in (folder, str(folder)):
+        assert len(list(predict(model, location))) == NUM_IMAGES
+    monkeypatch.chdir(folder)
+    for locations in ("", [""]):
+        with pytest.raises(InputError, match="'' is neither an image nor a folder"):
+            predict(model, locations)
+
+
+def test_unknown_precision(model):
+    with pytest.raises(InputError, match="precision is 'x'; it must be one of float32, bf16, fp16"):
+        Predictor(model, precision="x")
+
+
+def test_names_in_csv(model, folder, monkeypatch, capsys):
+    """They name the same files, are no formulas, and keep their carriage returns."""
+    names = ["=1+1.png", "+a.png", "-a.png", "@a.png", "a\rb.png", "a,b.png"]
+    monkeypatch.chdir(folder)
+    for name in names:
+        Image.new("RGB", (9, 9)).save(name)
+    assert main(["predict", str(model), *(f"./{name}" for name in names)]) == 0
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out, newline="")))[1:]
+    assert [row[0] for row in rows] == [f"./{name}" if name[0] in "=+-@" else name for name in names]

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from longtail.config.recipes import config_fingerprint
+from longtail.config.recipes import checked_types, config_fingerprint
 from longtail.config.schema import Config
 from longtail.data.build import find_corrupt_images, find_corrupt_test_images, load_data
 from longtail.data.corrupt_images import SKIPPED_FILE, CorruptImage, from_text, to_text, without
@@ -33,11 +33,12 @@ from longtail.reports.results import log_results, report_label_shift, report_pri
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
 from longtail.runs.run import ADJUSTED_RESULTS, Run, new_run
-from longtail.runtime.device import Runtime, environment, pick_device
+from longtail.runtime.device import Runtime, environment, pick_device, warn_slow_precision
 from longtail.runtime.distributed import Group, init_distributed
-from longtail.runtime.process import Signals, Stopped
+from longtail.runtime.process import GRACE, Signals, Stopped
 from longtail.training.decoupled import train_classifier
 from longtail.training.experts import ExpertStage
+from longtail.training.frozen_stage import save_stages
 from longtail.training.router import set_threshold, train_router
 from longtail.training.teacher import check_recipe, find_teacher, load_teacher
 from longtail.utils.errors import InputError
@@ -64,6 +65,7 @@ def train(config: Config, output: str | Path | None = None) -> Run:
         InputError: settings, data or machine do not fit, and nothing is left behind; or training diverged.
         Stopped: a signal asked for it; everything is saved.
     """
+    config = checked_types(config)
     with init_distributed(config.device) as group:
         if output is not None and _has_settings(Run(output), config):
             run = Run(output, group.is_main)
@@ -131,9 +133,12 @@ def evaluate(
             split; or the settings are not those of the training.
     """
     run = _open(run)
-    config = config or run.config
+    config = checked_types(config or run.config)
     if fit_temperature:
         config = replace(config, evaluation=replace(config.evaluation, temperature=None))
+    if compute_budget is not None and max_accuracy_drop is not None:
+        raise InputError("compute_budget and max_accuracy_drop are both set; set one of them")
+    _check_goal_values(compute_budget, max_accuracy_drop)
     with _opened_model(run, config) as opened:
         context, model, metadata, loaders = opened
         if fit_temperature and "val" not in loaders:
@@ -183,7 +188,7 @@ def add_router(run: Run | str | Path, *, config: Config | None = None) -> Run:
         Stopped: a signal asked for it; the same call resumes.
     """
     run = _open(run)
-    config = config or run.config
+    config = checked_types(config or run.config)
     if config.model.num_experts > 1:
         config = replace(config, router=replace(config.router, train=True))
     with _opened_model(run, config) as opened:
@@ -191,12 +196,11 @@ def add_router(run: Run | str | Path, *, config: Config | None = None) -> Run:
             raise InputError(f"{run.folder} has one expert; a router needs several")
         _check_threshold_goal(config.router.compute_budget, config.router.max_accuracy_drop, opened.loaders)
         try:
-            metadata = train_router(opened.context, opened.model, opened.metadata, opened.loaders.get("val"))
+            router = train_router(opened.context, opened.model, opened.metadata, opened.loaders.get("val"))
         except KeyboardInterrupt as error:
             logger.info("Stopped. %s is unchanged; the same command resumes", run.folder)
             raise Stopped from error
-        run.write_config(replace(run.config, router=config.router))
-        _finish(opened, metadata)
+        _finish(opened, save_stages(opened.context, opened.model, router=router))
     return run
 
 
@@ -215,29 +219,29 @@ def retrain_classifier(run: Run | str | Path, *, config: Config | None = None) -
         Stopped: a signal asked for it; the same call resumes.
     """
     run = _open(run)
-    config = config or run.config
+    config = checked_types(config or run.config)
     with _opened_model(run, config) as opened:
         context, model, metadata, loaders = opened
-        if config.classifier.method == "none" and not metadata.classifier:
+        restores = config.classifier.method == "none"
+        if restores and not metadata.classifier and not run.heads_path.exists():
             raise InputError(
                 f"{run.folder} has the experts' own classifiers already, which is what classifier.method 'none' means; "
                 "retrain, scale, tau and nearest-mean make other ones"
             )
         _check_tau(config, loaders)
         is_routed = model.router is not None
-        state = "is unchanged; the same command resumes"
         if is_routed:
             _check_threshold_goal(config.router.compute_budget, config.router.max_accuracy_drop, loaders)
         try:
-            metadata = train_classifier(context, model, metadata, loaders.get("val"))
-            run.write_config(replace(run.config, classifier=config.classifier))
-            state = f"has its new classifiers but no router; continue with: longtail router {run.folder}"
+            stages = {"classifier": train_classifier(context, model, metadata, loaders.get("val"))}
             if is_routed:
-                metadata = train_router(context, model, metadata, loaders.get("val"))
+                stages["router"] = train_router(context, model, stages["classifier"].metadata, loaders.get("val"))
         except KeyboardInterrupt as error:
-            logger.info("Stopped. %s %s", run.folder, state)
+            logger.info("Stopped. %s is unchanged; the same command resumes", run.folder)
             raise Stopped from error
-        _finish(opened, metadata)
+        _finish(opened, save_stages(context, model, **stages))
+        if restores:  # last: without them the command has nothing to do
+            run.remove("classifier.json", run.heads_path.name)
     return run
 
 
@@ -254,7 +258,7 @@ def _has_settings(run: Run, config: Config) -> bool:
 def _train(run: Run, config: Config, group: Group, student: RunContext | None = None) -> Run:
     """Trains a run as far as it is not trained; ``student`` is the run whose teacher it is."""
     is_started = run.config_path.is_file()
-    signals = Signals() if student is None else student.signals
+    signals = Signals(GRACE) if student is None else student.signals
     group.barrier()  # before anything is written that the others look for
     with signals.caught(), ExitStack() as stack:
         if is_started:
@@ -340,10 +344,11 @@ class _Plan:
         self.stage = "classifier"
         has_classifier = progress is not None and progress.has_classifier
         if config.classifier.method != "none" and not has_classifier:
-            metadata = train_classifier(context, model, metadata, val_loader)
+            classifier = train_classifier(context, model, metadata, val_loader)
+            metadata = save_stages(context, model, classifier=classifier)
         self.stage = "router"
         if config.router.train and not (progress is not None and has_classifier and progress.is_routed):
-            metadata = train_router(context, model, metadata, val_loader)
+            metadata = save_stages(context, model, router=train_router(context, model, metadata, val_loader))
         self.stage = "evaluation"
         context.run.remove_checkpoints()  # a killed process may have left some
         return model, metadata
@@ -425,6 +430,7 @@ def _context(
         skipped = _on_main(group, lambda: find_corrupt_images(config.data, dataset))
         dataset = without(dataset, skipped, Path(config.data.root))
     runtime = Runtime(device, config.training.precision, group)
+    warn_slow_precision(device, config.training.precision)
     return RunContext(run, config, dataset, runtime, signals, skipped)
 
 
@@ -491,7 +497,7 @@ class _OpenedModel(NamedTuple):
 
 @contextmanager
 def _opened_model(run: Run, config: Config) -> Iterator[_OpenedModel]:
-    signals = Signals()
+    signals = Signals(GRACE)
     with init_distributed(config.device) as group, signals.caught(), ExitStack() as stack:
         run.writes = group.is_main
         stack.enter_context(run.lock())
@@ -556,16 +562,20 @@ def _check_threshold_goal(
     """Checks that a threshold can be chosen for the goal."""
     if compute_budget is None and max_accuracy_drop is None:
         return
-    if compute_budget is not None:
-        parse_budget(str(compute_budget))
-    if max_accuracy_drop is not None and not 0 <= max_accuracy_drop <= 100:
-        raise InputError(f"max_accuracy_drop is {max_accuracy_drop:g}; it must be from 0 to 100 points")
+    _check_goal_values(compute_budget, max_accuracy_drop)
     if "val" not in loaders:
         raise InputError(
             "the router's threshold is chosen on validation images, and there are none. Train with data.val_fraction, "
             "or data.val_spare if the long tail is made from a larger set; or choose no threshold: "
             "router.max_accuracy_drop and router.compute_budget null"
         )
+
+
+def _check_goal_values(compute_budget: float | str | None, max_accuracy_drop: float | None) -> None:
+    if compute_budget is not None:
+        parse_budget(str(compute_budget))
+    if max_accuracy_drop is not None and not 0 <= max_accuracy_drop <= 100:
+        raise InputError(f"max_accuracy_drop is {max_accuracy_drop:g}; it must be from 0 to 100 points")
 
 
 def _check_tau(config: Config, loaders: Mapping[SplitName, Loader]) -> None:

@@ -1,15 +1,18 @@
 """Classification of images with a trained model."""
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from longtail.data.image_io import load_rgb
+from longtail.data.image_io import decoding, load_rgb
 from longtail.data.image_loader import ImageLoader
 from longtail.data.loaders import EpochOrder, Normalise
 from longtail.data.sources.image_files import find_images_below, log_skipped_files
@@ -18,7 +21,7 @@ from longtail.data.transforms import eval_transform
 from longtail.data.views import NUM_VIEWS, Views, make_views, source_size
 from longtail.models.fuse import fuse_batch_norms
 from longtail.runs.model_file import load_model_file, model_path
-from longtail.runtime.device import Precision, Runtime, pick_device
+from longtail.runtime.device import Precision, Runtime, pick_device, warn_slow_precision
 from longtail.runtime.process import num_processors
 from longtail.utils.errors import InputError, raise_all
 
@@ -69,9 +72,13 @@ class Predictor:
         all_experts: bool = False,
         views: Views = "one",
     ):
+        if precision not in get_args(Precision):
+            choices = ", ".join(get_args(Precision))
+            raise InputError(f"precision is {precision!r}; it must be one of {choices}")
         network, self.metadata = load_model_file(model_path(model))
         form = self.metadata
         self._runtime = Runtime(pick_device(device), precision)
+        warn_slow_precision(self._runtime.device, precision)
         network = fuse_batch_norms(network, form.image_size)
         self._network = network.to(self._runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._is_routed = network.router is not None and not all_experts
@@ -84,21 +91,30 @@ class Predictor:
         """Returns the most probable classes of each image, the most probable first. All images form one batch.
 
         Args:
-            images: Pillow images of any mode and size; they are not changed.
+            images: Pillow images of any mode; they are not changed. Their sizes have the limits of image files.
             top: number of classes.
 
         Raises:
-            InputError: ``top`` is below 1.
+            InputError: ``top`` is below 1; or an image has no pixels, or so many that they would exhaust memory.
             Exception: Pillow's error if an image cannot be loaded.
         """
         _check_min(top=(top, 1))
         if not images:
             return []
-        pixels = torch.stack([self._transform(load_rgb(image.copy())) for image in images])
+        pixels = torch.stack([self._pixels(image, number) for number, image in enumerate(images)])
         return self._top_classes(self._normalise(pixels.to(self._runtime.device)), top)
 
+    def _pixels(self, image: Image.Image, number: int) -> Tensor:
+        turn = ExitStack()
+        try:
+            turn.enter_context(decoding(image))
+        except ValueError as error:
+            raise InputError(f"image {number}: {error}") from error
+        with turn:
+            return self._transform(load_rgb(image.copy()))
+
     def predict(
-        self, images: Sequence[str | Path], *, batch_size: int = 64, top: int = 1, workers: int = 0
+        self, images: str | Path | Sequence[str | Path], *, batch_size: int = 64, top: int = 1, workers: int = 0
     ) -> Iterator[Prediction]:
         """Classifies image files; see `predict`."""
         _check_min(batch_size=(batch_size, 1), top=(top, 1), workers=(workers, 0))
@@ -138,7 +154,7 @@ class Predictor:
 
 def predict(
     model: str | Path,
-    images: Sequence[str | Path],
+    images: str | Path | Sequence[str | Path],
     *,
     batch_size: int = 64,
     device: str = "auto",
@@ -170,16 +186,21 @@ def predict(
     return predictor.predict(images, batch_size=batch_size, top=top, workers=workers)
 
 
-def find_images(locations: Sequence[str | Path]) -> list[Path]:
+def find_images(locations: str | Path | Sequence[str | Path]) -> list[Path]:
     """Returns image files, and those in folders, in order.
 
     Raises:
         InputError: a location is neither an image nor a folder with images.
     """
-    return [path for location in locations for path in _images_at(Path(location))]
+    if isinstance(locations, str | PathLike):  # one location; its letters are none
+        locations = [locations]
+    return [path for location in locations for path in _images_at(location)]
 
 
-def _images_at(path: Path) -> list[Path]:
+def _images_at(location: str | Path) -> list[Path]:
+    path = Path(location)
+    if not os.fspath(location):  # for pathlib the current folder
+        raise InputError("'' is neither an image nor a folder")
     if path.is_file():
         return [path]
     if not path.is_dir():

@@ -1,7 +1,11 @@
 """Batches from image files: the images and labels of the split, with any number of workers."""
 
+import errno
 import gc
 import multiprocessing
+import os
+import signal
+import threading
 import time
 
 import numpy as np
@@ -10,7 +14,7 @@ import torch
 from helpers.loaders import images_and_labels
 from PIL import Image
 
-from longtail.data import transforms
+from longtail.data import image_loader, transforms
 from longtail.data.image_loader import ImageLoader
 from longtail.data.loaders import EpochOrder, MemoryLoader, Normalise
 from longtail.data.splits import ImageSplit, as_paths
@@ -231,3 +235,60 @@ def test_labels_of_an_epoch_without_its_images(split, shuffle):
     source = loader(split, UNCHANGED, shuffle=shuffle)
     for epoch in (1, 2):
         assert torch.equal(source.labels(epoch), epoch_of(source, epoch)[1])
+
+
+# ---- workers that end or do not answer ----
+
+
+def long_split(split):
+    return split.take(np.arange(NUM).repeat(8))
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+def test_a_killed_worker_is_an_error(split, waiting):
+    """Where a batch is waited for, and not before: torch's handler would raise it in the middle of a step."""
+    source = loader(long_split(split), batch_size=1, workers=1)
+    batches = source.epoch(1)
+    next(batches)
+    (worker,) = source._workers
+    if waiting:
+        os.kill(worker.pid, signal.SIGSTOP)
+        threading.Timer(0.5, worker.kill).start()
+    else:
+        os.kill(worker.pid, signal.SIGKILL)
+        time.sleep(0.5)
+    with pytest.raises(InputError, match=r"killed: .*data\.workers"):
+        list(batches)
+
+
+def test_a_frozen_worker_is_given_up(split, monkeypatch):
+    source = loader(long_split(split), batch_size=1, workers=2)
+    batches = source.epoch(1)
+    next(batches)
+    monkeypatch.setattr(image_loader, "PATIENCE", 1.0)  # only now: on a busy machine workers start slowly
+    for worker in source._workers:
+        os.kill(worker.pid, signal.SIGSTOP)
+    with pytest.raises(InputError, match=r"no image .* minutes: .*shared memory.*data\.workers"):
+        list(batches)
+    for worker in source._workers:
+        worker.join(10)
+        assert not worker.is_alive()
+
+
+def test_batches_that_do_not_fit_into_shared_memory_travel_through_a_pipe(split, monkeypatch):
+    expected = epoch_of(loader(split), 1)
+    sizes = []
+    monkeypatch.setattr(image_loader, "_fits_into_shared_memory", lambda size: sizes.append(size) or False)
+    monkeypatch.setattr(torch.multiprocessing.reductions, "reduce_storage", None)  # how tensors would travel
+    assert_equal(epoch_of(loader(split, workers=2), 1), expected)
+    assert not sizes  # not asked here, where nothing travels
+
+
+def test_workers_that_cannot_start(split, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    source = loader(split, workers=1)
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", full)
+    with pytest.raises(InputError, match=r"cannot start \(No space.*shared memory.*data\.workers"):
+        epoch_of(source, 1)

@@ -196,6 +196,39 @@ def test_error_of_our_own_stops_all(tmp_path, stub):
     assert all(process.returncode is not None for process in runner._running.values())
 
 
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_training_that_a_killed_experiment_left_alive(tmp_path, stub, caplog, single_expert_run, is_finished):
+    """Its end is waited for. If it was stopped, this experiment resumes it."""
+    runner = job_runner(tmp_path, {"a": ONE_EPOCH}, slots=1)
+    (job,) = runner.jobs
+    locked, waited = threading.Event(), threading.Event()
+
+    def train():
+        with job.run.lock():
+            if is_finished:
+                shutil.copytree(single_expert_run.folder, job.run.folder, dirs_exist_ok=True)
+                (job.run.folder / "results.json").unlink()
+            locked.set()
+            waited.wait(60)
+            if is_finished:
+                shutil.copy(single_expert_run.results_path, job.run.folder)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    locked.wait(60)
+    stub("exit 1" if is_finished else FINISH)
+    waiter = in_thread(lambda: runner._running, waited.set)
+    with caplog.at_level("INFO", logger="longtail"):
+        runner.run()
+    thread.join()
+    waiter.join()
+    assert not runner.failed
+    assert job.run.is_finished
+    lines = [record.getMessage() for record in caplog.records]
+    assert ["waiting for its end" in line for line in lines][1]
+    assert "a-seed0: finished" in lines[-1]
+
+
 def test_jobs_share_the_machine(tmp_path, stub, monkeypatch):
     stub(f'echo "$OMP_NUM_THREADS $CUDA_VISIBLE_DEVICES" > "$7.env"; {FINISH}')
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -47,6 +47,13 @@ def test_markdown():
     assert "2 of 3 pairs of rows" in markdown(table | {"rows": rows, "seeds": [0]})
 
 
+def test_names_are_not_markup():
+    table = {"title": "a\n# b", "command": "c", "seeds": [0], "rows": [entry("[x](http://y)|z", [0.1])]}
+    text = markdown(table | {"environments": [], "settings": {}})
+    assert "\n# b" not in text
+    assert "- [x](" not in text
+
+
 def test_numbers_of_a_run(digits_run):
     found, results = numbers(digits_run), digits_run.results()["test"]
     model, metadata = digits_run.load_model()

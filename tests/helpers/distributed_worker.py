@@ -6,6 +6,8 @@ Usage: torchrun --nproc-per-node N distributed_worker.py ACTION FOLDER
 import os
 import signal
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from longtail.data.splits import ImageSplit
 from longtail.evaluation.outputs import collect_outputs
 from longtail.losses import RIDELoss
 from longtail.models.multi_expert import MultiExpert, create_model
+from longtail.runtime import distributed
 from longtail.runtime.device import Runtime
 from longtail.runtime.distributed import SINGLE_PROCESS, Group, init_distributed
 from longtail.runtime.process import Signals, Stopped
@@ -132,6 +135,12 @@ def killed(group: Group) -> None:
     group.barrier()
 
 
+def silent(group: Group) -> None:
+    if group.rank == 1:
+        time.sleep(300)
+    group.barrier()
+
+
 ACTIONS = {
     "gradients": gradients,
     "accumulated": lambda group: gradients(group, 2),
@@ -140,10 +149,13 @@ ACTIONS = {
     "fail everywhere": fail_everywhere,
     "fail in one": fail_in_one,
     "killed": killed,
+    "silent": silent,
 }
 
 
 def main(action: str, folder: str) -> None:
+    if action == "silent":
+        distributed.TIMEOUT = timedelta(seconds=5)
     with init_distributed("cpu") as group:
         for name in action.split(","):
             torch.save(ACTIONS[name](group), Path(folder, f"{name}-{group.rank}.pt"))

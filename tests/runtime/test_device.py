@@ -12,7 +12,7 @@ import longtail
 from longtail.config.recipes import load_recipe
 from longtail.losses import RIDELoss
 from longtail.models.multi_expert import compile_model, create_model
-from longtail.runtime.device import Runtime, pick_device
+from longtail.runtime.device import Runtime, pick_device, warn_slow_precision
 from longtail.training import experts, frozen_stage, loop, optim
 from longtail.training.loop import LoopOptions, fit
 from longtail.training.tasks import TrainExperts
@@ -241,3 +241,19 @@ def test_tf32_settings_are_restored(changed, allowed):
         for name, value in original.items():
             backend_setting(name).fp32_precision = value
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "warns"),
+    [
+        ({"avx2"}, "bf16", True),
+        ({"avx2"}, "fp16", True),
+        ({"avx2"}, "float32", False),
+        ({"avx2", "avx512_bf16"}, "bf16", False),
+        (set(), "bf16", False),  # the system does not say
+    ],
+)
+def test_precisions_without_instructions_are_slow(monkeypatch, caplog, flags, precision, warns):
+    monkeypatch.setattr("longtail.runtime.device._processor_flags", lambda: flags)
+    warn_slow_precision(torch.device("cpu"), precision)
+    assert (f"no instructions for {precision}" in caplog.text) == warns

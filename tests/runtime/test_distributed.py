@@ -110,6 +110,7 @@ def test_a_process_that_ends_early_does_not_wait_for_the_others(monkeypatch, on_
         ("fail everywhere", "longtail: error of all processes"),
         ("fail in one", "longtail: error of process 1"),
         ("killed", "longtail: process 0 of 2 lost the connection"),
+        ("silent", "longtail: process 0 of 2 lost the connection"),
     ],
 )
 def test_an_error_in_one_process_ends_all(tmp_path, action, start):

@@ -4,8 +4,9 @@ import os
 import signal
 
 import pytest
+from helpers.runs import python
 
-from longtail.runtime.process import Signals, Stopped, num_processors
+from longtail.runtime.process import EXIT_STOPPED, Signals, Stopped, num_processors
 
 
 def send(number):
@@ -30,6 +31,35 @@ def test_signals(monkeypatch):
         with pytest.raises(Stopped), signals.postponed():  # nothing has stopped within it
             send(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_what_waits_is_interrupted_at_once():
+    with Signals().caught() as signals, signals.postponed():
+        with pytest.raises(KeyboardInterrupt), signals.interruptible():
+            send(signal.SIGTERM)
+        send(signal.SIGTERM)  # not here
+        with pytest.raises(KeyboardInterrupt), signals.interruptible():  # a signal that came before
+            pass
+        signals.asked_to_stop = False
+
+
+HANGING = """
+import ctypes, os, signal, sys
+from longtail.runtime.process import Signals
+with Signals(grace=1.0).caught() as signals, signals.postponed():
+    os.kill(os.getpid(), signal.SIGTERM)
+    if sys.argv[1] == "saves":
+        signals.answered()
+    ctypes.CDLL(None).sleep(4)  # Python runs no handler meanwhile
+    signals.asked_to_stop = False
+"""
+
+
+@pytest.mark.parametrize(("kind", "code"), [("hangs", EXIT_STOPPED), ("saves", 0)])
+def test_a_process_that_hangs_ends_after_its_grace(kind, code):
+    done = python("-c", HANGING, kind)
+    assert done.returncode == code, done.stderr
+    assert ("last checkpoint" in done.stderr) == (code == EXIT_STOPPED)
 
 
 def test_the_number_of_processors_is_that_of_this_process():

@@ -123,14 +123,52 @@ def test_a_run_whose_terminal_is_closed(tmp_path, ignored):
     assert ignored or list(folder.glob("checkpoint-*.safetensors"))
 
 
+def command_with_workers(folder: Path) -> list[str]:
+    photos = layouts.write_folder(folder / "photos", counts=(24, 12, 9))
+    return ["train", str(photos), "--config", "folder-from-scratch", "--data.image_size", "32", "--device", "cpu",
+               "--data.cache_gib", "0", "--data.workers", "2", "--training.epochs", "4", "--training.batch_size", "4",
+               "--model.backbone", "resnet20", "--training.checkpoint_every", "0", "--router.epochs", "2"]  # fmt: skip
+
+
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """The processes that decode for the first loader, that of the training."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children][:2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_is_killed_or_frozen(tmp_path, number):
+    """Nothing waits for ever, the training is saved, and the same command completes it."""
+    command, folder = command_with_workers(tmp_path), tmp_path / "run"
+    expected = tmp_path / "expected"
+    assert python("-m", "longtail", *command, "--output", expected).returncode == 0
+    command += ["--output", str(folder)]
+    process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_checkpoint(process, folder)
+    for worker in workers_of(process):
+        os.kill(worker, number)
+    if number == signal.SIGSTOP:
+        time.sleep(1)  # until training waits
+        process.send_signal(signal.SIGTERM)
+    begin = time.monotonic()
+    _, err = process.communicate(timeout=120)
+    assert time.monotonic() - begin < 30
+    assert process.returncode == (2 if number == signal.SIGKILL else EXIT_STOPPED), err
+    assert len(err.splitlines()) == 1
+    assert number == signal.SIGSTOP or ("was killed" in err and "data.workers" in err)
+    assert list(folder.glob("checkpoint-*.safetensors"))
+    done = python("-m", "longtail", *command)
+    assert done.returncode == 0, done.stderr
+    assert "Resuming epoch" in done.stdout
+    assert_same_runs(expected, folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_workers_ignore_the_signals_of_their_job(tmp_path, number):
-    photos = layouts.write_folder(tmp_path / "photos", counts=(24, 12, 9))
-    command = ["train", str(photos), "--config", "folder-from-scratch", "--data.image_size", "32", "--device", "cpu",
-               "--data.cache_gib", "0", "--data.workers", "2", "--training.epochs", "4", "--training.batch_size", "4",
-               "--model.backbone", "resnet20", "--training.checkpoint_every", "0", "--router.epochs", "2"]  # fmt: skip
-    expected = tmp_path / "expected"
+    command, expected = command_with_workers(tmp_path), tmp_path / "expected"
     assert python("-m", "longtail", *command, "--output", expected).returncode == 0
     stop_and_resume(command, tmp_path / "run", number)
     assert_same_runs(expected, tmp_path / "run")

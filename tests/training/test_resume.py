@@ -1,5 +1,7 @@
 """A training that is stopped anywhere and resumed equals an uninterrupted one, bit for bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,7 @@ from longtail.training.ema import WeightAverage
 from longtail.training.loop import LoopOptions, fit
 from longtail.training.tasks import TrainExperts, TrainRouter
 from longtail.utils.errors import InputError
+from longtail.utils.files import read_tensors, write_tensors
 
 EPOCHS = 3
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.before.safetensors"
@@ -201,6 +204,63 @@ def test_a_checkpoint_of_another_training(tmp_path):
         fit_once(other_network, Checkpoint(path, "a"))
 
 
+def rename(tensors, values, old, new):
+    tensors[new] = tensors.pop(old)
+
+
+BUFFER = "optimizer.0.momentum_buffer"
+WRONG_CONTENTS = {
+    "later format": (lambda tensors, values: values.update(format=3), "another version"),
+    "renamed field": (
+        lambda tensors, values: values["position"].update(steps=values["position"].pop("step")), "position"
+    ),
+    "absent field": (lambda tensors, values: values["position"].pop("seconds"), "position"),
+    "no position": (lambda tensors, values: values.update(position=[1]), "position"),
+    "step 999": (lambda tensors, values: values["position"].update(step=999), "step 999 of .* 3 steps"),
+    "step -1": (lambda tensors, values: values["position"].update(step=-1), "step -1"),
+    "epoch 999": (lambda tensors, values: values["position"].update(epoch=999), "epoch 999"),
+    "words": (lambda tensors, values: values["position"].update(epoch="1"), "epoch 1"),
+    "absent scaler": (lambda tensors, values: values.pop("scaler"), "scaler"),
+    "scaler of another precision": (lambda tensors, values: values.update(scaler={"scale": 1.0}), "scaler"),
+    "absent tensor of the optimizer": (lambda tensors, values: tensors.pop(BUFFER), "tensors"),
+    "the same, of an earlier version": (
+        lambda tensors, values: (tensors.pop(BUFFER), values.pop("format"), values.pop("num_tensors")), "1 parameters"
+    ),
+    "renamed tensor of the optimizer": (
+        lambda tensors, values: rename(tensors, values, BUFFER, "optimizer.0.velocity"), "velocity"
+    ),
+    "tensor of an absent parameter": (
+        lambda tensors, values: rename(tensors, values, BUFFER, "optimizer.9999.momentum_buffer"), "index"
+    ),
+    "tensor of another shape": (lambda tensors, values: tensors.update({BUFFER: torch.zeros(7)}), "shape"),
+    "renamed weight": (lambda tensors, values: rename(tensors, values, "losses", "task.x"), "Unexpected key"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_CONTENTS)
+def test_a_checkpoint_with_other_content_and_a_valid_checksum(tmp_path, name):
+    change, message = WRONG_CONTENTS[name]
+    assert attempt("sgd", tmp_path, 2) is None
+    path = tmp_path / CHECKPOINT
+    tensors, values = read_tensors(path)
+    change(tensors, values)
+    write_tensors(path, tensors, values)
+    with pytest.raises(InputError, match=rf"{CHECKPOINT}: .*(?:{message}).* remove {CHECKPOINT}") as error:
+        attempt("sgd", tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_an_earlier_version_without_format(tmp_path):
+    weights, records = train("sgd", tmp_path)
+    assert attempt("sgd", tmp_path, 2) is None
+    tensors, values = read_tensors(tmp_path / CHECKPOINT)
+    del values["format"], values["num_tensors"]
+    write_tensors(tmp_path / CHECKPOINT, tensors, values)
+    resumed_weights, resumed_records = attempt("sgd", tmp_path)
+    assert resumed_records == records
+    assert are_equal(resumed_weights, weights)
+
+
 def test_checkpoints_are_saved_when_they_are_due(tmp_path):
     positions = []
 
@@ -252,6 +312,22 @@ def test_the_same_command_resumes_a_run(digits_run, tmp_path, monkeypatch):
     content = run.model_path.read_bytes()
     assert longtail.train(config, run.folder).is_finished
     assert run.model_path.read_bytes() == content
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_damaged_model_beside_a_sound_checkpoint(single_expert_run, tmp_path, monkeypatch):
+    """Training resumes from the checkpoint and replaces the model."""
+    config = replace(single_expert_run.config, training=replace(single_expert_run.config.training, epochs=2))
+    with monkeypatch.context() as patch:
+        stop_at(patch, ("experts", 2, 1))
+        with pytest.raises(Stopped):
+            longtail.train(config, tmp_path / "run")
+    run = longtail.Run(tmp_path / "run")
+    run.model_path.write_bytes(b"damaged")
+    assert longtail.resume(run).is_finished
+    run.model_path.write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"model\.safetensors: .* remove it, 'longtail train --resume'"):
+        longtail.resume(run)
 
 
 def test_paths_and_hardware_do_not_change_the_fingerprint_of_the_settings():

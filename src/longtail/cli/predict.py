@@ -1,7 +1,6 @@
 """Classify images, and print CSV with one line per image: image, class, probability."""
 
 import argparse
-import csv
 import io
 import sys
 
@@ -45,7 +44,8 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.progress import track
 
     from longtail.inference import Predictor, find_images
-    from longtail.utils.console import console, log_to_console
+    from longtail.utils.console import console, log_to_console, printable
+    from longtail.utils.csv_lines import csv_line, path_cell
 
     log_to_console(Console(stderr=True))  # standard output is the table
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names can hold any bytes
@@ -63,12 +63,14 @@ def run(arguments: argparse.Namespace) -> None:
     )
     in_the_way = sys.stdout.isatty() or not sys.stderr.isatty()
     bar = track(predictions, "", len(images), console=console(), transient=True, disable=in_the_way)
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    is_seen = sys.stdout.isatty()
+
+    def write(cells: list[str]) -> None:
+        sys.stdout.write(csv_line([printable(cell) for cell in cells] if is_seen else cells))
+
     for number, (path, class_name, probability, others) in enumerate(bar):
         if number == 0:
             ranks = [f"_{rank}" for rank in range(2, len(others) + 2)]
-            writer.writerow(
-                ["image", *(f"{column}{rank}" for rank in ["", *ranks] for column in ("class", "probability"))]
-            )
+            write(["image", *(f"{column}{rank}" for rank in ["", *ranks] for column in ("class", "probability"))])
         choices = [(class_name, probability), *others]
-        writer.writerow([path, *(cell for name, value in choices for cell in (name, f"{value:.6g}"))])
+        write([path_cell(str(path)), *(cell for name, value in choices for cell in (name, f"{value:.6g}"))])

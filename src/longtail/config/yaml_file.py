@@ -14,6 +14,8 @@ def read_text(path: Path) -> str:
     Raises:
         InputError: it cannot be read, or is not UTF-8.
     """
+    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+        raise InputError(f"{path}: is not a file")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

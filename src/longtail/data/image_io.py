@@ -1,9 +1,11 @@
 """Reads image files of all formats as upright RGB."""
 
 import logging
+import os
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -43,7 +45,17 @@ MAX_ASPECT = 256
 """Longer side divided by the shorter one, at most. Images are resized by their shorter side, so a line of 60,000 pixels
 would take gigabytes"""
 
-# Up to twice Pillow's limit of 89 million pixels are accepted. Above, Pillow raises an error.
+MAX_PIXELS = 178_956_970
+"""Pixels of an image, at most: where Pillow raises an error, too, when it opens a file"""
+
+LARGE = 2**24
+"""Images with more pixels are decoded one at a time, whatever the number of threads: decoding takes up to 11 bytes for
+each pixel"""
+
+_turn = {"large": threading.Lock()}
+if hasattr(os, "register_at_fork"):  # another thread may hold it when a worker starts
+    os.register_at_fork(after_in_child=lambda: _turn.update(large=threading.Lock()))
+
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Pillow's notes on damaged metadata name no file. What costs pixels is an error.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -109,14 +121,29 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe or a device may never end
             raise ValueError("a pipe or a device, not a file")
-        with _open(path) as image:
+        with _open(path) as image, decoding(image):
             _check_colours(image)
-            width, height = image.size
-            if max(width, height) > MAX_ASPECT * min(width, height):
-                raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT} times the other")
             yield image
     except Exception as error:  # a damaged image can raise anything
         raise CorruptImageError(path, _reason(path, error)) from error
+
+
+@contextmanager
+def decoding(image: Image.Image) -> Iterator[None]:
+    """Within it, an open image of an acceptable size may be decoded. Large ones wait for their turn.
+
+    Raises:
+        ValueError: its pixels would exhaust memory, or it has none.
+    """
+    width, height = image.size
+    if min(width, height) < 1:
+        raise ValueError(f"{width} x {height} pixels")
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels: more than {MAX_PIXELS:,}, a possible decompression bomb")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT} times the other")
+    with _turn["large"] if width * height > LARGE else nullcontext():
+        yield
 
 
 def load_upright(image: Image.Image) -> None:

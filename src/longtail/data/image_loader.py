@@ -3,15 +3,20 @@
 import atexit
 import multiprocessing
 import os
+import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from longtail.data import color_jitter
 from longtail.data.fast_crop import FileCrop
@@ -28,6 +33,12 @@ Key = tuple[int, int, int]
 Sample = tuple[Tensor, Tensor, int] | InputError
 """Pixels, color changes that are left to the device, label"""
 Samples = tuple[Tensor, Tensor, Tensor]
+
+SHARED_MEMORY = "/dev/shm"
+"""Where Linux keeps the tensors that workers send; 64 MB in a container by default"""
+
+PATIENCE = 600.0
+"""Seconds without a batch after which the workers are given up"""
 
 
 def raise_error(error: InputError) -> None:
@@ -73,6 +84,7 @@ class ImageLoader:
         self._labels = split.labels
         self._on_corrupt_image = on_corrupt_image
         self._keys = _BatchKeys(order)
+        self._has_workers, self._workers, self._gave_up = workers > 0, list[BaseProcess](), False
         self._batches: DataLoader[Sample] = DataLoader(
             _ImageFiles(split, transform, order.seed),
             batch_sampler=self._keys,  # type: ignore[arg-type]  # typed as positions; any key works
@@ -81,6 +93,7 @@ class ImageLoader:
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
             worker_init_fn=_ignore_signals if workers else None,
+            timeout=PATIENCE if workers else 0,
             generator=torch.Generator(),  # or each epoch would draw a number from the global one
         )
 
@@ -93,21 +106,85 @@ class ImageLoader:
         The workers serve one epoch at a time: finish it, or leave it, before the next.
 
         Raises:
-            InputError: an image does not decode, unless ``on_corrupt_image`` handles it.
+            InputError: an image does not decode, unless ``on_corrupt_image`` handles it; or a worker was killed, or
+                nothing came from the workers for `PATIENCE` seconds.
         """
         self._keys.epoch, self._keys.first = epoch, first
         shares_batches = self.shard.size > 1 and not self.shard.full_batches
         all_labels = self.labels(epoch).to(self._device) if shares_batches else None
         samples: Samples | None
-        for batch, (samples, errors) in zip(self._order.batches(first), self._batches, strict=True):
+        for batch, (samples, errors) in zip(self._order.batches(first), self._decoded(), strict=True):
             for error in errors:
                 self._on_corrupt_image(error)
             if samples is None:
                 continue
-            images, changes, labels = (part.to(self._device, non_blocking=True) for part in samples)
+            images, changes, labels = (torch.as_tensor(part).to(self._device, non_blocking=True) for part in samples)
             if all_labels is not None:
                 labels = all_labels[batch.batch]
             yield Batch(self._finish(images, changes), labels, rows_of(batch))
+
+    def _decoded(self) -> Iterator[tuple[Samples | None, list[InputError]]]:
+        """The batches of the `DataLoader`, which itself would wait for ever."""
+        batches: Iterator[Any] | None = None
+        while True:
+            try:
+                with self._waiting():
+                    if batches is None:
+                        others = multiprocessing.active_children()
+                        batches = iter(self._batches)
+                        self._workers += [child for child in multiprocessing.active_children() if child not in others]
+                    batch = next(batches, None)
+            except BaseException as error:
+                for worker in self._workers:
+                    worker.kill()  # a stopped one would be waited for
+                if problem := self._problem(error, is_started=batches is not None):
+                    break
+                raise
+            if batch is None:
+                return
+            yield batch
+        # A new error, see `raise_error`.
+        raise InputError(
+            f"{problem}: memory or shared memory ({SHARED_MEMORY}) is full, or the disk does not answer; reduce "
+            "data.workers (predict: --workers), 0 decodes in the main process"
+        )
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Within it, the death of a worker is an error. torch's handler would raise it anywhere, as within a step."""
+        if not self._has_workers or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGCHLD, self._check_workers) if hasattr(signal, "SIGCHLD") else None
+        # The time limit of `DataLoader` is not for a worker that freezes while it sends.
+        limit = threading.Timer(PATIENCE, self._give_up)
+        limit.daemon = True
+        limit.start()
+        try:
+            self._check_workers()
+            yield
+        finally:
+            limit.cancel()
+            if hasattr(signal, "SIGCHLD"):
+                signal.signal(signal.SIGCHLD, before)
+
+    def _check_workers(self, *signal_and_frame: Any) -> None:
+        if not all(worker.is_alive() for worker in self._workers):
+            raise _WorkerKilledError
+
+    def _problem(self, error: BaseException, is_started: bool) -> str:
+        """Says what is wrong with the workers; empty for other errors."""
+        if isinstance(error, OSError) and not is_started:
+            return f"the processes that decode images cannot start ({error.strerror})"
+        if self._gave_up or str(error).startswith("DataLoader timed out"):
+            return f"no image was decoded for {PATIENCE / 60:g} minutes"
+        is_killed = isinstance(error, _WorkerKilledError | EOFError | ConnectionError)
+        return "a process that decodes images was killed" if is_killed or str(error).startswith("DataLoader w") else ""
+
+    def _give_up(self) -> None:
+        self._gave_up = True
+        for worker in self._workers:
+            worker.kill()
 
     def _finish(self, images: Tensor, changes: Tensor) -> Tensor:
         if not changes.shape[1]:
@@ -124,6 +201,10 @@ class ImageLoader:
     def labels(self, epoch: int) -> Tensor:
         """The labels of an epoch's images in their order: (num_images,), on the CPU."""
         return torch.from_numpy(self._labels)[self._order.draw(epoch).positions]
+
+
+class _WorkerKilledError(RuntimeError):
+    """A worker was killed."""
 
 
 class _ImageFiles(Dataset[Sample]):
@@ -194,7 +275,7 @@ def _ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _collate(samples: list[Sample]) -> tuple[Samples | None, list[InputError]]:
+def _collate(samples: list[Sample]) -> tuple[Any, list[InputError]]:
     """Stacks the images that decode, if any, and collects the errors of the others."""
     errors = [sample for sample in samples if isinstance(sample, InputError)]
     decoded = [sample for sample in samples if not isinstance(sample, InputError)]
@@ -203,4 +284,16 @@ def _collate(samples: list[Sample]) -> tuple[Samples | None, list[InputError]]:
     images, changes, labels = zip(*decoded, strict=True)
     # In the memory order of images: stacking in another order takes four times as long.
     stacked = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
-    return (stacked, torch.stack(changes), torch.tensor(labels)), errors
+    batch = stacked, torch.stack(changes), torch.tensor(labels)
+    worker = get_worker_info()
+    if worker is not None and not _fits_into_shared_memory(2 * worker.num_workers * stacked.nbytes):
+        # Arrays travel through a pipe, which is slower. A tensor that does not fit would be lost.
+        return tuple(part.numpy() for part in batch), errors
+    return batch, errors
+
+
+def _fits_into_shared_memory(size: int) -> bool:
+    try:
+        return shutil.disk_usage(SHARED_MEMORY).free >= size
+    except OSError:  # another system
+        return True

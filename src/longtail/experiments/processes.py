@@ -47,7 +47,7 @@ class JobRunner:
         self.on_finished = on_finished
         self.failed: list[str] = []
         """Names of the jobs that failed"""
-        self._running: dict[int, _Process] = {}
+        self._running: dict[int, _Process | _OrphanedTraining] = {}
         """By slot"""
 
     def check(self) -> None:
@@ -87,7 +87,11 @@ class JobRunner:
                         waiting = [job for job in waiting if not self._start(job, Path(folder))]
                         time.sleep(PAUSE)
                         for slot in [slot for slot, process in self._running.items() if process.poll() is not None]:
-                            signals.asked_to_stop |= self._finish(self._running.pop(slot))
+                            process = self._running.pop(slot)
+                            if isinstance(process, _OrphanedTraining) and not process.job.run.is_finished:
+                                waiting.insert(0, process.job)  # it was stopped: this experiment resumes it
+                            else:
+                                signals.asked_to_stop |= self._finish(process)
                     self._end(signal.SIGTERM)
             except Stopped:
                 logger.info("Stopped; the same command resumes")
@@ -109,6 +113,10 @@ class JobRunner:
         slot = next((slot for slot in range(self.slots) if slot not in self._running), None)
         if slot is None or not all(other.run.is_finished for other in needed):
             return False
+        if job.run.in_use:
+            logger.info("%s: another process trains it; waiting for its end", job.name)
+            self._running[slot] = _OrphanedTraining(job)
+            return True
         how = "resumes" if job.run.progress().epochs else "starts"
         if source is not None:
             try:
@@ -125,7 +133,7 @@ class JobRunner:
         self.failed.append(job.name)
         return True
 
-    def _finish(self, process: "_Process") -> bool:
+    def _finish(self, process: "_Process | _OrphanedTraining") -> bool:
         """Reports the end of a process; returns whether a signal from elsewhere stopped it, such as a scheduler's."""
         job, is_finished = process.job, process.job.run.is_finished
         if process.returncode in (-signal.SIGINT, EXIT_STOPPED) and not is_finished:
@@ -144,6 +152,26 @@ class JobRunner:
             process.send_signal(number)
         for process in self._running.values():
             process.wait()
+
+
+class _OrphanedTraining:
+    """A training of an experiment that was killed. It goes on, and takes the slot until its end."""
+
+    def __init__(self, job: Job):
+        self.job, self.start, self.returncode = job, time.monotonic(), 0
+
+    def poll(self) -> int | None:
+        """Returns None while it is trained."""
+        return None if self.job.run.in_use else self.returncode
+
+    def reason(self) -> str:
+        return ""
+
+    def send_signal(self, number: int) -> None:
+        """Does nothing: it is the process of another experiment."""
+
+    def wait(self) -> None:
+        """Returns at once."""
 
 
 class _Process(subprocess.Popen[bytes]):

@@ -19,7 +19,7 @@ from longtail.reports.tables import ACCURACIES, ReportTable
 from longtail.runs.model_file import load_metadata
 from longtail.runs.run import Run
 from longtail.utils.files import write_atomically
-from longtail.utils.format import duration, macs, percent, pluralize
+from longtail.utils.format import duration, escape, macs, percent, pluralize
 
 COLUMNS = ("row", *ACCURACIES, "ECE", "MACs", "routed", "MACs", "time", "published")
 Numbers = dict[str, float | None]
@@ -102,7 +102,7 @@ def markdown(table: Mapping[str, Any]) -> str:
     several = f"mean ± sample standard deviation over seeds {', '.join(map(str, seeds))}"
     agreeing, compared = agreement(entries)
     paragraphs = [
-        f"# {table['title']}",
+        f"# {escape(table['title'], 1000)}",
         f"Test accuracy in %, {several if len(seeds) > 1 else f'one run, seed {seeds[0]}'}. `{table['command']}`",
         f"{'; '.join(dict.fromkeys(map(_machine, table['environments'])))}. MACs: multiply-accumulates for one image, "
         "with all experts and routed. ECE: expected calibration error. Published: overall (many/medium/few).",
@@ -153,7 +153,7 @@ def _published(entry: Mapping[str, Any]) -> str:
 def _described(entry: Mapping[str, Any]) -> str:
     changed = _listed(entry["settings"])
     note = f"; {entry['note']}" if entry["note"] else ""
-    return f"- {entry['name']}: `{entry['recipe']}`{f' with {changed}' if changed else ''}{note}"
+    return f"- {escape(entry['name'])}: `{entry['recipe']}`{f' with {changed}' if changed else ''}{note}"
 
 
 def _listed(settings: Settings) -> str:

@@ -8,12 +8,21 @@ from torch import Tensor
 from longtail.utils.errors import InputError
 
 
+def _checked(class_counts: Sequence[int]) -> Tensor:
+    """Returns the counts as (C,) float64. All constants below are infinite or NaN for a class without images."""
+    counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    if not (counts > 0).all():
+        label = int((~(counts > 0)).nonzero()[0])
+        raise InputError(f"class {label} has {counts[label]:g} training images; every class needs at least one")
+    return counts
+
+
 def ldam_margins(class_counts: Sequence[int], max_margin: float = 0.5) -> Tensor:
     """Returns the margin of each class: (C,). It is proportional to n^(-1/4), and ``max_margin`` for the rarest class.
 
     LDAM (Cao et al., 2019), section 3.1.
     """
-    margins = torch.as_tensor(class_counts, dtype=torch.float64) ** -0.25
+    margins = _checked(class_counts) ** -0.25
     return (margins * (max_margin / margins.max())).float()
 
 
@@ -26,7 +35,7 @@ def effective_number_weights(class_counts: Sequence[int], beta: float = 0.9999) 
         >>> effective_number_weights([500, 120, 9])
         tensor([0.0506, 0.2068, 2.7426])
     """
-    counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    counts = _checked(class_counts)
     weights = (1 - beta) / (1 - beta**counts)
     return (weights / weights.mean()).float()
 
@@ -40,7 +49,7 @@ def class_temperatures(class_counts: Sequence[int], spread: float = 0.05) -> Ten
     Raises:
         InputError: the spread is so large that a temperature would be 0 or less.
     """
-    counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    counts = _checked(class_counts)
     temperatures = len(counts) * counts / counts.sum() * spread + 1 - spread
     if not (temperatures > 0).all():
         raise InputError(f"temperature spread {spread}: too large for these class counts, a temperature would be <= 0")
@@ -49,7 +58,7 @@ def class_temperatures(class_counts: Sequence[int], spread: float = 0.05) -> Ten
 
 def log_prior(class_counts: Sequence[int]) -> Tensor:
     """Returns the logarithm of each class's share of the training images: (C,)."""
-    counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    counts = _checked(class_counts)
     return (counts / counts.sum()).log().float()
 
 

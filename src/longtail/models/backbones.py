@@ -160,7 +160,7 @@ def _pretrained_weights(name: str, source: bool | str | Path, options: Mapping[s
     try:
         if source is not True:
             # Read here, because for some networks timm expects a file of another format.
-            weights = timm.models.load_state_dict(str(source), weights_only=True)
+            weights = _read_weights(str(source))
         local = {} if weights is None else {"pretrained_cfg_overlay": {"state_dict": weights}}
         network = timm.create_model(name, pretrained=True, num_classes=0, **local, **options)
     except Exception as error:  # the type depends on the hub, the file and the network
@@ -171,6 +171,14 @@ def _pretrained_weights(name: str, source: bool | str | Path, options: Mapping[s
             hint = f"; without internet access, use a file of weights instead of true, or the backbone {offline}"
         raise InputError(f"pretrained weights of {name} cannot be loaded ({reason}){hint}") from error
     return network.state_dict()  # type: ignore[no-any-return]
+
+
+def _read_weights(path: str) -> Mapping[str, Tensor]:
+    try:
+        weights: Mapping[str, Tensor] = timm.models.load_state_dict(path, weights_only=True)
+    except Exception as error:  # whatever the bytes lead to
+        raise InputError(f"'{path}' is not a file of weights, as torch.save or safetensors write them") from error
+    return weights
 
 
 def _needs_image_size(name: str) -> bool:

@@ -19,6 +19,7 @@ from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
 from longtail.runs.run import PREDICTIONS_FILE
 from longtail.utils.console import show
+from longtail.utils.csv_lines import path_cell
 from longtail.utils.ensembles import ensemble
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def _predictions(
     best = (_best(ensemble(block, outputs.average), outputs.temperature) for block in blocks)
     predicted = (pair for block in best for pair in zip(*map(Tensor.tolist, block), strict=True))
     for path, label, (prediction, probability) in zip(paths, outputs.labels.tolist(), predicted, strict=True):
-        yield os.path.relpath(path, root), class_names[label], class_names[prediction], f"{probability:.6g}"
+        yield path_cell(os.path.relpath(path, root)), class_names[label], class_names[prediction], f"{probability:.6g}"
 
 
 def _best(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

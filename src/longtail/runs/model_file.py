@@ -1,12 +1,13 @@
 """Model files: weights with the metadata needed to use them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from torch import Tensor
 
 from longtail.data.sources.image_files import is_printable
 from longtail.data.transforms import Interpolation
@@ -64,12 +65,21 @@ class ModelMetadata:
     """Goal for which the router's threshold was chosen on validation images; empty if it was set"""
 
 
-def save_model(path: str | Path, model: MultiExpert, metadata: ModelMetadata) -> None:
+def save_model(
+    path: str | Path, model: MultiExpert, metadata: ModelMetadata, before: Callable[[], None] = lambda: None
+) -> None:
     """Writes weights and metadata. The file is replaced as a whole: a crash leaves the old one or the new one.
 
+    Args:
+        path: of the file.
+        model: on any device.
+        metadata: of the model.
+        before: called when the new file is complete on the disk, before it replaces an earlier one.
+
     Raises:
-        InputError: the disk is full or the folder is not writable.
+        InputError: the disk is full or the folder is not writable; or a weight is NaN or infinite.
     """
+    _check_finite(Path(path), model.state_dict(), "use a lower learning rate or a longer warm-up")
     architecture = dict(metadata.architecture)
     if model.average != "logits":
         architecture["average"] = model.average
@@ -77,7 +87,7 @@ def save_model(path: str | Path, model: MultiExpert, metadata: ModelMetadata) ->
         architecture["temperature"] = model.temperature
     if model.router is not None:
         architecture["router"] = model.router.options
-    write_tensors(Path(path), model.state_dict(), asdict(replace(metadata, architecture=architecture)))
+    write_tensors(Path(path), model.state_dict(), asdict(replace(metadata, architecture=architecture)), before=before)
 
 
 def load_model_file(path: Path) -> tuple[MultiExpert, ModelMetadata]:
@@ -88,6 +98,7 @@ def load_model_file(path: Path) -> tuple[MultiExpert, ModelMetadata]:
     """
     metadata = load_metadata(path)
     tensors, _ = read_tensors(path)
+    _check_finite(path, tensors, "train the model again")
     try:
         experts = metadata.architecture.get("num_experts", 3)
         heads = sum(name.startswith("heads.") and name.endswith(".weight") for name in tensors)
@@ -136,6 +147,13 @@ def model_path(source: str | Path) -> Path:
     """The model file of a run folder, or the file itself."""
     path = Path(source)
     return path / MODEL_FILE if path.is_dir() else path
+
+
+def _check_finite(path: Path, tensors: Mapping[str, Tensor], advice: str) -> None:
+    """The loss alone does not show what the last update does."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise InputError(f"{path}: '{name}' holds NaN or infinite numbers, so training diverged; {advice}")
 
 
 def _mismatch(path: Path, error: Exception) -> InputError:

@@ -1,25 +1,24 @@
 """The run folder: what training writes, and everything later reads."""
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from longtail.config.recipes import load_recipe, to_yaml
 from longtail.config.schema import Config
 from longtail.data.corrupt_images import SKIPPED_FILE, CorruptImage, from_text, to_text
 from longtail.models.multi_expert import MultiExpert
 from longtail.runs.model_file import MODEL_FILE, ModelMetadata, load_metadata, load_model_file, save_model
+from longtail.utils.csv_lines import csv_line
 from longtail.utils.errors import InputError
 from longtail.utils.files import UNFINISHED, write_atomically
+from longtail.utils.locks import LOCK_FILE, acquire_lock, is_locked
 
-LOCK_FILE = ".lock"
 PREDICTIONS_FILE = "predictions.csv"
 ADJUSTED_RESULTS = ("prior.json", "label_shift.json", "label_shift.md")
 """Further results of `longtail evaluate`"""
@@ -155,7 +154,15 @@ class Run:
         """How far the run is."""
         if not self.model_path.is_file():
             return Progress()
-        metadata, config = load_metadata(self.model_path), self.config
+        config = self.config
+        try:
+            metadata = load_metadata(self.model_path)
+        except InputError as error:
+            if self.checkpoint_path("experts").is_file():
+                return Progress()  # training resumes from there, and replaces the damaged model
+            raise InputError(
+                f"{error}; if you remove it, 'longtail train --resume' trains the experts again"
+            ) from error
         # The history is written after the model of an epoch.
         is_recorded = self.is_converted or len(self.history()) >= config.training.epochs
         has_experts = metadata.epoch >= config.training.epochs and is_recorded
@@ -181,10 +188,9 @@ class Run:
         if not self.writes:
             yield
             return
-        lock = FileLock(self.folder / LOCK_FILE)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
+            lock = acquire_lock(self.folder)
         except Timeout as error:
             raise InputError(f"'{self.folder}' is in use by another longtail process; wait, or stop it") from error
         except OSError as error:
@@ -198,10 +204,18 @@ class Run:
                 with suppress(OSError):
                     (self.folder / LOCK_FILE).unlink()
                     self.folder.rmdir()
-            lock.release()
+            if lock is not None:
+                lock.release()
 
-    def start(self, config: Config, environment: dict[str, Any]) -> None:
-        """Writes what is known before training.
+    @property
+    def in_use(self) -> bool:
+        """Whether another process writes to the folder."""
+        return is_locked(self.folder)
+
+    def start(
+        self, config: Config, environment: dict[str, Any], model: tuple[MultiExpert, ModelMetadata] | None = None
+    ) -> None:
+        """Writes what is known before training, and a converted model with its metadata.
 
         Raises:
             InputError: another run has taken the folder meanwhile.
@@ -211,6 +225,8 @@ class Run:
         try:
             self.write_json("environment.json", environment)
             self.write_history([])
+            if model is not None:
+                self.save_model(*model)
             self.write_config(config)  # last: a folder with settings is a run
         except InputError:  # the disk is full
             self.discard()
@@ -218,7 +234,7 @@ class Run:
 
     def discard(self) -> None:
         """Removes what `start` wrote."""
-        for name in ("config.yaml", "environment.json", "metrics.jsonl", SKIPPED_FILE):
+        for name in ("config.yaml", "environment.json", "metrics.jsonl", MODEL_FILE, SKIPPED_FILE):
             (self.folder / name).unlink(missing_ok=True)
         with suppress(OSError):  # it may hold other files
             self.folder.rmdir()
@@ -233,10 +249,12 @@ class Run:
         for path in self.folder.glob("checkpoint-*.safetensors") if self.writes else ():
             path.unlink(missing_ok=True)
 
-    def save_model(self, model: MultiExpert, metadata: ModelMetadata) -> None:
-        """Replaces the model."""
+    def save_model(
+        self, model: MultiExpert, metadata: ModelMetadata, before: Callable[[], None] = lambda: None
+    ) -> None:
+        """Replaces the model. ``before`` is called when the new one is complete on the disk."""
         if self.writes:
-            save_model(self.model_path, model, metadata)
+            save_model(self.model_path, model, metadata, before)
 
     def write_config(self, config: Config) -> None:
         """Replaces the settings."""
@@ -258,9 +276,7 @@ class Run:
     def write_csv(self, name: str, rows: Iterable[Sequence[object]]) -> None:
         """Writes a CSV file; file names in it may hold bytes that are not text."""
         if self.writes:
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows(rows)
-            self._write(name, text.getvalue().encode(errors="surrogateescape"))
+            self._write(name, "".join(map(csv_line, rows)).encode(errors="surrogateescape"))
 
     def _write(self, name: str, content: bytes) -> None:
         if self.writes:

@@ -1,9 +1,10 @@
 """The device, its precision, and a record of the machine."""
 
+import logging
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
@@ -12,6 +13,8 @@ import torch
 
 from longtail.runtime.distributed import SINGLE_PROCESS, Group
 from longtail.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 Precision = Literal["float32", "bf16", "fp16"]
 
@@ -84,6 +87,18 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def warn_slow_precision(device: torch.device, precision: Precision) -> None:
+    """Warns if a processor computes a precision without instructions for it."""
+    instructions = {"bf16": ("avx512_bf16", "amx_bf16", "bf16"), "fp16": ("avx512_fp16", "amx_fp16", "fphp")}
+    if device.type != "cpu" or precision == "float32":
+        return
+    flags = _processor_flags()
+    if flags and not flags.intersection(instructions[precision]):
+        logger.warning(
+            "This processor has no instructions for %s, which is several times slower here than float32", precision
+        )
+
+
 def environment(device: torch.device, num_processes: int) -> dict[str, Any]:
     """Returns command, versions and hardware, JSON-ready."""
     packages = ("longtail", "torchvision", "numpy", "scikit-learn", "pillow", "safetensors")
@@ -98,6 +113,15 @@ def environment(device: torch.device, num_processes: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "packages": {name: version(name) for name in packages} | {"torch": torch.__version__},
     }
+
+
+def _processor_flags() -> set[str]:
+    """What the processor can do; empty if the system does not say."""
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
+        for line in lines:
+            if line.startswith(("flags", "Features")):
+                return set(line.partition(":")[2].split())
+    return set()
 
 
 def _processor() -> str:

@@ -20,8 +20,11 @@ from longtail.runtime.shard import Shard
 from longtail.utils.console import mute
 from longtail.utils.errors import InputError
 
-TIMEOUT = timedelta(hours=2)
-"""How long a process waits for the others, which may check a million images; if one ends, they notice at once."""
+TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others within a step or an evaluation; if one ends, they notice at once"""
+
+PATIENCE = timedelta(hours=2)
+"""How long they wait for the first process, which may download data or check a million images"""
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables by which torchrun tells a process its rank"""
@@ -87,10 +90,13 @@ class Group:
 
     def all_reduce_max(self, number: int) -> int:
         """Returns the largest of the processes' numbers."""
+        return self._all_reduce_max(number, _groups.steps)
+
+    def _all_reduce_max(self, number: int, group: Any) -> int:
         if self.size == 1:
             return number
         numbers = torch.tensor(number)  # on the CPU, which does not wait for a GPU
-        dist.all_reduce(numbers, dist.ReduceOp.MAX)
+        dist.all_reduce(numbers, dist.ReduceOp.MAX, group=group)
         return int(numbers)
 
     def broadcast(self, tensors: Iterable[Tensor], source: int = 0) -> None:
@@ -104,7 +110,7 @@ class Group:
         if self.size == 1:
             return text
         texts = [text]
-        dist.broadcast_object_list(texts)
+        dist.broadcast_object_list(texts, group=_groups.patient)
         return texts[0]
 
     def barrier(self) -> None:
@@ -115,10 +121,10 @@ class Group:
     def main_first(self) -> Iterator[None]:
         """Runs the block in the first process, then in the others: the first one may download what they read."""
         if not self.is_main:
-            self.barrier()
+            self._all_reduce_max(0, _groups.patient)
         yield
         if self.is_main:
-            self.barrier()
+            self._all_reduce_max(0, _groups.patient)
 
 
 SINGLE_PROCESS = Group()
@@ -164,7 +170,8 @@ def init_distributed(device: str) -> Iterator[Group]:
             raise OtherProcessError from error
         raise InputError(
             f"process {group.rank} of {group.size} lost the connection to another process, which ended without an "
-            "error message (killed, or out of memory); the same command resumes from the last checkpoint"
+            f"error message (killed, or out of memory) or did not answer for {TIMEOUT.seconds / 60:g} minutes; the "
+            "same command resumes from the last checkpoint"
         ) from error
     group.barrier()
     _exit.together = True
@@ -176,9 +183,23 @@ def _join(device: str) -> None:
     _check(device, on_gpu, local)
     if on_gpu:
         torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    # NCCL ends the process when its time is over, without a line; so it waits longer than the others.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=1.5 * TIMEOUT if on_gpu else TIMEOUT)
+    _groups.steps = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    _groups.patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     # At exit, not at the end of each command: processes cannot join twice.
     atexit.register(_leave, on_gpu)
+
+
+@dataclass
+class _Groups:
+    """Process groups of all processes that differ in how long they wait. None: the default one."""
+
+    steps: Any = None
+    patient: Any = None
+
+
+_groups = _Groups()
 
 
 @dataclass

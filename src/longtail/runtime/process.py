@@ -1,7 +1,9 @@
 """This process: the signals that ask it to stop, and the processors that it may use."""
 
+import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -22,16 +24,26 @@ SECOND_SIGNAL = 1.0
 """Seconds after which another Ctrl-C counts as a second one"""
 
 
+GRACE = 20.0
+"""Seconds after a signal in which a training must come to a point where it can be saved; schedulers kill after 30"""
+
+
 class Stopped(KeyboardInterrupt):  # not an error: a signal asked for it
     """Training stopped between two steps because a signal asked for it; its state is saved."""
 
 
 class Signals:
-    """Turns signals into KeyboardInterrupt or, within `postponed`, into the flag ``asked_to_stop``."""
+    """Turns signals into KeyboardInterrupt or, within `postponed`, into the flag ``asked_to_stop``.
 
-    def __init__(self) -> None:
+    Args:
+        grace: seconds after the first signal until the process ends with `EXIT_STOPPED`, unless `answered` is called.
+            It may hang where Python runs no handler, such as in a call that waits for another process. None: no limit.
+    """
+
+    def __init__(self, grace: float | None = None) -> None:
         self.asked_to_stop = False
-        self._postponing = False
+        self._grace, self._answered, self._is_watched = grace, threading.Event(), False
+        self._postponing = self._interruptible = False
         self._first = 0.0
         self._terminals: list[int] = []
 
@@ -47,10 +59,43 @@ class Signals:
         self._terminals = [output for output in (1, 2) if os.isatty(output)]
         before = {number: signal.signal(number, self._handle) for number in filter(_is_ours, STOPPING)}
         try:
-            yield self
+            with self._watched(set(before)):
+                yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def answered(self) -> None:
+        """Says that the signal is obeyed; saving may take its time."""
+        self._answered.set()
+
+    @contextmanager
+    def _watched(self, numbers: set[int]) -> Iterator[None]:
+        """Within it, a thread sees the signals even while the main thread hangs."""
+        if self._grace is None or self._is_watched:
+            yield
+            return
+        self._is_watched = True
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(reader, numbers), daemon=True).start()
+        try:
+            yield
+        finally:
+            self.answered()
+            self._is_watched = False
+            signal.set_wakeup_fd(before)
+            writer.close()
+
+    def _watch(self, reader: socket.socket, numbers: set[int]) -> None:
+        with reader:
+            while number := reader.recv(1):
+                if number[0] in numbers and not self._answered.wait(self._grace):
+                    for child in multiprocessing.active_children():
+                        child.kill()
+                    os.write(2, b"longtail: stopped while waiting; the same command resumes from the last checkpoint\n")
+                    os._exit(EXIT_STOPPED)
 
     @contextmanager
     def postponed(self) -> Iterator[None]:
@@ -67,6 +112,21 @@ class Signals:
         if self.asked_to_stop:
             raise Stopped
 
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Within it, a signal interrupts at once, also within `postponed`: nothing is half-done here.
+
+        Raises:
+            KeyboardInterrupt: a signal came, here or before.
+        """
+        self._interruptible = True
+        try:
+            if self.asked_to_stop:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._interruptible = False
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == HANG_UP:
             self._redirect_output()
@@ -81,6 +141,9 @@ class Signals:
         self.asked_to_stop, self._first = True, now
         if number == signal.SIGINT and sys.stderr.isatty():
             os.write(2, b"\nStopping after this step; Ctrl-C again stops at once.\n")  # print is not safe in a handler
+        if self._interruptible:
+            self._interruptible = False  # once
+            raise KeyboardInterrupt
 
     def _redirect_output(self) -> None:
         """Redirects output: writing to a closed terminal is an error, which would come before the training is saved."""

@@ -2,17 +2,19 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from longtail.config.recipes import same_fingerprint
+from longtail.data.loaders import Batch
 from longtail.runs.context import RunContext
 from longtail.runtime.distributed import SINGLE_PROCESS, Group
 from longtail.runtime.process import Signals, Stopped
-from longtail.training.state import TrainingState
+from longtail.training.state import Position, TrainingState
 from longtail.utils.errors import InputError
 from longtail.utils.files import read_tensors, write_tensors
 
@@ -82,7 +84,7 @@ class Checkpoint:
             try:
                 state.restore(*self._saved)
             except InputError as error:
-                raise InputError(f"{self.path}: {error}") from error
+                raise self._unusable(self.path, str(error)) from error
             self._saved = None  # frees its memory
         self.group.barrier()  # before the file may be replaced
 
@@ -94,11 +96,40 @@ class Checkpoint:
         """
         due = time.perf_counter() - self._last >= self.every
         action = self.group.all_reduce_max(2 if self.signals.asked_to_stop else int(due))
+        if action == 2:
+            self.signals.answered()
         if action:
             self.save(state)
         if action == 2:
             self.group.barrier()  # a process that ends early would end the others while they write
             raise Stopped
+
+    def saving(self, batches: Iterator[Batch], state: TrainingState) -> Iterator[Batch]:
+        """Yields the batches of an epoch; saves if loading fails, or if a signal comes while a batch is waited for.
+
+        Several processes only save together, after a step; there the last checkpoint remains.
+
+        Raises:
+            Stopped: a signal asked for it.
+        """
+        alone, batches = self.group.size == 1, iter(batches)
+        while True:
+            try:
+                with self.signals.interruptible() if alone else nullcontext():
+                    batch = next(batches, None)
+            except KeyboardInterrupt as error:
+                self.signals.answered()
+                if alone:
+                    self.save(state)
+                raise Stopped from error
+            except Exception as error:
+                if alone and (state.position.step or state.position.epoch > 1):  # there is work to save
+                    self.save(state)
+                    logger.info("The training is saved; it can be resumed")
+                raise error from None
+            if batch is None:
+                return
+            yield batch
 
     def save(self, state: TrainingState) -> None:
         """Saves now; all processes take part.
@@ -125,20 +156,25 @@ class Checkpoint:
                 continue
             try:
                 tensors, values = read_tensors(path)
-                saved, _ = values["settings"], values["position"]["records"]
+                saved = values["settings"]
             except (InputError, KeyError, TypeError) as error:
                 self._is_damaged |= path == self.path
                 reason = str(error) if isinstance(error, InputError) else f"{path}: not a checkpoint"
                 logger.warning("%s; ignored", reason)
                 continue
             if saved == self.settings or matches(saved, self.settings):
+                try:
+                    Position.parse(values)
+                except InputError as error:
+                    raise self._unusable(path, str(error)) from error
                 return tensors, values
             if strict:
-                raise InputError(
-                    f"{path}: was saved with other settings or other training images; restore these, or remove "
-                    f"{self.path.name} and {self.previous.name} to start again"
-                )
+                raise self._unusable(path, "was saved with other settings or other training images; restore these")
         return None
+
+    def _unusable(self, path: Path, reason: str) -> InputError:
+        names = f"{self.path.name} and {self.previous.name}"
+        return InputError(f"{path}: {reason}, or remove {names} to start again")
 
 
 def stage_checkpoint(context: RunContext, stage: str, strict: bool = True) -> Checkpoint:

@@ -19,13 +19,12 @@ from longtail.models.initialisation import skip_init
 from longtail.models.multi_expert import MultiExpert
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
-from longtail.runs.run import ADJUSTED_RESULTS
 from longtail.training.checkpoint import Checkpoint, stage_checkpoint
-from longtail.training.frozen_stage import train_on_frozen
+from longtail.training.frozen_stage import TrainedStage, train_on_frozen
 from longtail.training.tasks import TrainHeads
 from longtail.utils.ensembles import Average, ensemble
 from longtail.utils.errors import InputError
-from longtail.utils.files import read_tensors, write_tensors
+from longtail.utils.files import read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +57,8 @@ class Source(NamedTuple):
 
 def train_classifier(
     context: RunContext, model: MultiExpert, metadata: ModelMetadata, val_loader: Loader | None
-) -> ModelMetadata:
-    """Replaces the heads of a trained model as the settings ask, and saves it in the run. Trunk and branches stay.
+) -> TrainedStage:
+    """Replaces the heads of a trained model as the settings ask. Trunk and branches stay.
 
     New heads are always made from the experts' own heads, of which the run keeps a copy. Method none restores these. A
     router is removed, because it was trained on the outputs of other heads.
@@ -70,39 +69,31 @@ def train_classifier(
         metadata: of the model.
         val_loader: images for the choice of tau, if the settings ask for it.
 
-    Returns:
-        The new metadata.
-
     Raises:
         InputError: the experts' own heads are missing; or a class has no images.
     """
-    start, run, method = time.perf_counter(), context.run, context.config.classifier.method
+    start, method = time.perf_counter(), context.config.classifier.method
+    had_own_heads = not metadata.classifier
     metadata = _restore_own_heads(context, model, metadata)
     model.eval()
     model.router, model.temperature = None, 1.0  # both are for the outputs of other heads
     checkpoint = stage_checkpoint(context, "classifier", strict=False)
-    if method != "none":
-        source = Source(context, model, val_loader, checkpoint, _head_arguments(metadata.architecture))
-        heads, info = METHODS[method](source)
-        model.heads = nn.ModuleList(heads).to(context.runtime.device).eval()
-        architecture = {**metadata.architecture, **head_options(context.config.classifier, context.config.model.scale)}
-        metadata = replace(metadata, architecture=architecture, classifier=method)
-        run.write_json("classifier.json", {"method": method, "seconds": time.perf_counter() - start, **info})
-    run.remove("results.json", "router.json", *ADJUSTED_RESULTS)  # of the model with the earlier heads
-    run.save_model(model, metadata)  # last: its metadata mark the stage as complete
-    checkpoint.remove()
     if method == "none":
-        context.runtime.group.barrier()  # until all processes have read the heads
-        run.remove("classifier.json", run.heads_path.name)
-    return metadata
+        return TrainedStage(metadata, {"method": method}, checkpoint)
+    kind = _head_arguments(metadata.architecture)
+    own_heads = (model.heads.state_dict(), kind) if had_own_heads else None
+    heads, info = METHODS[method](Source(context, model, val_loader, checkpoint, kind))
+    model.heads = nn.ModuleList(heads).to(context.runtime.device).eval()
+    architecture = {**metadata.architecture, **head_options(context.config.classifier, context.config.model.scale)}
+    metadata = replace(metadata, architecture=architecture, classifier=method)
+    record = {"method": method, "seconds": time.perf_counter() - start, **info}
+    return TrainedStage(metadata, record, checkpoint, own_heads)
 
 
 def _restore_own_heads(context: RunContext, model: MultiExpert, metadata: ModelMetadata) -> ModelMetadata:
-    """Gives the model the experts' own heads, and makes sure that the run keeps a copy of them."""
+    """Gives the model the experts' own heads."""
     path = context.run.heads_path
     if not metadata.classifier:
-        if context.run.writes:
-            write_tensors(path, model.heads.state_dict(), _head_arguments(metadata.architecture))
         return replace(metadata, threshold_for="")
     if not path.is_file():
         raise InputError(f"{path} is missing: it held the experts' own classifiers, from which other ones are made")

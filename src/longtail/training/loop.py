@@ -99,7 +99,9 @@ def fit(
         task.train()
         if now.step:
             rate = learning_rate(epoch - 1 + (now.step - 1) / steps)  # for the metrics, if no step is left
-        for step, batch in enumerate(loader.epoch(epoch, now.step), start=now.step):
+        batches = loader.epoch(epoch, now.step)
+        batches = batches if checkpoint is None else checkpoint.saving(batches, state)
+        for step, batch in enumerate(batches, start=now.step):
             rate = learning_rate(epoch - 1 + step / steps)
             for parameters in optimizer.param_groups:
                 parameters["lr"] = rate * parameters.get("lr_scale", 1.0)

@@ -12,23 +12,20 @@ from longtail.models.multi_expert import MultiExpert, create_router
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
 from longtail.training.checkpoint import stage_checkpoint
-from longtail.training.frozen_stage import train_on_frozen
+from longtail.training.frozen_stage import TrainedStage, train_on_frozen
 from longtail.training.tasks import TrainRouter
 
 
 def train_router(
     context: RunContext, model: MultiExpert, metadata: ModelMetadata, val_loader: Loader | None
-) -> ModelMetadata:
-    """Trains a new router for a model and saves it in the run. Nothing but the router changes.
+) -> TrainedStage:
+    """Trains a new router for a model. Nothing but the router changes.
 
     Args:
         context: of the run.
         model: on the device.
         metadata: of the model.
         val_loader: images for the choice of the threshold, if the settings ask for it.
-
-    Returns:
-        The new metadata.
 
     Raises:
         InputError: the model has a single expert.
@@ -47,11 +44,7 @@ def train_router(
         assert val_loader is not None
         outputs = collect_outputs(model, val_loader, context.runtime.group)
         metadata = set_threshold(model, metadata, outputs, budget, drop)
-    context.run.write_json("router.json", {"seconds": time.perf_counter() - start, "epochs": records})
-    context.run.remove("results.json")  # of the model without this router
-    context.run.save_model(model, metadata)  # last: a model with a router marks the stage as complete
-    checkpoint.remove()
-    return metadata
+    return TrainedStage(metadata, {"seconds": time.perf_counter() - start, "epochs": records}, checkpoint)
 
 
 def set_threshold(

@@ -9,6 +9,9 @@ from collections.abc import Callable
 
 from rich.console import Console, RenderableType
 
+_DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Classes of characters that change the direction of the text after them"""
+
 _state = {"console": Console(quiet=True)}
 
 
@@ -41,9 +44,13 @@ def mute() -> None:
 
 
 def printable(text: str) -> str:
-    """The text with control characters made visible: file names may hold what would colour or clear a terminal."""
+    """The text with control characters made visible: file names may colour or clear a terminal, or reverse its text."""
     escape: Callable[[str], str] = lambda c: ascii(c)[1:-1]  # noqa: E731
-    return "".join(escape(c) if unicodedata.category(c) in ("Cc", "Cs") and c != "\n" else c for c in text)
+    return "".join(escape(c) if _is_control(c) and c != "\n" else c for c in text)
+
+
+def _is_control(c: str) -> bool:
+    return unicodedata.category(c) in ("Cc", "Cs") or unicodedata.bidirectional(c) in _DIRECTIONS
 
 
 class _ConsoleHandler(logging.Handler):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,6 +28,16 @@ _ZEROS = "0" * 64
 _CHUNK = 2**20
 
 
+def check_regular(path: Path) -> None:
+    """Checks that a path is not a pipe or a device, which may never end. A missing file is left to who reads it.
+
+    Raises:
+        InputError: it is one.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path}: is a pipe or a device; it must be a file")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file under another name and then renames it, so that a crash leaves the old or the new file, complete.
 
@@ -40,7 +50,11 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], keep: Path | None = None
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    keep: Path | None = None,
+    before: Callable[[], None] = lambda: None,
 ) -> None:
     """Writes a safetensors file with metadata and a checksum, as safely as `write_atomically`.
 
@@ -49,12 +63,14 @@ def write_tensors(
         tensors: on any device.
         metadata: values that JSON can hold.
         keep: new path of an earlier file; None: the earlier file is replaced.
+        before: called when the new file is complete on the disk, before it replaces the earlier one. If it raises an
+            error, the earlier file is unchanged.
 
     Raises:
         InputError: as `write_atomically`.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with _replacing(path, keep) as temporary:
+    with _replacing(path, keep, before) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # that of other new files; safetensors makes its files private
         save_file(plain, temporary, {METADATA_KEY: json.dumps({CHECKSUM: _ZEROS, **metadata})})
@@ -92,6 +108,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
@@ -103,11 +120,12 @@ def _open(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 
 @contextmanager
-def _replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
+def _replacing(path: Path, keep: Path | None = None, before: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Yields another path to write to, which replaces ``path`` at the end."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         yield temporary
+        before()
         if keep is not None and path.exists():
             path.replace(keep)
         temporary.replace(path)

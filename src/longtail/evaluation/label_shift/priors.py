@@ -1,4 +1,4 @@
-"""Class shares of the images to classify, from a file. NumPy only."""
+"""Class shares of the images to classify, from a file."""
 
 import json
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtail.utils.errors import InputError, did_you_mean
+from longtail.utils.files import check_regular
 
 UNIFORM = "uniform"
 
@@ -26,6 +27,7 @@ def read_prior(source: str | Path, class_names: Sequence[str]) -> NDArray[np.flo
     """
     if str(source) == UNIFORM:
         return np.full(len(class_names), 1 / len(class_names))
+    check_regular(Path(source))
     try:
         text = Path(source).read_text(encoding="utf-8")
         values: Any = json.loads(text) if text.lstrip()[:1] in ("[", "{") else text.split()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from longtail.utils.errors import InputError
+from longtail.utils.files import check_regular
 
 OLD_FORMAT = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 """First bytes of files of PyTorch before 1.6"""
@@ -51,6 +52,7 @@ def read_original(path: Path) -> OriginalCheckpoint:
         InputError: the file is missing, damaged, of another kind, or asks for a function or class that no checkpoint
             needs.
     """
+    check_regular(path)
     try:
         with path.open("rb") as file:
             start = file.read(32)

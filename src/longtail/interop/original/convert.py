@@ -69,7 +69,9 @@ def convert(file: str | Path, output: str | Path) -> Run:
         InputError: the file cannot be read or is not such a checkpoint, or ``output`` exists already.
     """
     file = Path(file)
-    run = new_run(file.stem, output)
+    run = Run(output)
+    is_continued = not run.config_path.exists() and run.environment().get("converted_from") == str(file)
+    run = run if is_continued else new_run(file.stem, output)  # it was killed
     checkpoint = read_original(file)
     try:
         model, architecture = load_original(checkpoint.state_dict)
@@ -86,8 +88,8 @@ def convert(file: str | Path, output: str | Path) -> Run:
         raise InputError(f"{source}: {error}") from error
     origin = {"converted_from": str(file), "converted_class": checkpoint.arch}
     with run.lock():
-        run.start(config, environment(torch.device("cpu"), 1) | origin)
-        run.save_model(model, _metadata(config.data, architecture, checkpoint.epoch))
+        metadata = _metadata(config.data, architecture, checkpoint.epoch)
+        run.start(config, environment(torch.device("cpu"), 1) | origin, (model, metadata))
     return run
 
 
