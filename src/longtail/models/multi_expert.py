@@ -218,7 +218,8 @@ def create_model(
         router: ``{}`` adds a router with default options. The options are ``top_choices``, ``hidden``, ``shared`` and
             ``threshold`` of `longtail.models.router.Router`.
         average: what the ensemble averages, ``"logits"`` or ``"probabilities"``.
-        options: of the network's constructor in timm, such as ``drop_path_rate``.
+        options: of `longtail.models.backbones.backbone` (``absolute_position``) or of the network's constructor in
+            timm, such as ``drop_path_rate``.
 
     Raises:
         InputError: an argument is out of range or unknown.
