@@ -129,6 +129,7 @@ def test_published_settings_of_the_large_recipes():
         assert (augmentation.crop, augmentation.flip, augmentation.rotation) == ("resized", True, 0)
         assert augmentation.color_jitter == jitter
         assert (config.data.image_size, config.data.resize, config.model.num_experts) == (224, 256, 3)
+        assert config.router.top_choices == (30 if "resnet10-" in name else 50)
     for name, (experts, decay, drop_path, after, head) in {
         "imagenet-lt-swin-tiny-ride": (3, 0.2, 0.2, 241, "cosine"),
         "imagenet-lt-swin-tiny-ride-2": (2, 0.2, 0.2, 241, "cosine"),
