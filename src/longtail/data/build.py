@@ -160,6 +160,13 @@ class LoaderFactory:
         split = self.dataset.train
         return self._augmented(split, self._order(split, batch_size, self.runtime.group.eval_shard, shuffle=True))
 
+    def balanced(self, batch_size: int) -> Loader:
+        """Class-balanced draws of the training images, augmented but not mixed: this process's share of every batch."""
+        split = self.dataset.train
+        sampler = LongTailSampler(split.labels, "class-balanced")
+        order = self._order(split, batch_size, self.runtime.group.shard, shuffle=True, sampler=sampler)
+        return self._augmented(split, order)
+
     def views(self, split: ImageSplit, batch_size: int, flip: bool = True) -> Loader:
         """Images in their own order, augmented as for training, anew in each epoch; full batches.
 
