@@ -198,7 +198,9 @@ def test_evaluation_with_known_classes(file, tmp_path, monkeypatch, no_plots):
     run = convert(file, tmp_path / "run")
     monkeypatch.setattr("longtail.api.load_data", lambda *arguments: few_images(100, CLASS_NAMES["cifar100"]))
     config = replace(run.config, device="cpu")
-    with pytest.raises(InputError, match="class_counts"):  # CIFAR-100-LT has more than two images of each class
+    with pytest.raises(
+        InputError, match=r"class_counts.*'apple': 2 instead of 500.* and 97 more"
+    ):  # CIFAR-100-LT has more than two images of each class
         longtail.evaluate(run, config=config)
     metadata = run.load_model()[1]
     monkeypatch.setattr("longtail.data.splits.DataSplits.class_counts", list(metadata.class_counts))

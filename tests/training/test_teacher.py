@@ -20,6 +20,7 @@ from longtail.runtime.device import Runtime
 from longtail.training import teacher as teacher_module
 from longtail.training.experts import ExpertStage
 from longtail.training.tasks import DistillExperts, teacher_function
+from longtail.training.teacher import find_teacher
 from longtail.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("no_plots")
@@ -69,6 +70,14 @@ def test_a_recipe_is_trained_first_and_then_teaches(tmp_path):
     assert (teacher.config.training.epochs, teacher.config.model.num_experts) == (1, 1)
     by_run = longtail.train(replace(config, teacher=str(teacher.folder)), tmp_path / "by run")
     assert are_equal(weights(by_recipe), weights(by_run))
+
+
+def test_settings_of_a_recipe_that_teaches(experts_run, tmp_path):
+    changes = {"distillation.teacher_settings": ["training.epochs=7", "loss.max_margin=0.3"]}
+    teacher = find_teacher(student("digits-lt-ce", **changes))
+    assert (teacher.training.epochs, teacher.loss.max_margin, teacher.model.num_experts) == (7, 0.3, 1)
+    with pytest.raises(InputError, match="trained already"):
+        find_teacher(student(experts_run.folder, **changes))
 
 
 @pytest.mark.slow

@@ -346,6 +346,9 @@ class TrainingConfig(_Checked):
     """Minutes between two checkpoints, from which an interrupted run resumes exactly. 0: after every step. A signal to
     stop saves one too."""
 
+    keep_every: int = bounded(0, min=0)
+    """Epochs between two models that are kept in the folder epochs of the run, besides the last one. 0: none."""
+
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass instead of storing them: less memory, about a third more time."""
 
@@ -429,6 +432,10 @@ class DistillationConfig(_Checked):
     published: bool = False
     """Compute the loss as in the code of RIDE: distillation on the mean logits of the experts, and the total multiplied
     by the number of experts. false: distillation for each expert, and the other losses count once."""
+
+    teacher_settings: list[str] = field(default_factory=list)
+    """Settings in which the teacher differs from its recipe, such as [training.epochs=40]. On the command line also
+    --teacher.training.epochs 40."""
 
 
 @dataclass(frozen=True)

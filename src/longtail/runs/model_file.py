@@ -15,6 +15,9 @@ from longtail.utils.errors import InputError
 from longtail.utils.files import read_metadata, read_tensors, write_tensors
 
 MODEL_FILE = "model.safetensors"
+ORIGINAL_SUFFIXES = (".pth", ".pt", ".tar")
+"""Of checkpoints of RIDE and RIDE-Swin"""
+
 MAX_SIDE = 4096
 """Pixels, as in the settings"""
 
@@ -110,6 +113,7 @@ def load_metadata(path: Path) -> ModelMetadata:
     Raises:
         InputError: as `load_model_file`.
     """
+    reject_original(path)
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in read_metadata(path).items()
     }
@@ -134,6 +138,16 @@ def model_path(source: str | Path) -> Path:
     """The model file of a run folder, or the file itself."""
     path = Path(source)
     return path / MODEL_FILE if path.is_dir() else path
+
+
+def reject_original(source: str | Path) -> None:
+    """Raises `InputError` if a file has the suffix of a checkpoint of the original code."""
+    path = Path(source)
+    if path.suffix in ORIGINAL_SUFFIXES and path.is_file():
+        raise InputError(
+            f"{path}: is not a run or a model file. A checkpoint of RIDE or RIDE-Swin becomes a run with: "
+            f"longtail convert {path} RUN"
+        )
 
 
 def _mismatch(path: Path, error: Exception) -> InputError:

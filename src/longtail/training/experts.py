@@ -88,7 +88,10 @@ class ExpertStage:
                         record |= {"val_accuracy": result.accuracy, "val_balanced": result.balanced}
                     metadata = replace(metadata, epoch=record["epoch"])
                     records.append(record)
-                    run.save_model(merged(self.model), metadata)
+                    model = merged(self.model)
+                    run.save_model(model, metadata)
+                    if training.keep_every and metadata.epoch % training.keep_every == 0:
+                        run.keep_model(model, metadata)
                     run.write_history(records)
                     progress.epoch(record)
         except KeyboardInterrupt:

@@ -141,6 +141,7 @@ def _training(original: Mapping[str, Any], repeated: int, ignored: list[str]) ->
     loader, optimizer = OriginalSection(original, "data_loader.args"), OriginalSection(original, "optimizer.args")
     kind = OriginalSection(original, "optimizer").get("type", "SGD")
     epochs = OriginalSection(original, "trainer").get("epochs", 1)
+    period = OriginalSection(original, "trainer").get("save_period", 0)
     # SGD with a loss that is E times as large is the same with 1/E of the rate and E times the decay. AdamW divides
     # gradients by their size anyway.
     share = repeated if kind == "SGD" else 1
@@ -157,6 +158,7 @@ def _training(original: Mapping[str, Any], repeated: int, ignored: list[str]) ->
         "weight_decay": float(optimizer.get("weight_decay", 0.01 if kind == "AdamW" else 0.0)) * share,
         "decay_vectors": True,
         "clip_gradient": None,
+        "keep_every": period if period < epochs else 0,
     }
     if kind not in ("SGD", "AdamW") and not (kind == "Adam" and training["weight_decay"] == 0):
         ignored.append("optimizer.type")
