@@ -149,6 +149,13 @@ def test_published_settings_of_the_large_recipes():
         assert (training.epochs, training.batch_size, round(training.warmup * 300)) == (300, 1024, 20)
         assert (training.clip_gradient, training.learning_rate_batch, training.learning_rate) == (5.0, 512, 5e-4)
         assert (augmentation.mixup, augmentation.cutmix, augmentation.random_erasing) == (0.8, 1.0, 0.25)
+        # Images of a GPU in one accumulated part, with the commands of the original for 8 GPUs.
+        parts = {
+            "imagenet-lt-swin-tiny-ride": 32,
+            "imagenet-lt-swin-tiny-ride-2": 64,
+            "imagenet-lt-swin-small-ride-2": 32,
+        }
+        assert augmentation.mix_images == parts.get(name, 128)
         assert (augmentation.rand_augment, config.loss.label_smoothing) == ("rand-m9-mstd0.5-inc1", 0.1)
         assert (config.loss.diversity_mean, config.loss.diversity_factor) == (True, -0.2)
         if after is None:

@@ -210,7 +210,8 @@ SWIN = {
 
 def test_swin():
     """The recipe was written by hand from the same facts."""
-    config = translated(SWIN, ["--training.batch_size", "1024", "--training.accumulation", "4"])
+    changes = ["--training.batch_size", "1024", "--training.accumulation", "4", "--augmentation.mix_images", "32"]
+    config = translated(SWIN, changes)
     recipe = resolve("imagenet-lt-swin-small-ride-2")
     assert config.model == recipe.model.__class__(**vars(recipe.model) | {"expert_stages": 2})
     assert config.augmentation == recipe.augmentation
@@ -233,6 +234,14 @@ def test_saved_settings_of_swin_have_the_rates_of_their_run():
     training = translated(saved, ["--training.batch_size", "1024"]).training
     assert learning_rate(training)(20) < 1e-3 < learning_rate(training)(15) * 1.5
     assert (training.learning_rate, training.learning_rate_batch) == (1e-3, None)
+
+
+def test_mixing_of_swin():
+    """One weight for the images of a GPU and an accumulated part."""
+    mixing = {"MIXUP_PROB": 0.8, "MIXUP_SWITCH_PROB": 0.3, "CUTMIX_MINMAX": [0.2, 0.6], "CUTMIX": 0.0}
+    augmentation = translated(SWIN | {"AUG": mixing, "DATA": {"BATCH_SIZE": 32}}).augmentation
+    assert (augmentation.mix_images, augmentation.mix_probability, augmentation.cutmix_probability) == (32, 0.8, 0.3)
+    assert (augmentation.cutmix, augmentation.cutmix_range) == (1.0, (0.2, 0.6))
 
 
 def test_swin_without_a_counterpart():

@@ -191,11 +191,28 @@ class AugmentationConfig(_Checked):
 
     cutmix: float = bounded(0.0, min=0)
     """Paste a rectangle of one image into another and mix their targets, with areas from Beta(cutmix, cutmix). 0: off.
-    With mixup, one of the two is chosen at random for each batch."""
+    With mixup, one of the two is chosen at random."""
+
+    mix_images: int | None = bounded(None, min=2)
+    """Images that are mixed with the same weight or area. null: all images of a step in a process. RIDE-Swin: those of
+    one GPU in one accumulated part."""
+
+    mix_probability: float = bounded(1.0, min=0, max=1)
+    """Probability that images are mixed at all."""
+
+    cutmix_probability: float = bounded(0.5, min=0, max=1)
+    """Probability of cutmix instead of mixup, if both are on."""
+
+    cutmix_range: tuple[float, float] | None = bounded(None, min=0, max=1)
+    """Smallest and largest side of cutmix's rectangle, as fractions of the image's, instead of areas from Beta."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        jitter = self.color_jitter
+        jitter, sides = self.color_jitter, self.cutmix_range
+        _require(
+            sides is None or (self.cutmix > 0 and sides[0] <= sides[1]),
+            "augmentation.cutmix_range", sides, "two numbers in ascending order, with cutmix above 0",
+        )  # fmt: skip
         _require(self.scale[0] <= self.scale[1], "augmentation.scale", self.scale, "two numbers in ascending order")
         _require(jitter[3] <= 0.5, "augmentation.color_jitter", jitter, "at most 0.5 for hue, the last number")
         _require(

@@ -149,8 +149,17 @@ class LoaderFactory:
     def with_soft_targets(self, loader: Loader, label_smoothing: float) -> Loader:
         """The loader with batches that are mixed and erased as set, if at all."""
         how = self.augmentation
-        mix = MixSettings(how.mixup, how.cutmix, label_smoothing, how.random_erasing)
-        if not any(mix):
+        mix = MixSettings(
+            how.mixup,
+            how.cutmix,
+            label_smoothing,
+            how.random_erasing,
+            how.mix_images,
+            how.mix_probability,
+            how.cutmix_probability,
+            how.cutmix_range,
+        )
+        if mix.are_none:
             return loader
         device = self.runtime.device
         return MixedLoader(loader, self.dataset.num_classes, mix, seed=self.seed, device=device)

@@ -67,6 +67,7 @@ def _model(original: Mapping[str, Any], ignored: list[str]) -> dict[str, Any]:
 
 def _augmentation(original: Mapping[str, Any], ignored: list[str]) -> dict[str, Any]:
     settings = OriginalSection(original, "AUG")
+    data, sides = OriginalSection(original, "DATA"), settings.get("CUTMIX_MINMAX")
     policy, jitter = settings.get("AUTO_AUGMENT", "rand-m9-mstd0.5-inc1"), settings.get("COLOR_JITTER", 0.4)
     augmentation: dict[str, Any] = {
         "rand_augment": None if policy == "none" else policy,
@@ -74,10 +75,13 @@ def _augmentation(original: Mapping[str, Any], ignored: list[str]) -> dict[str, 
         "color_jitter": [0.0] * 4 if policy != "none" else [jitter, jitter, jitter, 0.0],
         "random_erasing": float(settings.get("REPROB", 0.25)),
         "mixup": float(settings.get("MIXUP", 0.8)),
-        "cutmix": float(settings.get("CUTMIX", 1.0)),
+        "cutmix": 1.0 if sides else float(settings.get("CUTMIX", 1.0)),
+        "mix_images": data.get("BATCH_SIZE", 128),  # of one GPU and one accumulated part
+        "mix_probability": float(settings.get("MIXUP_PROB", 1.0)),
+        "cutmix_probability": float(settings.get("MIXUP_SWITCH_PROB", 0.5)),
+        "cutmix_range": list(sides) if sides else None,
     }
-    defaults = {"MIXUP_PROB": 1.0, "MIXUP_SWITCH_PROB": 0.5, "MIXUP_MODE": "batch", "CUTMIX_MINMAX": None}
-    defaults |= {"REMODE": "pixel", "RECOUNT": 1}
+    defaults = {"MIXUP_MODE": "batch", "REMODE": "pixel", "RECOUNT": 1}
     ignored += [f"AUG.{key}" for key, default in defaults.items() if settings.get(key, default) != default]
     return augmentation
 
