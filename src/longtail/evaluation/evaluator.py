@@ -12,15 +12,16 @@ from longtail.evaluation.flops import cost
 from longtail.evaluation.metrics import Evaluation
 from longtail.evaluation.outputs import ModelOutputs, collect_outputs, evaluate_outputs
 from longtail.evaluation.routing import RoutingReport, evaluate_routing
-from longtail.evaluation.throughput import images_per_second
+from longtail.evaluation.throughput import Speed, images_per_second
 from longtail.models.multi_expert import MultiExpert
+from longtail.models.router import THRESHOLD
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
 
 SplitName = Literal["val", "test"]
 
 SPEED_BATCH, SPEED_IMAGES, SPEED_SECONDS = 64, 512, 0.5
-"""How the speed of routing is measured: images in a batch, in all, and seconds for each number of experts"""
+"""How speed is measured: images in a batch, in all, and seconds for each number of experts"""
 
 
 class EvaluationResults(NamedTuple):
@@ -31,6 +32,9 @@ class EvaluationResults(NamedTuple):
     """Empty for a model without a router"""
 
     outputs: dict[SplitName, ModelOutputs]
+
+    speed: Speed | None = None
+    """Of a model without a router, in the process that writes; with a router it is part of the routing report"""
 
 
 def eval_loaders(context: RunContext) -> dict[SplitName, Loader]:
@@ -44,14 +48,17 @@ def eval_loaders(context: RunContext) -> dict[SplitName, Loader]:
 def evaluate_splits(
     context: RunContext, model: MultiExpert, metadata: ModelMetadata, loaders: Mapping[SplitName, Loader]
 ) -> EvaluationResults:
-    """Evaluates a model on every split. The process that writes also measures routing."""
+    """Evaluates a model on every split. The process that writes also measures speed and routing."""
     settings = context.config.evaluation
     outputs = {split: collect_outputs(model, loader, context.runtime.group) for split, loader in loaders.items()}
     evaluations = {split: evaluate_outputs(outputs[split], metadata.class_counts, settings) for split in outputs}
     routings: dict[SplitName, RoutingReport] = {}
-    if model.router is not None and context.run.writes:
-        images, threshold = _some_images(loaders["test"]), model.router.threshold
-        speed = images_per_second(model, images, SPEED_BATCH, SPEED_SECONDS, threshold=threshold)
+    if not context.run.writes:
+        return EvaluationResults(evaluations, routings, outputs)
+    threshold = THRESHOLD if model.router is None else model.router.threshold
+    images = _some_images(loaders["test"])
+    speed = images_per_second(model, images, SPEED_BATCH, SPEED_SECONDS, threshold=threshold)
+    if model.router is not None:
         model_cost = cost(model, metadata.image_size)
         for split in outputs:
             routings[split] = evaluate_routing(
@@ -63,7 +70,7 @@ def evaluate_splits(
                 chosen_on="val" if metadata.threshold_for else None,
                 images_per_second=speed,
             )
-    return EvaluationResults(evaluations, routings, outputs)
+    return EvaluationResults(evaluations, routings, outputs, speed if model.router is None else None)
 
 
 def _some_images(loader: Loader) -> Tensor:
