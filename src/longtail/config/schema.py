@@ -229,8 +229,9 @@ class ModelConfig(_Checked):
     hierarchical network or plain vision transformer of timm."""
 
     pretrained: bool | str = False
-    """true: start from timm's pretrained weights. A path: start from the weights in this file. Narrowed stages always
-    start from random weights."""
+    """true: start from timm's pretrained weights. A path: start from the weights of a run folder, a model file, a
+    checkpoint of RIDE, or a file of timm's. Of a run or a checkpoint, trunk, experts and heads are taken as far as they
+    fit. Narrowed stages start from random weights otherwise."""
 
     expert_stages: int | None = bounded(None, min=1)
     """Number of last stages that each expert has for itself. null: 2, or a quarter of the blocks of a plain vision

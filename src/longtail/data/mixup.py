@@ -95,7 +95,7 @@ class MixedLoader:
                     batch = batch._replace(inputs=self._erase(batch.inputs))
                 if self._mix is not None:
                     size = self._mix_images or max(1, len(batch.inputs))
-                    groups = zip(batch.inputs.split(size), batch.own_labels.split(size), strict=True)
+                    groups = zip(torch.split(batch.inputs, size), torch.split(batch.own_labels, size), strict=True)
                     targets = [self._mix_in_place(self._mix, images, labels) for images, labels in groups]
                     batch = batch._replace(soft_targets=torch.cat(targets))
                 elif self._smoothing:

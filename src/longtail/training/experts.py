@@ -20,6 +20,7 @@ from longtail.runs.model_file import ModelMetadata
 from longtail.training.checkpoint import stage_checkpoint
 from longtail.training.frozen_part import FrozenPart, freeze, frozen_part
 from longtail.training.frozen_views import FrozenViews
+from longtail.training.initial_weights import load_initial, start_from
 from longtail.training.loop import LoopOptions, fit
 from longtail.training.optim import learning_rate, optimizer
 from longtail.training.progress import TrainingProgress
@@ -39,12 +40,16 @@ class ExpertStage:
     def __init__(self, context: RunContext):
         self.context, config = context, context.config
         self.metadata = context.new_metadata()
+        pretrained = config.model.pretrained
+        initial = load_initial(pretrained) if isinstance(pretrained, str) else None
         with context.seeded_init():
             model = create_model(
                 **self.metadata.architecture,
-                pretrained=config.model.pretrained,
+                pretrained=pretrained if initial is None else False,
                 average=config.evaluation.average,
             )
+            if initial is not None:
+                start_from(model, initial, str(pretrained), self.metadata.class_names)
             freeze(model, config.training.trained_parts, config.training.lora_rank)
         self.model = context.to_device(model)
         if config.training.checkpoint_activations:
