@@ -448,8 +448,9 @@ class DistillationConfig(_Checked):
     """Weight of the distillation loss."""
 
     published: bool = False
-    """Compute the loss as in the code of RIDE: distillation on the mean logits of the experts, and the total multiplied
-    by the number of experts. false: distillation for each expert, and the other losses count once."""
+    """Compute the loss as in the code of RIDE: distillation on the mean logits of the experts, the total multiplied by
+    the number of experts, and batch norms of the teacher that use the statistics of each batch. false: distillation for
+    each expert, and the other losses count once."""
 
     teacher_settings: list[str] = field(default_factory=list)
     """Settings in which the teacher differs from its recipe, such as [training.epochs=40]. On the command line also

@@ -160,7 +160,9 @@ class ExpertStage:
         distilled = DistilledLoss(
             self.criterion, temperature=how.temperature, factor=how.factor, published=how.published
         )
-        return DistillExperts(model, distilled, teacher_function(teacher), frozen, is_computed, fixed)
+        # RIDE's code leaves its teacher in training mode.
+        teach = teacher_function(teacher, batch_statistics=how.published)
+        return DistillExperts(model, distilled, teach, frozen, is_computed, fixed)
 
     def _prepared_model(self) -> MultiExpert:
         """The same weights, compiled and with synchronised batch norms if the settings ask for it."""
