@@ -114,6 +114,12 @@ def test_settings_file_of_ride_swin(tmp_path):
     assert (config.seed, config.loss.name) == (4, "ride")
 
 
+def test_own_settings_files_stay_yaml(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("{training: {epochs: 3}}\n")
+    assert resolve_config(str(path), []).training.epochs == 3
+
+
 def test_settings_files_that_do_not_fit(tmp_path, capsys):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(RIDE | {"loss": {"type": "MyLoss"}}))

@@ -86,7 +86,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if text.lstrip().startswith(("{", "[")):
+        if path.suffix == ".json" and text.lstrip().startswith(("{", "[")):
             raise InputError(f"{path}: cannot be read as JSON ({error})") from error
         settings = parse_yaml(text, str(path))
     if not isinstance(settings, dict):
