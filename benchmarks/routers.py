@@ -27,7 +27,7 @@ from longtail.models.build import router_options
 from longtail.models.multi_expert import ExpertOutput, create_router
 from longtail.models.router import Router
 from longtail.runs.context import RunContext
-from longtail.training.cached_outputs import FrozenOutputs
+from longtail.training.cached_outputs import CachedOutputs
 from longtail.training.loop import fit
 from longtail.training.optim import epoch_cosine, sgd
 from longtail.training.tasks import TrainRouter
@@ -109,7 +109,7 @@ def table(context: RunContext) -> Iterator[str]:
         logits, features, labels = (torch.cat(values).cpu() for values in zip(*outputs, strict=True))
         splits[name] = Split(ExpertOutput(logits, features), labels, model_cost.routed_costs, model_cost.prefix_costs)
     seed, loader = context.config.seed, context.shuffled_loader()
-    frozen = FrozenOutputs(model, loader, batch_size=settings.batch_size, cache_gib=64.0, seed=seed)
+    frozen = CachedOutputs(model, loader, batch_size=settings.batch_size, seed=seed)
 
     def trained(weight: float, epochs: int, shared: bool) -> Iterator[Router]:
         how = replace(settings, epochs=epochs)

@@ -20,7 +20,7 @@ from longtail.evaluation.flops import cost
 from longtail.evaluation.throughput import images_per_second
 from longtail.models.multi_expert import MultiExpert
 from longtail.runs.context import RunContext
-from longtail.training.cached_outputs import FrozenOutputs
+from longtail.training.cached_outputs import CachedOutputs, ComputedOutputs
 
 SECONDS = 10.0
 NUM_IMAGES = {64: 1024, 1: 200}
@@ -63,17 +63,16 @@ def table(context: RunContext) -> Iterator[str]:
 
 
 def caching(context: RunContext, model: MultiExpert) -> Iterator[str]:
-    settings = context.config.router
-    for gib in (settings.cache_gib, 0.0):
-        loader, seed = context.shuffled_loader(), context.config.seed
-        outputs = FrozenOutputs(model, loader, batch_size=settings.batch_size, cache_gib=gib, seed=seed)
+    size, seed = context.config.router.batch_size, context.config.seed
+    cached = CachedOutputs(model, context.shuffled_loader(), batch_size=size, seed=seed)
+    computed = ComputedOutputs(model, context.balanced_loader(size), context.config.evaluation.batch_size)
+    for kind, outputs in (("cached", cached), ("computed in each epoch", computed)):
         seconds = []
         for epoch in (1, 2):
             start = time.perf_counter()
             for _ in outputs.epoch(epoch):
                 pass
             seconds.append(time.perf_counter() - start)
-        kind = "cached" if outputs.is_cached else "computed in each epoch"
         yield f"outputs of the experts {kind}: first epoch {seconds[0]:.2f} s, second epoch {seconds[1]:.3f} s"
 
 

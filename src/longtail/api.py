@@ -617,7 +617,17 @@ def _check_match(trained: ModelMetadata, context: RunContext) -> ModelMetadata:
         common -= {"head", "scale"}
     for side in (ours, theirs):
         side["architecture"] = {name: side["architecture"][name] for name in sorted(common)}
-    for name in ("architecture", "class_counts", "image_size", "resize", "mean", "std", "interpolation"):
+    differing = [
+        f"'{label}': {now:,} instead of {then:,}"
+        for label, now, then in zip(current.class_names, current.class_counts, trained.class_counts, strict=True)
+        if now != then
+    ]
+    if differing:
+        raise InputError(
+            f"{run.folder}: data set '{config.data.name}' has other class_counts than the training: "
+            f"{shortened_list(differing, 3)}; check data.imbalance, data.imbalance_factor and data.val_fraction"
+        )
+    for name in ("architecture", "image_size", "resize", "mean", "std", "interpolation"):
         if ours[name] != theirs[name]:
             raise InputError(
                 f"{run.folder}: config.yaml asks for {name} {ours[name]}, but the model was trained with {theirs[name]}"

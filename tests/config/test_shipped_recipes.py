@@ -16,6 +16,7 @@ import longtail
 from longtail.config.recipes import list_recipes, load_recipe
 from longtail.data import build as data_build
 from longtail.training import optim
+from longtail.training.teacher import find_teacher
 
 FAST = ("cifar100-lt-crt", "imagenet-lt-swin-tiny-ride-2")
 
@@ -24,6 +25,9 @@ SMALLER = {
     "imagenet-lt-resnet": {"data.image_size": 64, "data.resize": 72},
     "imagenet-lt-resnext": {"data.image_size": 64, "data.resize": 72},
     "imagenet-lt-resnext50-ride-": {"model.backbone": "resnet10", "model.num_experts": 2},
+    "imagenet-lt-resnet50-ride-": {"model.backbone": "resnet10", "model.num_experts": 2},
+    "imagenet-lt-resnet10-ride-": {"model.num_experts": 2},
+    "inaturalist2018-resnet50-ride-": {"model.num_experts": 2},
     "inaturalist2018": {"data.image_size": 64, "data.resize": 72, "model.backbone": "resnet10"},
     "places-lt": {"data.image_size": 64, "data.resize": 72, "model.backbone": "resnet18"},
     "folder-pretrained": {"data.image_size": 64, "data.resize": 72, "model.backbone": "resnet18"},
@@ -91,7 +95,8 @@ def test_a_recipe_trains_and_evaluates(name, data, tmp_path, steps):
     config = load_recipe(name, changes | {"training.batch_size": -(-len(dataset.train) // 2)})  # two steps
     if config.teacher:
         teacher = longtail.train(load_recipe(config.teacher, overrides(name, data)), output=tmp_path / "teacher")
-        config = replace(config, teacher=str(teacher.folder))
+        how = replace(config.distillation, teacher_settings=[])
+        config = replace(config, teacher=str(teacher.folder), distillation=how)
         steps.clear()
     run = longtail.train(config, output=tmp_path / "run")
     stages = (config.classifier.method in ("retrain", "scale")) + config.router.train
@@ -108,6 +113,20 @@ def test_a_recipe_trains_and_evaluates(name, data, tmp_path, steps):
     assert evaluation.accuracy == results["test"]["accuracy"]
     assert ("val" in results) == (dataset.val is not None)
     assert len(evaluation.experts) == config.model.num_experts
+
+
+def test_teachers_are_trained_as_their_students():
+    """With the same schedule, data and network, and 6 experts."""
+    distilled = [name for name in list_recipes() if load_recipe(name).teacher]
+    assert len(distilled) == 6
+    for name in distilled:
+        student = load_recipe(name)
+        teacher = find_teacher(student)
+        assert (teacher.model.num_experts, teacher.router.train) == (6, False)
+        assert teacher.training.epochs == student.training.epochs
+        assert teacher.model.backbone == student.model.backbone
+        assert teacher.loss == student.loss
+        assert teacher.augmentation == student.augmentation
 
 
 def test_published_settings_of_the_large_recipes():
@@ -129,6 +148,7 @@ def test_published_settings_of_the_large_recipes():
         assert (augmentation.crop, augmentation.flip, augmentation.rotation) == ("resized", True, 0)
         assert augmentation.color_jitter == jitter
         assert (config.data.image_size, config.data.resize, config.model.num_experts) == (224, 256, 3)
+        assert config.router.top_choices == (30 if "resnet10-" in name else 50)
     for name, (experts, decay, drop_path, after, head) in {
         "imagenet-lt-swin-tiny-ride": (3, 0.2, 0.2, 241, "cosine"),
         "imagenet-lt-swin-tiny-ride-2": (2, 0.2, 0.2, 241, "cosine"),
@@ -148,6 +168,13 @@ def test_published_settings_of_the_large_recipes():
         assert (training.epochs, training.batch_size, round(training.warmup * 300)) == (300, 1024, 20)
         assert (training.clip_gradient, training.learning_rate_batch, training.learning_rate) == (5.0, 512, 5e-4)
         assert (augmentation.mixup, augmentation.cutmix, augmentation.random_erasing) == (0.8, 1.0, 0.25)
+        # Images of a GPU in one accumulated part, with the commands of the original for 8 GPUs.
+        parts = {
+            "imagenet-lt-swin-tiny-ride": 32,
+            "imagenet-lt-swin-tiny-ride-2": 64,
+            "imagenet-lt-swin-small-ride-2": 32,
+        }
+        assert augmentation.mix_images == parts.get(name, 128)
         assert (augmentation.rand_augment, config.loss.label_smoothing) == ("rand-m9-mstd0.5-inc1", 0.1)
         assert (config.loss.diversity_mean, config.loss.diversity_factor) == (True, -0.2)
         if after is None:

@@ -48,6 +48,45 @@ def test_mixup(batch_size, smoothing):
     assert len(set(shares)) == len(shares)
 
 
+def test_groups_of_images_share_a_weight():
+    """Each group is mixed as a batch of its own, with the weights that timm draws one after the other."""
+    shares = []
+    for batch, before in zip(mixed(8, 36, mixup=0.8, mix_images=4).epoch(2), unmixed(8, 36, 2), strict=True):
+        for start in range(0, len(before.labels), 4):
+            rows = slice(start, start + 4)
+            images, given = before.inputs[rows], batch.inputs[rows]
+            differences = (images.flip(0) - images).flatten()
+            share = 1 - ((given - images).flatten() @ differences / (differences @ differences)).item()
+            torch.testing.assert_close(given, share * images + (1 - share) * images.flip(0))
+            hard = torch.nn.functional.one_hot(before.labels[rows], CLASSES)
+            torch.testing.assert_close(batch.soft_targets[rows], share * hard + (1 - share) * hard.flip(0))
+            shares.append(round(share, 6))
+    assert len(shares) == 9
+    assert len(set(shares)) > 7
+
+
+def test_mixing_can_be_left_to_chance():
+    """Half of the groups are not mixed; of the others, a quarter is cut."""
+    mixed_groups, cut = 0, 0
+    settings = {"mixup": 1.0, "cutmix": 1.0, "mix_images": 2, "mix_probability": 0.5, "cutmix_probability": 0.25}
+    for batch, before in zip(mixed(400, 400, **settings).epoch(1), unmixed(400, 400), strict=True):
+        for given, images in zip(batch.inputs.split(2), before.inputs.split(2), strict=True):
+            mixed_groups += not torch.equal(given, images)
+            cut += ((given == images) | (given == images.flip(0))).all().item() and not torch.equal(given, images)
+    assert mixed_groups == pytest.approx(100, abs=4 * math.sqrt(50))
+    assert cut / mixed_groups == pytest.approx(0.25, abs=0.15)
+
+
+def test_sides_of_the_rectangle():
+    for batch, before in zip(
+        mixed(8, 80, cutmix=1.0, cutmix_range=(0.5, 0.75), mix_images=2).epoch(1), unmixed(8, 80), strict=True
+    ):
+        for given, images in zip(batch.inputs.split(2), before.inputs.split(2), strict=True):
+            changed = (given != images).any(dim=1).any(dim=0)
+            sides = changed.any(dim=1).sum().item(), changed.any(dim=0).sum().item()
+            assert all(4 <= side <= 6 for side in sides)  # of 8 pixels
+
+
 def test_cutmix_exchanges_a_rectangle_and_its_share():
     num_cut = 0
     for batch, before in zip(mixed(cutmix=1.0).epoch(1), unmixed(), strict=True):

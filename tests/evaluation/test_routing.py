@@ -95,6 +95,8 @@ def test_routing_equals_a_loop_over_images(seed):
     for shot, mask in shot_groups(COUNTS, thresholds).items():
         of_group = [number for number, label in zip(used, labels, strict=True) if mask[label]]
         assert report.mean_experts_by_shot[shot] == pytest.approx(average(of_group))
+        of_shot = [of_group.count(k + 1) / len(of_group) for k in range(num_experts)] if of_group else None
+        assert report.shares_by_shot[shot] == pytest.approx(of_shot)
     for number, prefix in enumerate(report.prefixes, start=1):
         predictions = outputs.logits[:, :number].mean(dim=1).argmax(dim=1).tolist()
         assert have_same_scores(prefix, slow_scores(predictions, labels, COUNTS, thresholds))
@@ -117,6 +119,7 @@ def test_a_group_without_images_is_none_and_the_report_is_json_ready():
     report = evaluate_routing(outputs, COUNTS, cost, 0.5)
     assert report.mean_experts_by_shot["many"] == pytest.approx(report.mean_experts)
     assert report.mean_experts_by_shot["medium"] is report.mean_experts_by_shot["few"] is report.few is None
+    assert report.shares_by_shot == {"many": pytest.approx(report.shares), "medium": None, "few": None}
     plain = report.as_dict()
     assert json.loads(json.dumps(plain, allow_nan=False))["curve"] == plain["curve"]
     assert set(plain) == set(vars(report))

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from longtail.runtime import distributed
 from longtail.runtime.device import Runtime
 from longtail.runtime.distributed import SINGLE_PROCESS, Group, init_distributed
 from longtail.runtime.process import Signals, Stopped
-from longtail.training.cached_outputs import FrozenOutputs
+from longtail.training.cached_outputs import CachedOutputs, ComputedOutputs
 from longtail.training.loop import LoopOptions, fit
 from longtail.training.tasks import TrainExperts
 from longtail.utils.errors import InputError
@@ -88,21 +89,26 @@ def outputs(group: Group = SINGLE_PROCESS) -> list[torch.Tensor]:
     """The outputs of a network for all images, and the batches on which a router is trained."""
     model = network("resnet20").eval()
     collected = collect_outputs(model, eval_loader(group), group)
-    tensors = [collected.logits, collected.labels]
-    for cache_gib in (1.0, 0.0):
-        source = eval_loader(group, shuffle=True)
-        frozen = FrozenOutputs(model, source, batch_size=8, cache_gib=cache_gib, seed=3, group=group)
-        for epoch in (1, 2):
-            for batch in frozen.epoch(epoch):
-                tensors.append(batch.labels)
-                for part in (batch.inputs.logits, batch.inputs.features, batch.own_labels):
-                    # The shares of all processes, in order.
-                    parts = [part]
-                    if group.size > 1:
-                        parts *= group.size
-                        torch.distributed.all_gather_object(parts, part)
-                    tensors.append(torch.cat(parts))
-    return tensors
+    cached = CachedOutputs(model, eval_loader(group, shuffle=True), batch_size=8, seed=3, group=group)
+    return [collected.logits, collected.labels, *_batches(cached, group)]
+
+
+def computed_outputs(group: Group = SINGLE_PROCESS) -> list[torch.Tensor]:
+    """The batches on which a router is trained if the outputs do not fit into memory."""
+    return list(_batches(ComputedOutputs(network("resnet20").eval(), train_loader(group), 8), group))
+
+
+def _batches(frozen: CachedOutputs | ComputedOutputs, group: Group) -> Iterator[torch.Tensor]:
+    for epoch in (1, 2):
+        for batch in frozen.epoch(epoch):
+            yield batch.labels
+            for part in (batch.inputs.logits, batch.inputs.features, batch.own_labels):
+                # The shares of all processes, in order.
+                parts = [part]
+                if group.size > 1:
+                    parts *= group.size
+                    torch.distributed.all_gather_object(parts, part)
+                yield torch.cat(parts)
 
 
 def stop(group: Group) -> list[torch.Tensor]:
@@ -111,7 +117,7 @@ def stop(group: Group) -> list[torch.Tensor]:
     signals.asked_to_stop = group.rank == 1
     source = eval_loader(group, shuffle=True)
     model = network("resnet20").eval()
-    frozen = FrozenOutputs(model, source, batch_size=8, cache_gib=1.0, seed=3, signals=signals, group=group)
+    frozen = CachedOutputs(model, source, batch_size=8, seed=3, signals=signals, group=group)
     try:
         list(frozen.epoch(1))
     except Stopped:
@@ -145,6 +151,7 @@ ACTIONS = {
     "gradients": gradients,
     "accumulated": lambda group: gradients(group, 2),
     "outputs": outputs,
+    "computed": computed_outputs,
     "stop": stop,
     "fail everywhere": fail_everywhere,
     "fail in one": fail_in_one,

@@ -40,8 +40,9 @@ def untimed(records):
 
 
 def untimed_results(folder):
-    """results.json without the measured speed of routing."""
+    """results.json without measured speeds."""
     results = json.loads(Path(folder, "results.json").read_text())
+    results.pop("images_per_second", None)
     for split in ("val", "test"):
         results.get(split, {}).get("routing", {}).pop("images_per_second", None)
     return results

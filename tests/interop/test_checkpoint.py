@@ -61,7 +61,7 @@ def test_file_of_ride_swin_with_settings(tmp_path, foreign):
     del sys.modules["yacs"]
     file = read_original(tmp_path / "a.pth")
     assert "yacs" not in sys.modules
-    assert (file.epoch, file.arch, file.config) == (300, "", {})  # RIDE-Swin counts from 0
+    assert (file.epoch, file.arch, file.config) == (300, "", {"MODEL": 1})  # RIDE-Swin counts from 0
     torch.testing.assert_close(file.state_dict, WEIGHTS)
 
 

@@ -1,11 +1,13 @@
 """`longtail convert`: from a checkpoint of the original code to a run."""
 
 import json
+import re
 from collections import OrderedDict
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from helpers import golden
 from helpers.golden.networks import Case, distance, load
@@ -15,7 +17,7 @@ import longtail
 from longtail.cli import main
 from longtail.data.sources.cifar import CLASS_NAMES
 from longtail.data.splits import DataSplits, ImageSplit
-from longtail.interop.original.convert import _augmentation, convert
+from longtail.interop.original.convert import _config, convert
 from longtail.runs.run import Run
 from longtail.utils.errors import InputError
 
@@ -25,8 +27,9 @@ SETTINGS = {
     "arch": {"type": "ResNet32Model", "args": {"num_classes": 100}},
     "data_loader": {"args": {"data_dir": "somewhere", "batch_size": 64, "imb_type": "step", "imb_factor": 0.1}},
     "optimizer": {"type": "SGD", "args": {"lr": 0.2, "weight_decay": 2e-4, "momentum": 0.8}},
-    "loss": {"type": "RIDELoss", "args": {"additional_diversity_factor": -0.2, "reweight_epoch": 80}},
-    "lr_scheduler": {"args": {"step1": 60, "step2": 80, "gamma": 0.1, "warmup_epoch": 5}},
+    "add_extra_info": True,
+    "loss": {"type": "RIDELoss", "args": {"additional_diversity_factor": -0.3, "reweight_epoch": 80}},
+    "lr_scheduler": {"type": "CustomLR", "args": {"step1": 60, "step2": 80, "gamma": 0.1, "warmup_epoch": 5}},
     "trainer": {"epochs": 100},
 }
 
@@ -123,7 +126,7 @@ def test_settings_in_the_same_folder(file, tmp_path):
     file.with_name("config.json").write_text(json.dumps(SETTINGS))
     config = convert(file, tmp_path / "run").config
     assert (config.name, config.data.root, config.data.imbalance) == ("original", "somewhere", "step")
-    assert (config.data.imbalance_factor, config.loss.diversity_factor, config.loss.reweight_after) == (0.1, -0.2, 80)
+    assert (config.data.imbalance_factor, config.loss.diversity_factor, config.loss.reweight_after) == (0.1, -0.3, 80)
     training = config.training
     assert (training.epochs, training.batch_size, training.learning_rate, training.decay) == (100, 64, 0.2, 0.1)
     assert (training.milestones, training.momentum, training.nesterov, training.warmup) == ([60, 80], 0.8, False, 5)
@@ -195,7 +198,9 @@ def test_evaluation_with_known_classes(file, tmp_path, monkeypatch, no_plots):
     run = convert(file, tmp_path / "run")
     monkeypatch.setattr("longtail.api.load_data", lambda *arguments: few_images(100, CLASS_NAMES["cifar100"]))
     config = replace(run.config, device="cpu")
-    with pytest.raises(InputError, match="class_counts"):  # CIFAR-100-LT has more than two images of each class
+    with pytest.raises(
+        InputError, match=r"class_counts.*'apple': 2 instead of 500.* and 97 more"
+    ):  # CIFAR-100-LT has more than two images of each class
         longtail.evaluate(run, config=config)
     metadata = run.load_model()[1]
     monkeypatch.setattr("longtail.data.splits.DataSplits.class_counts", list(metadata.class_counts))
@@ -279,13 +284,63 @@ def test_retrained_classifiers(case, possible, tmp_path, capsys, no_plots):
     assert all(torch.equal(value, before[name]) for name, value in after.items())
 
 
-def test_augmentation_is_that_of_the_experts():
-    small = _augmentation("cifar100", "cifar")
-    assert (small.crop, small.padding, small.rotation) == ("padded", 4, 15)
-    large = [_augmentation(data, "resnet") for data in ("imagenet-lt", "inaturalist2018", "folder")]
-    assert {(augmentation.crop, augmentation.rotation) for augmentation in large} == {("resized", 0)}
-    assert [augmentation.color_jitter[0] for augmentation in large] == [0.4, 0, 0.4]
-    assert _augmentation("imagenet-lt", "swin").rand_augment == "rand-m9-mstd0.5-inc1"
+def test_settings_of_networks_without_a_file():
+    """The augmentation, the router's input and the loss that the originals used."""
+
+    def config(backbone, num_classes, experts=3, head="cosine"):
+        network = {"name": backbone, "num_classes": num_classes, "num_experts": experts, "width": "full", "head": head}
+        return _config("name", None, network | {"scale": 30.0, "expert_stages": 2})
+
+    small = config("resnet32", 100)
+    augmentation = small.augmentation
+    assert (augmentation.crop, augmentation.padding, augmentation.rotation) == ("padded", 4, 15)
+    large = [config("resnet50", number) for number in (1000, 8142, 7)]
+    assert {(found.augmentation.crop, found.augmentation.rotation) for found in large} == {("resized", 0)}
+    assert [found.augmentation.color_jitter[0] for found in large] == [0.4, 0, 0.4]
+    assert [(found.loss.diversity_factor, found.training.epochs) for found in large] == [(-0.2, 100)] * 3
+    assert [found.router.top_choices for found in (small, config("resnet10", 1000), *large)] == [30, 30, 50, 50, 50]
+    assert config("swin_tiny_patch4_window7_224", 1000).augmentation.rand_augment == "rand-m9-mstd0.5-inc1"
+    assert config("resnet32", 100, 1).loss.name == "ldam"
+    linear = config("resnet32", 100, 1, "linear").loss
+    assert (linear.name, linear.reweight_after) == ("cross_entropy", None)
+
+
+def test_what_has_no_counterpart_is_named(file, tmp_path, caplog):
+    changed = SETTINGS | {"loss": {"type": "MyLoss"}}
+    file.with_name("config.json").write_text(json.dumps(changed))
+    convert(file, tmp_path / "run")
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{file.with_name('config.json')}: ignored, because longtail has nothing like it: loss.type"
+    ]
+
+
+def test_scale_in_the_settings(file, tmp_path):
+    arguments = {"num_classes": 100, "use_norm": True, "s": 20}
+    changed = SETTINGS | {"arch": {"type": "ResNet32Model", "args": arguments}}
+    file.with_name("config.json").write_text(json.dumps(changed))
+    assert convert(file, tmp_path / "run").load_model()[1].architecture["scale"] == 20
+
+
+@torch.no_grad()
+def test_swin_with_an_absolute_position_embedding(tmp_path):
+    """Compared with timm's network, with the embedding added between its parts; settings in the checkpoint as YACS."""
+    network = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0).eval()
+    positions = torch.randn(1, 56 * 56, 96, generator=torch.Generator().manual_seed(0))
+    original = {"absolute_pos_embed": positions, "head.weight": torch.randn(768, 5)}
+    for name, value in network.state_dict().items():
+        # timm downsamples at the start of a stage, the original at the end of the one before.
+        moved = re.sub(r"layers\.(\d)\.downsample", lambda match: f"layers.{int(match[1]) - 1}.downsample", name)
+        original[moved] = value
+    settings = OrderedDict(MODEL=OrderedDict(USE_NORMED_LINEAR=True), TRAIN=OrderedDict(LOSS_TYPE="CE"), LOCAL_RANK=0)
+    torch.save({"model": original, "epoch": 7, "config": settings}, tmp_path / "original.pth")
+    run = convert(tmp_path / "original.pth", tmp_path / "run")
+    model, metadata = run.load_model()
+    assert (metadata.epoch, metadata.image_size, run.config.loss.name) == (8, 224, "cross_entropy")
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    patches = network.patch_embed(images) + positions.unflatten(1, (56, 56))
+    features = network.norm(network.layers(patches)).mean(dim=(1, 2))
+    assert distance(model(images).features[:, 0].numpy(), features.numpy()) < 1e-5
+    assert "trunk.patch_embed.absolute_pos_embed" in dict(model.named_parameters())
 
 
 def test_class_names_of_cifar():

@@ -14,6 +14,7 @@ from helpers.reports import COUNTS, SPEED, evaluation_of, routing_of
 
 from longtail.config.schema import Config, EvaluationConfig
 from longtail.evaluation.metrics import evaluate_logits
+from longtail.evaluation.throughput import Speed
 from longtail.reports import plots
 from longtail.reports.page import RunReport, write_report
 from longtail.utils.format import percent
@@ -285,7 +286,9 @@ def test_routing_section(tmp_path, drawn):
 
 
 def test_without_a_router_there_is_nothing_about_routing(tmp_path, drawn):
-    assert "rout" not in report(tmp_path, COUNTS, evaluation_of(COUNTS)).split("## Settings")[0]
+    page = report(tmp_path, COUNTS, evaluation_of(COUNTS), speed=Speed([99.0, 50.0, 30.0], None, 8, 1))
+    assert "rout" not in page.split("## Settings")[0]
+    assert "Images/s with batches of 8: 1 expert 99, 2 experts 50, 3 experts 30." in page
 
 
 @pytest.mark.filterwarnings("error")

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from longtail.data.imbalance import ShotThresholds
 from longtail.evaluation.throughput import Speed
-from longtail.reports.tables import ReportTable, accuracy_table, routing_table
+from longtail.reports.tables import ReportTable, accuracy_table, routing_table, speed_note
 from longtail.utils.format import percent
 
 
@@ -114,6 +114,12 @@ def test_routing_table():
     assert f"1 expert {first} %, 2 experts {second} %, 3 experts {third} %" in notes
     for shot, mean in report.mean_experts_by_shot.items():
         assert f"{shot} {mean:.2f}" in notes
+        assert f"{shot} {' / '.join(map(percent, report.shares_by_shot[shot]))}" in notes
+
+
+def test_speed_without_a_router():
+    speed = Speed([12_345.6, 81.23], None, 64, 10)
+    assert speed_note(speed) == "Images/s with batches of 64: 1 expert 12,346, 2 experts 81.2."
 
 
 @pytest.mark.parametrize(

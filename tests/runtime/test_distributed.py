@@ -37,7 +37,7 @@ def torchrun(*arguments: str | Path, timeout: float = 240) -> subprocess.Complet
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[str, list[list[torch.Tensor]]]:
     """The results of both processes for each action of the script, in a single job."""
-    actions, folder = ["gradients", "accumulated", "outputs", "stop"], tmp_path_factory.mktemp("results")
+    actions, folder = ["gradients", "accumulated", "outputs", "computed", "stop"], tmp_path_factory.mktemp("results")
     done = torchrun(SCRIPT, ",".join(actions), folder)
     assert done.returncode == 0, done.stderr
     return {
@@ -64,6 +64,12 @@ def test_outputs_are_those_of_one_process(results):
     for tensors in results["outputs"]:
         assert len(tensors) == len(expected)
         assert all(torch.equal(values, right) for values, right in zip(tensors, expected, strict=True))
+
+
+def test_computed_outputs_are_those_of_one_process(results):
+    expected = distributed_worker.computed_outputs()
+    for tensors in results["computed"]:
+        torch.testing.assert_close(tensors, expected, rtol=1e-4, atol=1e-4)  # shares of a batch round otherwise
 
 
 def test_all_processes_stop_if_one_gets_a_signal(results):

@@ -21,7 +21,7 @@ from longtail.models.multi_expert import create_model, create_router
 from longtail.runtime.device import Runtime
 from longtail.runtime.process import Signals, Stopped
 from longtail.training import optim
-from longtail.training.cached_outputs import FrozenOutputs
+from longtail.training.cached_outputs import CachedOutputs
 from longtail.training.checkpoint import Checkpoint
 from longtail.training.ema import WeightAverage
 from longtail.training.loop import LoopOptions, fit
@@ -60,7 +60,7 @@ def experts(name="resnet20", **options):
 
 def router(folder):
     model = experts().model.eval()
-    outputs = FrozenOutputs(model, memory_loader(folder), batch_size=6, cache_gib=1.0, seed=5)
+    outputs = CachedOutputs(model, memory_loader(folder), batch_size=6, seed=5)
     torch.manual_seed(1)
     return TrainRouter(create_router(model, top_choices=3), 2.0), outputs
 

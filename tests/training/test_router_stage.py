@@ -59,6 +59,15 @@ def test_a_new_router_replaces_the_earlier_one(digits_run, digits_run_copy):
     longtail.load_model(run.folder).route(torch.zeros(2, 3, 8, 8))
 
 
+def test_speed_is_measured_with_and_without_a_router(experts_run, digits_run):
+    without, with_router = (json.loads(run.results_path.read_text()) for run in (experts_run, digits_run))
+    speed = without["images_per_second"]
+    assert (len(speed["prefixes"]), speed["routed"]) == (3, None)
+    assert min(speed["prefixes"]) > 0
+    assert "images_per_second" not in with_router  # it is in the report of the routing
+    assert with_router["test"]["routing"]["images_per_second"]["routed"] > 0
+
+
 def test_a_router_leaves_the_settings_of_the_experts(experts_run_copy):
     run, before = experts_run_copy, experts_run_copy.config
     changed = replace(before, seed=5, training=replace(before.training, epochs=9))

@@ -6,6 +6,7 @@ from helpers.runs import EXPERTS_ONLY, are_equal, digits, weights
 
 import longtail
 from longtail import api
+from longtail.runs.model_file import load_model_file
 from longtail.runs.run import Run
 from longtail.training import experts
 from longtail.training.experts import ExpertStage
@@ -33,6 +34,18 @@ def test_a_run_resumes_at_the_stage_that_was_interrupted(digits_run, tmp_path, m
         longtail.resume(run)
     with pytest.raises(InputError, match="not a run folder"):
         longtail.resume(tmp_path)
+
+
+def test_models_of_earlier_epochs_are_kept(tmp_path):
+    """The one of the last epoch is the result."""
+    run = longtail.train(digits(EXPERTS_ONLY | {"training.epochs": 4, "training.keep_every": 2}), tmp_path / "run")
+    kept = {path.name: load_model_file(path) for path in run.epochs_folder.iterdir()}
+    assert {name: metadata.epoch for name, (_, metadata) in kept.items()} == {
+        "epoch-2.safetensors": 2,
+        "epoch-4.safetensors": 4,
+    }
+    assert are_equal(kept["epoch-4.safetensors"][0].state_dict(), run.load_model()[0].state_dict())
+    assert not are_equal(kept["epoch-2.safetensors"][0].state_dict(), run.load_model()[0].state_dict())
 
 
 def test_an_interrupted_evaluation_is_all_that_is_repeated(digits_run_copy, monkeypatch):

@@ -1,5 +1,6 @@
 """Distillation: what teaches (a run, a file, a recipe, an original checkpoint), and which teachers do not fit."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from longtail.runtime.device import Runtime
 from longtail.training import teacher as teacher_module
 from longtail.training.experts import ExpertStage
 from longtail.training.tasks import DistillExperts, teacher_function
+from longtail.training.teacher import find_teacher
 from longtail.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("no_plots")
@@ -69,6 +71,31 @@ def test_a_recipe_is_trained_first_and_then_teaches(tmp_path):
     assert (teacher.config.training.epochs, teacher.config.model.num_experts) == (1, 1)
     by_run = longtail.train(replace(config, teacher=str(teacher.folder)), tmp_path / "by run")
     assert are_equal(weights(by_recipe), weights(by_run))
+
+
+def test_a_teacher_with_batch_statistics():
+    """As in training mode, whatever its running statistics are; dropout stays off."""
+    torch.manual_seed(0)
+    teacher, images = create_model("resnet10", 4, 2, drop_path_rate=0.5), torch.randn(6, 3, 32, 32)
+    for name, value in teacher.named_buffers():
+        if name.endswith("running_mean"):
+            value.fill_(3.0)
+    teach, by_running = teacher_function(deepcopy(teacher), batch_statistics=True), teacher_function(deepcopy(teacher))
+    reference = create_model("resnet10", 4, 2)
+    reference.load_state_dict(teacher.state_dict())
+    first, again = teach(images), teach(images)
+    assert torch.equal(first, again)  # the running statistics have changed and do not matter
+    torch.testing.assert_close(first, reference.train()(images).ensemble.detach())
+    assert not torch.allclose(first, by_running(images))
+    assert not first.requires_grad
+
+
+def test_settings_of_a_recipe_that_teaches(experts_run, tmp_path):
+    changes = {"distillation.teacher_settings": ["training.epochs=7", "loss.max_margin=0.3"]}
+    teacher = find_teacher(student("digits-lt-ce", **changes))
+    assert (teacher.training.epochs, teacher.loss.max_margin, teacher.model.num_experts) == (7, 0.3, 1)
+    with pytest.raises(InputError, match="trained already"):
+        find_teacher(student(experts_run.folder, **changes))
 
 
 @pytest.mark.slow

@@ -28,11 +28,12 @@ def run(arguments: argparse.Namespace) -> None:
     from longtail.config.recipes import list_recipes, resolve
     from longtail.reports.cost_table import cost_table, planned_model
     from longtail.runs.context import planned_architecture
-    from longtail.runs.model_file import load_model_file
+    from longtail.runs.model_file import load_model_file, reject_original
     from longtail.runs.run import Run
     from longtail.utils.console import show
 
     path = Path(arguments.model)
+    reject_original(path)
     if arguments.model not in list_recipes() and (path.is_dir() or path.suffix == ".safetensors"):
         if arguments.settings or arguments.num_classes is not None:
             option = arguments.settings[0] if arguments.settings else "--num_classes"

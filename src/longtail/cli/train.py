@@ -26,10 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with FOLDER: time that training and testing may take, such as 30m (default: 20m)",
     )
     parser.add_argument(
-        "--config", metavar="RECIPE", help="recipe or YAML file (default: folder with FOLDER, digits-lt-ride without)"
+        "--config",
+        "-c",
+        "--cfg",
+        metavar="RECIPE",
+        help="recipe, YAML file, or settings file of RIDE or RIDE-Swin (default: folder with FOLDER, digits-lt-ride "
+        "without)",
     )
     parser.add_argument("--output", metavar="FOLDER", help="new run folder (default: runs/NAME)")
-    parser.add_argument("--resume", metavar="RUN", help="resume an interrupted run exactly from its last checkpoint")
+    parser.add_argument(
+        "--resume", "-r", metavar="RUN", help="resume an interrupted run exactly from its last checkpoint"
+    )
     parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and exit")
     parser.add_argument("-h", "--help", action="store_true", help="show this help with all settings and exit")
 
@@ -47,6 +54,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.settings and not arguments.settings[0].startswith("-"):
         folder, *arguments.settings = arguments.settings
     if arguments.resume is not None:
+        from longtail.runs.model_file import reject_original
+
+        reject_original(arguments.resume)
         if arguments.settings or arguments.config or arguments.output or folder:
             raise InputError(
                 "--resume keeps the settings of the run; it takes no FOLDER, --config, --output or settings"
@@ -65,11 +75,17 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _config(arguments: argparse.Namespace) -> "Config":
-    from longtail.config.recipes import DEFAULT_RECIPE, resolve
+    from rich.console import Console
 
+    from longtail.cli._original import resolve_config
+    from longtail.config.recipes import DEFAULT_RECIPE
+    from longtail.utils.console import log_to_console
+
+    if arguments.print_config:  # standard output is YAML; notes go elsewhere
+        log_to_console(Console(stderr=True))
     if arguments.time is not None:
         raise InputError("--time is for your own images: longtail train FOLDER --time 30m; others have training.epochs")
-    return resolve(arguments.config or DEFAULT_RECIPE, arguments=arguments.settings)
+    return resolve_config(arguments.config or DEFAULT_RECIPE, arguments.settings)
 
 
 def _folder_config(folder: str, arguments: argparse.Namespace) -> "Config":

@@ -87,7 +87,9 @@ def resolve(name: str, overrides: Settings | None = None, arguments: Sequence[st
         InputError: as `load_recipe`.
     """
     settings, overrides = _load(name)[0], _with_new_names(overrides or {}, "overrides")
-    arguments = [_with_new_name(argument) for argument in arguments]
+    arguments, changes = _teacher_settings([_with_new_name(argument) for argument in arguments])
+    if changes:
+        overrides = merged(overrides, {"distillation": {"teacher_settings": changes}})
     for source, values in ((f" in recipe '{name}'", settings), (" in overrides", overrides)):
         for key in flat(values):
             _check_known(key, source)
@@ -255,6 +257,21 @@ def _with_new_name(argument: str) -> str:
     return f"--{RENAMED[name]}{equals}{value}"
 
 
+def _teacher_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the arguments without ``--teacher.section.field value``, and these as ``section.field=value``."""
+    own, words, changes = list[str](), list(arguments), list[str]()
+    while words:
+        word = words.pop(0)
+        if word.startswith("--teacher."):
+            name, equals, value = word.removeprefix("--teacher.").partition("=")
+            if not equals and not words:
+                raise InputError(f"{word} needs a value")
+            changes.append(f"{name}={value if equals else words.pop(0)}")
+        else:
+            own.append(word)
+    return own, changes
+
+
 @cache
 def _warn_renamed(old: tuple[str, ...], source: str) -> None:
     """Warns once in a process."""
@@ -310,5 +327,7 @@ def _expected(kind: Any) -> list[str]:
     if get_origin(kind) in (Union, UnionType):  # `Literal | None` is a Union
         return [words for part in arguments for words in _expected(part)]
     if get_origin(kind) in (list, tuple):
-        return ["a list of numbers" if get_origin(kind) is list else f"a list of {len(arguments)} numbers"]
+        if get_origin(kind) is list:
+            return ["a list of texts" if arguments == (str,) else "a list of numbers"]
+        return [f"a list of {len(arguments)} numbers"]
     return [_WORDS[kind]]

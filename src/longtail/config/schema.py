@@ -195,11 +195,28 @@ class AugmentationConfig(_Checked):
 
     cutmix: float = bounded(0.0, min=0)
     """Paste a rectangle of one image into another and mix their targets, with areas from Beta(cutmix, cutmix). 0: off.
-    With mixup, one of the two is chosen at random for each batch."""
+    With mixup, one of the two is chosen at random."""
+
+    mix_images: int | None = bounded(None, min=2)
+    """Images that are mixed with the same weight or area. null: all images of a step in a process. RIDE-Swin: those of
+    one GPU in one accumulated part."""
+
+    mix_probability: float = bounded(1.0, min=0, max=1)
+    """Probability that images are mixed at all."""
+
+    cutmix_probability: float = bounded(0.5, min=0, max=1)
+    """Probability of cutmix instead of mixup, if both are on."""
+
+    cutmix_range: tuple[float, float] | None = bounded(None, min=0, max=1)
+    """Smallest and largest side of cutmix's rectangle, as fractions of the image's, instead of areas from Beta."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        jitter = self.color_jitter
+        jitter, sides = self.color_jitter, self.cutmix_range
+        _require(
+            sides is None or (self.cutmix > 0 and sides[0] <= sides[1]),
+            "augmentation.cutmix_range", sides, "two numbers in ascending order, with cutmix above 0",
+        )  # fmt: skip
         _require(self.scale[0] <= self.scale[1], "augmentation.scale", self.scale, "two numbers in ascending order")
         _require(jitter[3] <= 0.5, "augmentation.color_jitter", jitter, "at most 0.5 for hue, the last number")
         _require(
@@ -216,8 +233,9 @@ class ModelConfig(_Checked):
     hierarchical network or plain vision transformer of timm."""
 
     pretrained: bool | str = False
-    """true: start from timm's pretrained weights. A path: start from the weights in this file. Narrowed stages always
-    start from random weights."""
+    """true: start from timm's pretrained weights. A path: start from the weights of a run folder, a model file, a
+    checkpoint of RIDE, or a file of timm's. Of a run or a checkpoint, trunk, experts and heads are taken as far as they
+    fit. Narrowed stages start from random weights otherwise."""
 
     expert_stages: int | None = bounded(None, min=1)
     """Number of last stages that each expert has for itself. null: 2, or a quarter of the blocks of a plain vision
@@ -350,6 +368,9 @@ class TrainingConfig(_Checked):
     """Minutes between two checkpoints, from which an interrupted run resumes exactly. 0: after every step. A signal to
     stop saves one too."""
 
+    keep_every: int = bounded(0, min=0)
+    """Epochs between two models that are kept in the folder epochs of the run, besides the last one. 0: none."""
+
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass instead of storing them: less memory, about a third more time."""
 
@@ -435,8 +456,13 @@ class DistillationConfig(_Checked):
     """Weight of the distillation loss."""
 
     published: bool = False
-    """Compute the loss as in the code of RIDE: distillation on the mean logits of the experts, and the total multiplied
-    by the number of experts. false: distillation for each expert, and the other losses count once."""
+    """Compute the loss as in the code of RIDE: distillation on the mean logits of the experts, the total multiplied by
+    the number of experts, and batch norms of the teacher that use the statistics of each batch. false: distillation for
+    each expert, and the other losses count once."""
+
+    teacher_settings: list[str] = field(default_factory=list)
+    """Settings in which the teacher differs from its recipe, such as [training.epochs=40]. On the command line also
+    --teacher.training.epochs 40."""
 
 
 @dataclass(frozen=True)

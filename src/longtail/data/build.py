@@ -179,8 +179,17 @@ class LoaderFactory:
     def with_soft_targets(self, loader: Loader, label_smoothing: float) -> Loader:
         """The loader with batches that are mixed and erased as set, if at all."""
         how = self.augmentation
-        mix = MixSettings(how.mixup, how.cutmix, label_smoothing, how.random_erasing)
-        if not any(mix):
+        mix = MixSettings(
+            how.mixup,
+            how.cutmix,
+            label_smoothing,
+            how.random_erasing,
+            how.mix_images,
+            how.mix_probability,
+            how.cutmix_probability,
+            how.cutmix_range,
+        )
+        if mix.are_none:
             return loader
         device = self.runtime.device
         return MixedLoader(loader, self.dataset.num_classes, mix, seed=self.seed, device=device)
@@ -189,6 +198,13 @@ class LoaderFactory:
         """All training images, augmented but not mixed, in a new order in each epoch; full batches."""
         split = self.dataset.train
         return self._augmented(split, self._order(split, batch_size, self.runtime.group.eval_shard, shuffle=True))
+
+    def balanced(self, batch_size: int) -> Loader:
+        """Class-balanced draws of the training images, augmented but not mixed: this process's share of every batch."""
+        split = self.dataset.train
+        sampler = LongTailSampler(split.labels, "class-balanced")
+        order = self._order(split, batch_size, self.runtime.group.shard, shuffle=True, sampler=sampler)
+        return self._augmented(split, order)
 
     def views(self, split: ImageSplit, batch_size: int, flip: bool = True) -> Loader:
         """Images in their own order, augmented as for training, anew in each epoch; full batches.

@@ -19,14 +19,31 @@ class MixSettings(NamedTuple):
     """Images are mixed in shares from Beta(mixup, mixup) (Zhang et al., 2018); 0: not"""
 
     cutmix: float = 0.0
-    """Rectangles are exchanged, with areas from Beta(cutmix, cutmix) (Yun et al., 2019); 0: not. With both, each batch
-    gets one of the two at random."""
+    """Rectangles are exchanged, with areas from Beta(cutmix, cutmix) (Yun et al., 2019); 0: not. With both, one of the
+    two at random."""
 
     label_smoothing: float = 0.0
     """Probability that the targets spread over all classes (Szegedy et al., 2016)"""
 
     random_erasing: float = 0.0
     """Share of the images that get a rectangle of normal noise (Zhong et al., 2020)"""
+
+    mix_images: int | None = None
+    """Images that share one weight or rectangle; None: all images of a process in a batch"""
+
+    mix_probability: float = 1.0
+    """Of mixing at all"""
+
+    cutmix_probability: float = 0.5
+    """Of cutmix, if both are on"""
+
+    cutmix_range: tuple[float, float] | None = None
+    """Smallest and largest side of the rectangle as shares of the image's, instead of areas from Beta"""
+
+    @property
+    def are_none(self) -> bool:
+        """Whether nothing is changed."""
+        return not (self.mixup or self.cutmix or self.label_smoothing or self.random_erasing)
 
 
 class MixedLoader:
@@ -51,8 +68,16 @@ class MixedLoader:
         self._erase = RandomErasing(erasing, mode="pixel", device=str(device)) if erasing else None
         self._mix = None
         if settings.mixup or settings.cutmix:
-            smoothing = settings.label_smoothing
-            self._mix = Mixup(settings.mixup, settings.cutmix, label_smoothing=smoothing, num_classes=num_classes)
+            self._mix = Mixup(
+                settings.mixup,
+                settings.cutmix,
+                cutmix_minmax=settings.cutmix_range,
+                prob=settings.mix_probability,
+                switch_prob=settings.cutmix_probability,
+                label_smoothing=settings.label_smoothing,
+                num_classes=num_classes,
+            )
+        self._mix_images = settings.mix_images
         self._seed, self._device = seed, device
 
     def __len__(self) -> int:
@@ -69,7 +94,10 @@ class MixedLoader:
                 if self._erase is not None:
                     batch = batch._replace(inputs=self._erase(batch.inputs))
                 if self._mix is not None:
-                    batch = batch._replace(soft_targets=self._mix_in_place(self._mix, batch.inputs, batch.own_labels))
+                    size = self._mix_images or max(1, len(batch.inputs))
+                    groups = zip(torch.split(batch.inputs, size), torch.split(batch.own_labels, size), strict=True)
+                    targets = [self._mix_in_place(self._mix, images, labels) for images, labels in groups]
+                    batch = batch._replace(soft_targets=torch.cat(targets))
                 elif self._smoothing:
                     batch = batch._replace(soft_targets=self._unmixed_targets(batch.own_labels))
             yield batch

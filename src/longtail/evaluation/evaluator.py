@@ -15,8 +15,9 @@ from longtail.evaluation.metrics import Evaluation
 from longtail.evaluation.outputs import ModelOutputs, evaluate_outputs
 from longtail.evaluation.routing import RoutingReport, evaluate_routing
 from longtail.evaluation.temperature import fit_temperature, predicted_logits
-from longtail.evaluation.throughput import images_per_second
+from longtail.evaluation.throughput import Speed, images_per_second
 from longtail.models.multi_expert import MultiExpert
+from longtail.models.router import THRESHOLD
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
 
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 SplitName = Literal["val", "test"]
 
 SPEED_BATCH, SPEED_IMAGES, SPEED_SECONDS = 64, 512, 0.5
-"""How the speed of routing is measured: images in a batch, in all, and seconds for each number of experts"""
+"""How speed is measured: images in a batch, in all, and seconds for each number of experts"""
 
 
 class EvaluationResults(NamedTuple):
@@ -36,6 +37,9 @@ class EvaluationResults(NamedTuple):
     """Empty for a model without a router"""
 
     outputs: dict[SplitName, ModelOutputs]
+
+    speed: Speed | None = None
+    """Of a model without a router, in the process that writes; with a router it is part of the routing report"""
 
 
 def eval_loaders(context: RunContext) -> dict[SplitName, Loader]:
@@ -75,13 +79,16 @@ def evaluate_splits(
     loaders: Mapping[SplitName, Loader],
     outputs: dict[SplitName, ModelOutputs],
 ) -> EvaluationResults:
-    """Evaluates the outputs of a model on every split. The process that writes also measures routing."""
+    """Evaluates the outputs of a model on every split. The process that writes also measures speed and routing."""
     settings = context.config.evaluation
     evaluations = {split: evaluate_outputs(outputs[split], metadata.class_counts, settings) for split in outputs}
     routings: dict[SplitName, RoutingReport] = {}
-    if model.router is not None and context.run.writes:
-        images, threshold, views = _some_images(loaders["test"]), model.router.threshold, num_views(loaders["test"])
-        speed = images_per_second(model, images, SPEED_BATCH, SPEED_SECONDS, threshold=threshold, num_views=views)
+    if not context.run.writes:
+        return EvaluationResults(evaluations, routings, outputs)
+    threshold = THRESHOLD if model.router is None else model.router.threshold
+    images, views = _some_images(loaders["test"]), num_views(loaders["test"])
+    speed = images_per_second(model, images, SPEED_BATCH, SPEED_SECONDS, threshold=threshold, num_views=views)
+    if model.router is not None:
         model_cost = cost(model, metadata.image_size)
         for split in outputs:
             routings[split] = evaluate_routing(
@@ -94,7 +101,7 @@ def evaluate_splits(
                 chosen_on="val" if metadata.threshold_for else None,
                 images_per_second=speed,
             )
-    return EvaluationResults(evaluations, routings, outputs)
+    return EvaluationResults(evaluations, routings, outputs, speed if model.router is None else None)
 
 
 def _some_images(loader: Loader) -> Tensor:

@@ -90,6 +90,9 @@ class RoutingReport(CostedScores):
     mean_experts_by_shot: dict[str, float | None]
     """Experts used, mean over the images (not classes) of each shot group; None without images"""
 
+    shares_by_shot: dict[str, list[float] | None]
+    """``shares`` of the images of each shot group; None without images"""
+
     prefixes: list[CostedScores]
     """Ensembles of the first 1 to E experts, on every image and without a router (E)"""
 
@@ -169,10 +172,10 @@ def evaluate_routing(
     used = experts_used(outputs.router_logits, threshold)
     predictions = prefix_predictions(outputs.logits, outputs.average)
     correct = predictions == labels[:, None]
-    shares = (torch.bincount(used - 1, minlength=cost.num_experts).double() / len(used)).tolist()
+    shares = _shares(used, cost.num_experts)
     mean_cost = math.fsum(share * routed for share, routed in zip(shares, routed_costs, strict=True))
     groups = shot_groups(class_counts, thresholds)
-    used_by_shot = {shot: used[torch.from_numpy(mask)[labels]].double() for shot, mask in groups.items()}
+    used_by_shot = {shot: used[torch.from_numpy(mask)[labels]] for shot, mask in groups.items()}
 
     def costed(classes: Tensor, mean: float) -> dict[str, Any]:
         scores = score(classes, labels, class_counts, thresholds=thresholds)
@@ -186,7 +189,10 @@ def evaluate_routing(
         threshold=threshold,
         shares=shares,
         mean_experts=float(used.double().mean()),
-        mean_experts_by_shot={shot: float(of.mean()) if len(of) else None for shot, of in used_by_shot.items()},
+        mean_experts_by_shot={
+            shot: float(of.double().mean()) if len(of) else None for shot, of in used_by_shot.items()
+        },
+        shares_by_shot={shot: _shares(of, cost.num_experts) if len(of) else None for shot, of in used_by_shot.items()},
         prefixes=prefixes,
         num_views=outputs.num_views,
         ece=binned.error if binned else None,
@@ -198,6 +204,12 @@ def evaluate_routing(
         random_curve=random_curve([prefix.balanced for prefix in prefixes], prefix_costs),
         oracle_curve=oracle_curve(correct, labels, prefix_costs),
     )
+
+
+def _shares(used: Tensor, num_experts: int) -> list[float]:
+    """Returns the fraction of the images that used 1 to E experts, from the number that each one used."""
+    shares: list[float] = (torch.bincount(used - 1, minlength=num_experts).double() / len(used)).tolist()
+    return shares
 
 
 def curve(

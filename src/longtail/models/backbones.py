@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from longtail.models import resnet_cifar
 from longtail.models.packaged_weights import PACKAGED, packaged_weights
-from longtail.models.swin import narrow_swin
+from longtail.models.swin import PositionedPatchEmbed, narrow_swin
 from longtail.utils.errors import InputError, did_you_mean
 
 Width = Literal["narrow", "full"] | Sequence[int]
@@ -69,6 +69,7 @@ def backbone(
     width: Width = "full",
     pretrained: bool | str | Path = False,
     image_size: int | None = None,
+    absolute_position: bool = False,
     **options: Any,
 ) -> Build:
     """Returns a function that builds a network without a classifier, with new weights at each call.
@@ -80,6 +81,7 @@ def backbone(
         pretrained: start from timm's published weights, or from the weights of the same network in a file. Stages of
             another width start with random weights.
         image_size: height and width of the images, for networks that need it; None: that of the published network.
+        absolute_position: add an absolute position embedding, for Swin.
         options: of the network's constructor in timm, such as ``drop_path_rate``.
 
     Raises:
@@ -89,6 +91,8 @@ def backbone(
         raise InputError(f"width '{width}': must be 'narrow', 'full' or the channels of each of the last two stages")
     if image_size is not None and _needs_image_size(name):
         options["img_size"] = image_size
+    if absolute_position:
+        options["embed_layer"] = PositionedPatchEmbed
     build = _builder(name, width, options)
     if not pretrained:
         return build

@@ -239,7 +239,8 @@ def create_model(
             ``threshold`` of `longtail.models.router.Router`.
         average: what the ensemble averages, ``"logits"`` or ``"probabilities"``.
         temperature: by which logits are divided before probabilities are computed, above 0.
-        options: of the network's constructor in timm, such as ``drop_path_rate``.
+        options: of `longtail.models.backbones.backbone` (``absolute_position``) or of the network's constructor in
+            timm, such as ``drop_path_rate``.
 
     Raises:
         InputError: an argument is out of range or unknown.

@@ -1,9 +1,12 @@
-"""Swin transformers with narrow last stages, as in RIDE."""
+"""Swin transformers as in RIDE-Swin: with narrow last stages, or with an absolute position embedding."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, SwinTransformerStage
-from torch import nn
+from torch import Tensor, nn
 
 from longtail.utils.errors import InputError
 
@@ -47,3 +50,25 @@ def narrow_swin(network: SwinTransformer, widths: Sequence[int]) -> SwinTransfor
     network.norm = nn.LayerNorm(in_width, eps=network.norm.eps)
     network.init_weights()
     return network
+
+
+class PositionedPatchEmbed(PatchEmbed):  # type: ignore[misc]
+    """timm's patch embedding plus a learned absolute position embedding, which timm's Swin does not have.
+
+    Args:
+        arguments: of `timm.layers.PatchEmbed`.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.absolute_pos_embed = nn.Parameter(torch.zeros(1, self.num_patches, self.proj.out_channels))
+        nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, H / 4, W / 4, D)."""
+        patches: Tensor = super().forward(images)
+        return patches + self.absolute_pos_embed.view(1, *patches.shape[1:])
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters without weight decay."""
+        return {"absolute_pos_embed"}

@@ -13,6 +13,7 @@ from longtail.data.imbalance import SHOTS
 from longtail.data.views import NUM_VIEWS
 from longtail.evaluation.metrics import Evaluation
 from longtail.evaluation.routing import RoutingReport
+from longtail.evaluation.throughput import Speed
 from longtail.reports import plots
 from longtail.reports.tables import (
     ACCURACIES,
@@ -22,6 +23,7 @@ from longtail.reports.tables import (
     class_size,
     routing_notes,
     routing_table,
+    speed_note,
 )
 from longtail.utils.format import duration, escape, percent, pluralize
 
@@ -50,6 +52,9 @@ class RunReport:
     routing: RoutingReport | None = None
     """Of the test images; None for a model without a router"""
 
+    speed: Speed | None = None
+    """Of a model without a router"""
+
     predictions: str | None = None
     """Name of the file with the prediction for each test image, if any"""
 
@@ -67,6 +72,7 @@ def write_report(folder: Path, report: RunReport) -> None:
         _introduction(report),
         "## Results",
         *_results(report.evaluations),
+        *([] if report.speed is None else [speed_note(report.speed)]),
         "## Accuracy by class size",
         *_class_sizes(report),
         *(_experts(report) if len(report.evaluation.experts) > 1 else []),

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from longtail.evaluation.label_shift.priors import UNIFORM
 from longtail.evaluation.metrics import BLOCK
 from longtail.evaluation.outputs import ModelOutputs
 from longtail.reports.page import RunReport, write_label_shift, write_report
-from longtail.reports.tables import accuracy_table, label_shift_table, routing_table
+from longtail.reports.tables import accuracy_table, label_shift_table, routing_table, speed_note
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
 from longtail.runs.run import PREDICTIONS_FILE
@@ -44,13 +45,15 @@ def write_results(context: RunContext, results: EvaluationResults, metadata: Mod
         run.history(),
         run.environment(),
         results.routings.get("test"),
+        results.speed,
         None if test.paths is None else PREDICTIONS_FILE,
     )
     write_report(run.folder, page)
+    speed = {} if results.speed is None else {"images_per_second": asdict(results.speed)}
     classes = {"class_names": list(metadata.class_names), "class_counts": list(metadata.class_counts)}
     views = {"views": config.evaluation.views}
     # Last: this file marks the evaluation as complete.
-    run.write_json("results.json", {"epoch": metadata.epoch, **views, **content, **classes})
+    run.write_json("results.json", {"epoch": metadata.epoch, **views, **content, **speed, **classes})
 
 
 def log_results(context: RunContext, results: EvaluationResults, split: SplitName) -> None:
@@ -62,6 +65,8 @@ def log_results(context: RunContext, results: EvaluationResults, split: SplitNam
     show(accuracy_table(evaluation, f"{name}: {images}"))
     if report := results.routings.get(split):
         show(routing_table(report, f"{name}: routing of {images}"))
+    if results.speed is not None:
+        logger.info(speed_note(results.speed))
     logger.info("Results, plots and settings: %s", context.run.folder / "report.md")
 
 

@@ -11,6 +11,7 @@ from longtail.data.imbalance import SHOTS, ShotThresholds
 from longtail.evaluation.label_shift.evaluators import LabelShiftReport
 from longtail.evaluation.metrics import Evaluation, Scores
 from longtail.evaluation.routing import RoutingReport
+from longtail.evaluation.throughput import Speed
 from longtail.utils.format import escape, macs, percent, pluralize
 
 ACCURACIES = ("overall", "balanced", *SHOTS)
@@ -131,11 +132,28 @@ def routing_table(report: RoutingReport, title: str = "") -> ReportTable:
 
 
 def routing_notes(report: RoutingReport) -> list[str]:
-    """Returns two sentences about the number of experts that images use."""
+    """Returns sentences about the number of experts that images use, in all and in each shot group."""
     shares = [f"{pluralize(used, 'expert')} {percent(share)} %" for used, share in enumerate(report.shares, start=1)]
+    groups = [
+        f"{shot} {'n/a' if found is None else ' / '.join(map(percent, found))}"
+        for shot, found in report.shares_by_shot.items()
+    ]
     by_shot = report.mean_experts_by_shot.items()
     means = [f"{shot} {'n/a' if mean is None else f'{mean:.2f}'}" for shot, mean in by_shot]
-    return [f"Images by experts used: {', '.join(shares)}.", f"Mean experts used by shot group: {', '.join(means)}."]
+    return [
+        f"Images by experts used: {', '.join(shares)}.",
+        f"The same by shot group (%): {', '.join(groups)}.",
+        f"Mean experts used by shot group: {', '.join(means)}.",
+    ]
+
+
+def speed_note(speed: Speed) -> str:
+    """Returns a sentence with the images per second of the first 1 to E experts."""
+    rates = [
+        f"{pluralize(number, 'expert')} {f'{rate:,.0f}' if rate >= 100 else f'{rate:.3g}'}"
+        for number, rate in enumerate(speed.prefixes, start=1)
+    ]
+    return f"Images/s with batches of {speed.batch_size}: {', '.join(rates)}."
 
 
 def label_shift_table(report: LabelShiftReport, title: str = "", *, with_weights: bool = False) -> ReportTable:

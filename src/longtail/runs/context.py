@@ -68,6 +68,10 @@ class RunContext:
         """All training images, augmented but not mixed, in a new order in each epoch."""
         return self._loaders.shuffled(self.config.training.batch_size)
 
+    def balanced_loader(self, batch_size: int) -> Loader:
+        """Class-balanced draws of the training images, augmented but not mixed: this process's share of every batch."""
+        return self._loaders.balanced(batch_size)
+
     def views_loader(self, split: ImageSplit, flip: bool = True) -> Loader:
         """Images in their own order, augmented as for training, anew in each epoch; ``flip`` False: not mirrored."""
         return self._loaders.views(split, self.config.training.batch_size, flip)

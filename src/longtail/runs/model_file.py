@@ -16,6 +16,9 @@ from longtail.utils.errors import InputError
 from longtail.utils.files import read_metadata, read_tensors, write_tensors
 
 MODEL_FILE = "model.safetensors"
+ORIGINAL_SUFFIXES = (".pth", ".pt", ".tar")
+"""Of checkpoints of RIDE and RIDE-Swin"""
+
 MAX_SIDE = 4096
 """Pixels, as in the settings"""
 
@@ -123,6 +126,7 @@ def load_metadata(path: Path) -> ModelMetadata:
     Raises:
         InputError: as `load_model_file`.
     """
+    reject_original(path)
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in read_metadata(path).items()
     }
@@ -154,6 +158,16 @@ def _check_finite(path: Path, tensors: Mapping[str, Tensor], advice: str) -> Non
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise InputError(f"{path}: '{name}' holds NaN or infinite numbers, so training diverged; {advice}")
+
+
+def reject_original(source: str | Path) -> None:
+    """Raises `InputError` if a file has the suffix of a checkpoint of the original code."""
+    path = Path(source)
+    if path.suffix in ORIGINAL_SUFFIXES and path.is_file():
+        raise InputError(
+            f"{path}: is not a run or a model file. A checkpoint of RIDE or RIDE-Swin becomes a run with: "
+            f"longtail convert {path} RUN"
+        )
 
 
 def _mismatch(path: Path, error: Exception) -> InputError:

@@ -13,7 +13,14 @@ from longtail.config.recipes import load_recipe, to_yaml
 from longtail.config.schema import Config
 from longtail.data.corrupt_images import SKIPPED_FILE, CorruptImage, from_text, to_text
 from longtail.models.multi_expert import MultiExpert
-from longtail.runs.model_file import MODEL_FILE, ModelMetadata, load_metadata, load_model_file, save_model
+from longtail.runs.model_file import (
+    MODEL_FILE,
+    ModelMetadata,
+    load_metadata,
+    load_model_file,
+    reject_original,
+    save_model,
+)
 from longtail.utils.csv_lines import csv_line
 from longtail.utils.errors import InputError
 from longtail.utils.files import UNFINISHED, write_atomically
@@ -70,6 +77,7 @@ class Run:
             InputError: the folder holds no model.
         """
         run = cls(folder)
+        reject_original(folder)
         if not run.model_path.is_file():
             raise InputError(f"'{folder}' is not a run folder: it has no {run.model_path.name}")
         return run
@@ -103,6 +111,11 @@ class Run:
     def views_folder(self) -> Path:
         """Outputs of the frozen part of the network for the training images, while the rest is trained."""
         return self.folder / "frozen-views"
+
+    @property
+    def epochs_folder(self) -> Path:
+        """The models that are kept every so many epochs."""
+        return self.folder / "epochs"
 
     def checkpoint_path(self, stage: str) -> Path:
         """The checkpoint of an unfinished stage: experts, classifier or router."""
@@ -255,6 +268,12 @@ class Run:
         """Replaces the model. ``before`` is called when the new one is complete on the disk."""
         if self.writes:
             save_model(self.model_path, model, metadata, before)
+
+    def keep_model(self, model: MultiExpert, metadata: ModelMetadata) -> None:
+        """Writes the model of an epoch to a file of its own."""
+        if self.writes:
+            self.epochs_folder.mkdir(exist_ok=True)
+            save_model(self.epochs_folder / f"epoch-{metadata.epoch}.safetensors", model, metadata)
 
     def write_config(self, config: Config) -> None:
         """Replaces the settings."""

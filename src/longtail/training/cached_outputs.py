@@ -1,6 +1,6 @@
-"""The outputs of frozen experts on training images, computed once if they fit into memory."""
+"""Outputs of frozen experts on class-balanced draws of the training images: computed once if they fit into memory."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 
 import torch
@@ -18,18 +18,22 @@ Rows = tuple[Tensor, ...]
 """Logits (B, E, C), labels (B,) and features (B, E, D)"""
 
 
-class FrozenOutputs:
+def cache_bytes(model: MultiExpert, num_images: int, views: int = 1) -> int:
+    """Returns the memory that `CachedOutputs` needs."""
+    return views * num_images * model.num_experts * (model.num_classes + model.num_features) * FLOAT_BYTES
+
+
+class CachedOutputs:
     """A `Loader` of class-balanced draws, whose inputs are the outputs of frozen experts instead of images.
 
-    The images are those of ``loader``'s first epochs, with their random augmentations. If the outputs fit into
-    ``cache_gib``, each of these epochs is computed once; otherwise it is computed in every epoch. Both give the same
-    batches, bit for bit: an image that is drawn several times is repeated at its place in the loader's random order.
+    The images are those of ``loader``'s first epochs, with their random augmentations. Each of these epochs is computed
+    once. The draws of a batch are independent of one another, but for the turns that the images of a class take, see
+    `longtail.data.samplers.draw_positions`.
 
     Args:
         model: in eval mode.
         loader: the training images.
         batch_size: draws in a batch.
-        cache_gib: memory for the cache, GiB.
         seed: of the draws.
         views: number of loader epochs, which take turns; each has other augmentations.
         signals: may ask to stop while outputs are computed.
@@ -43,7 +47,6 @@ class FrozenOutputs:
         loader: Loader,
         *,
         batch_size: int,
-        cache_gib: float,
         seed: int,
         views: int = 1,
         signals: Signals | None = None,
@@ -54,9 +57,7 @@ class FrozenOutputs:
         self.batch_size, self.shard = batch_size, group.shard
         self._model, self._loader, self._group = model, loader, group
         self._seed, self._views, self._signals = seed, views, signals
-        numbers = model.num_experts * (model.num_classes + model.num_features)
-        self.is_cached = views * self._num_draws * numbers * FLOAT_BYTES <= cache_gib * 2**30
-        self._cache: dict[int, list[Rows]] = {}
+        self._cache: dict[int, Rows] = {}
 
     def __len__(self) -> int:
         return len(self.shard.batches(self.num_images, self.batch_size))
@@ -64,29 +65,38 @@ class FrozenOutputs:
     def labels(self, epoch: int) -> Tensor:
         """The labels of an epoch's draws, in order: (num_images,)."""
         labels = self._loader.labels(self._view(epoch))
-        return labels.repeat_interleave(self._repeats(labels, epoch))[: self.num_images]
+        return labels[self._draw(labels, epoch)]
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yields batches whose inputs are `ExpertOutput`s, on the device."""
         view = self._view(epoch)
-        if self.is_cached and view not in self._cache:
-            self._cache[view] = list(self._computed(view))
-        repeats = self._repeats(self._loader.labels(view), epoch)
-        outputs = self._cache[view] if self.is_cached else self._computed(view)
-        slices = self.shard.batches(self.num_images, self.batch_size)
-        batches = zip(slices, _rebatched(_repeated(outputs, repeats), self.batch_size), strict=False)
-        for position, (logits, labels, features) in islice(batches, first, None):
-            rows = position.rows
-            yield Batch(ExpertOutput(logits[rows], features[rows]), labels, rows_of(position))
+        if view not in self._cache:
+            self._cache[view] = self._filled(view)
+        logits, labels, features = self._cache[view]
+        draws = self._draw(self._loader.labels(view), epoch).to(labels.device)
+        for batch in islice(self.shard.batches(self.num_images, self.batch_size), first, None):
+            own = draws[batch.own]
+            yield Batch(ExpertOutput(logits[own], features[own]), labels[draws[batch.batch]], rows_of(batch))
 
     def _view(self, epoch: int) -> int:
         """The loader's epoch that an epoch is made of, both counted from 1."""
         return 1 + (epoch - 1) % self._views
 
-    def _repeats(self, labels: Tensor, epoch: int) -> Tensor:
-        """How often each image is drawn: (N,)."""
+    def _draw(self, labels: Tensor, epoch: int) -> Tensor:
+        """The images of an epoch, as positions in the order of the loader: (num_images,)."""
         sampler = LongTailSampler(labels, "class-balanced", num_samples=self._num_draws, seed=self._seed)
-        return sampler.positions(epoch).bincount(minlength=len(labels))
+        return sampler.positions(epoch)[: self.num_images]
+
+    def _filled(self, view: int) -> Rows:
+        """The outputs for all images, in memory that is taken once."""
+        rows: Rows = ()
+        done = 0
+        for batch in self._computed(view):
+            rows = rows or tuple(part.new_empty(self._num_draws, *part.shape[1:]) for part in batch)
+            for target, part in zip(rows, batch, strict=True):
+                target[done : done + len(part)] = part
+            done += len(batch[1])
+        return rows
 
     def _computed(self, view: int) -> Iterator[Rows]:
         """The outputs for all images, whichever process computes them."""
@@ -122,25 +132,30 @@ class FrozenOutputs:
             raise Stopped  # nothing was learned since the last step
 
 
-def _repeated(batches: Iterable[Rows], repeats: Tensor) -> Iterator[Rows]:
-    """Repeats each row as often as ``repeats`` says."""
-    done, on_device = 0, None
-    for batch in batches:
-        on_device = repeats.to(batch[1].device) if on_device is None else on_device
-        rows = slice(done, done + len(batch[1]))
-        done = rows.stop
-        # The size is known on the CPU; otherwise a GPU would be waited for.
-        size, counts = int(repeats[rows].sum()), on_device[rows]
-        yield tuple(part.repeat_interleave(counts, dim=0, output_size=size) for part in batch)
+class ComputedOutputs:
+    """As `CachedOutputs`, for outputs that do not fit into memory: those of each draw are computed when it is its turn.
 
+    Args:
+        model: in eval mode.
+        loader: class-balanced draws of the training images: this process's share of every batch.
+        max_images: that go through the model at once.
+    """
 
-def _rebatched(batches: Iterable[Rows], size: int) -> Iterator[Rows]:
-    """The same rows in batches of ``size``."""
-    rest: Rows = ()
-    for batch in batches:
-        rest = tuple(torch.cat(pair) for pair in zip(rest, batch, strict=True)) if rest else batch
-        while len(rest[1]) >= size:
-            yield tuple(part[:size] for part in rest)
-            rest = tuple(part[size:] for part in rest)
-    if rest and len(rest[1]):
-        yield rest
+    def __init__(self, model: MultiExpert, loader: Loader, max_images: int):
+        self.num_images, self.batch_size, self.shard = loader.num_images, loader.batch_size, loader.shard
+        self._model, self._loader, self._max_images = model, loader, max_images
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def labels(self, epoch: int) -> Tensor:
+        """The labels of an epoch's draws, in order: (num_images,)."""
+        return self._loader.labels(epoch)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """Yields batches whose inputs are `ExpertOutput`s, on the device."""
+        for batch in self._loader.epoch(epoch, first):
+            with torch.no_grad():
+                outputs = [self._model(images) for images in batch.inputs.split(self._max_images)]
+            logits, features = (torch.cat(parts) for parts in zip(*(output[:2] for output in outputs), strict=True))
+            yield batch._replace(inputs=ExpertOutput(logits, features))

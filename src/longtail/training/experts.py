@@ -21,6 +21,7 @@ from longtail.training.checkpoint import stage_checkpoint
 from longtail.training.ema import WeightAverage
 from longtail.training.frozen_part import FrozenPart, freeze, frozen_part
 from longtail.training.frozen_views import FrozenViews
+from longtail.training.initial_weights import load_initial, start_from
 from longtail.training.loop import LoopOptions, fit
 from longtail.training.optim import learning_rate, optimizer
 from longtail.training.progress import TrainingProgress
@@ -40,12 +41,16 @@ class ExpertStage:
     def __init__(self, context: RunContext):
         self.context, config = context, context.config
         self.metadata = context.new_metadata()
+        pretrained = config.model.pretrained
+        initial = load_initial(pretrained) if isinstance(pretrained, str) else None
         with context.seeded_init():
             model = create_model(
                 **self.metadata.architecture,
-                pretrained=config.model.pretrained,
+                pretrained=pretrained if initial is None else False,
                 average=config.evaluation.average,
             )
+            if initial is not None:
+                start_from(model, initial, str(pretrained), self.metadata.class_names)
             freeze(model, config.training.trained_parts, config.training.lora_rank)
         self.model = context.to_device(model)
         if config.training.checkpoint_activations:
@@ -91,7 +96,10 @@ class ExpertStage:
                         record |= {"val_accuracy": result.accuracy, "val_balanced": result.balanced}
                     metadata = replace(metadata, epoch=record["epoch"])
                     records.append(record)
-                    run.save_model(merged(model), metadata)
+                    complete = merged(model)
+                    run.save_model(complete, metadata)
+                    if training.keep_every and metadata.epoch % training.keep_every == 0:
+                        run.keep_model(complete, metadata)
                     run.write_history(records)
                     progress.epoch(record)
         except KeyboardInterrupt:
@@ -156,7 +164,9 @@ class ExpertStage:
         distilled = DistilledLoss(
             self.criterion, temperature=how.temperature, factor=how.factor, published=how.published
         )
-        return DistillExperts(model, distilled, teacher_function(teacher), frozen, is_computed, fixed)
+        # RIDE's code leaves its teacher in training mode.
+        teach = teacher_function(teacher, batch_statistics=how.published)
+        return DistillExperts(model, distilled, teach, frozen, is_computed, fixed)
 
     def _prepared_model(self) -> MultiExpert:
         """The same weights, compiled and with synchronised batch norms if the settings ask for it."""

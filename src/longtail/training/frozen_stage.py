@@ -7,11 +7,12 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from longtail.config.schema import ClassifierConfig, RouterConfig
+from longtail.data.loaders import Loader
 from longtail.models.multi_expert import MultiExpert
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
 from longtail.runs.run import ADJUSTED_RESULTS
-from longtail.training.cached_outputs import FrozenOutputs
+from longtail.training.cached_outputs import CachedOutputs, ComputedOutputs, cache_bytes
 from longtail.training.checkpoint import Checkpoint
 from longtail.training.loop import LoopOptions, fit
 from longtail.training.optim import epoch_cosine, sgd
@@ -69,25 +70,31 @@ def train_on_frozen(
     Args:
         context: of the run.
         model: on the device; only the task changes.
-        task: its batches are those of `FrozenOutputs`.
+        task: its batches are those of `CachedOutputs`.
         stage: section of the settings.
         checkpoint: of the stage; the caller removes it when the result is safe.
         nesterov: Nesterov momentum.
     """
     settings: ClassifierConfig | RouterConfig = getattr(context.config, stage)
     model.eval()
-    loader = FrozenOutputs(
-        model,
-        context.shuffled_loader(),  # not mixed: heads and routers are for real images
-        batch_size=settings.batch_size,
-        cache_gib=settings.cache_gib,
-        seed=context.config.seed,
-        signals=context.signals,
-        group=context.runtime.group,
-        views=getattr(settings, "views", 1),
-    )
-    if not loader.is_cached:
+    views = getattr(settings, "views", 1)
+    loader: Loader
+    # Images are not mixed: heads and routers are for real ones.
+    if cache_bytes(model, len(context.dataset.train), views) <= settings.cache_gib * 2**30:
+        loader = CachedOutputs(
+            model,
+            context.shuffled_loader(),
+            batch_size=settings.batch_size,
+            seed=context.config.seed,
+            signals=context.signals,
+            group=context.runtime.group,
+            views=views,
+        )
+    else:
         logger.info("The experts' outputs do not fit into %s.cache_gib; each epoch computes them again.", stage)
+        loader = ComputedOutputs(
+            model, context.balanced_loader(settings.batch_size), context.config.evaluation.batch_size
+        )
     records = checkpoint.records
     if checkpoint.exists:
         logger.info("Resuming epoch %d of %d of the %s", len(records) + 1, settings.epochs, stage)

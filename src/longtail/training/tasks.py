@@ -160,9 +160,18 @@ class TrainRouter(nn.Module):
         return Step(router_loss(router_logits, targets, self.positive_weight), correct.sum())
 
 
-def teacher_function(teacher: MultiExpert) -> Callable[[Tensor], Tensor]:
-    """Returns a trained model as `DistillExperts` needs it: images to ensemble logits, without gradients."""
+def teacher_function(teacher: MultiExpert, batch_statistics: bool = False) -> Callable[[Tensor], Tensor]:
+    """Returns a trained model as `DistillExperts` needs it: images to ensemble logits, without gradients.
+
+    Args:
+        teacher: it is changed in place.
+        batch_statistics: its batch norms use the mean and variance of the images, as in RIDE's code, and not those of
+            its training.
+    """
     teacher.eval().requires_grad_(False)
+    for module in teacher.modules():
+        if batch_statistics and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
 
     def teach(images: Tensor) -> Tensor:
         with torch.no_grad():

@@ -3,32 +3,34 @@
 from dataclasses import replace
 from pathlib import Path
 
-from longtail.config.recipes import list_recipes, load_recipe
+from longtail.config.recipes import list_recipes, load_recipe, resolve
 from longtail.config.schema import Config
 from longtail.data.build import preprocessing
 from longtail.interop.original.architecture import load_original
 from longtail.interop.original.checkpoint import read_original
 from longtail.models.multi_expert import MultiExpert
 from longtail.runs.context import RunContext
-from longtail.runs.model_file import ModelMetadata, load_model_file, model_path
+from longtail.runs.model_file import ORIGINAL_SUFFIXES, ModelMetadata, load_model_file, model_path
 from longtail.runs.run import Run
 from longtail.utils.errors import InputError
 from longtail.utils.format import shortened_list
-
-ORIGINAL_SUFFIXES = (".pth", ".pt", ".tar")
 
 
 def find_teacher(config: Config) -> Config | Path | None:
     """Returns the teacher that the settings name: a recipe to train first, a file to load, or None.
 
     Raises:
-        InputError: there is no such run, file or recipe.
+        InputError: there is no such run, file or recipe; or ``distillation.teacher_settings`` cannot change it.
     """
-    name = config.teacher
+    name, changes = config.teacher, config.distillation.teacher_settings
     if name is None:
+        if changes:
+            raise InputError(f"distillation.teacher_settings is {changes}, and there is no teacher")
         return None
     path = Path(name)
     if name not in list_recipes() and path.suffix not in (".yaml", ".yml"):
+        if changes and path.exists():
+            raise InputError(f"teacher '{name}' is trained already; distillation.teacher_settings is for recipes")
         if path.is_dir():
             return Run.open(path).model_path
         if path.is_file():
@@ -36,8 +38,12 @@ def find_teacher(config: Config) -> Config | Path | None:
         if path.suffix or len(path.parts) > 1:
             raise InputError(f"teacher is '{name}', which does not exist; it must be a run, a model file, or a recipe")
     _check_chain(name)
+    for setting in changes:
+        if setting.partition("=")[0].partition(".")[0] in ("data", "seed", "device"):
+            raise InputError(f"the teacher's '{setting}' cannot change: data, seed and device are those of the student")
     # On the student's images, or the teacher would have seen images that the student is tested on.
-    return replace(load_recipe(name), data=config.data, seed=config.seed, device=config.device)
+    recipe = resolve(name, arguments=[f"--{setting}" for setting in changes])
+    return replace(recipe, data=config.data, seed=config.seed, device=config.device)
 
 
 def _check_chain(name: str) -> None:

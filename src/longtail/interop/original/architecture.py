@@ -43,13 +43,17 @@ Stages = tuple[str, Sequence[int], list[int]]
 """Name of a network, full widths of its last two stages, and their widths in the checkpoint"""
 
 
-def load_original(original: Mapping[str, Tensor]) -> tuple[MultiExpert, dict[str, Any]]:
+def load_original(original: Mapping[str, Tensor], scale: float = SCALE) -> tuple[MultiExpert, dict[str, Any]]:
     """Returns the network of an original checkpoint with its weights, and the arguments of `create_model`.
+
+    Args:
+        original: the tensors by original name.
+        scale: of cosines, which the weights do not tell.
 
     Raises:
         InputError: names or shapes do not fit any network of the original.
     """
-    architecture, weights = infer_architecture(original), convert_state_dict(original)
+    architecture, weights = infer_architecture(original) | {"scale": scale}, convert_state_dict(original)
     with skip_init():
         model = create_model(**architecture)
     if problems := _differences(_shapes(model.state_dict()), _shapes(weights)):
@@ -88,6 +92,9 @@ def infer_architecture(original: Mapping[str, Tensor]) -> dict[str, Any]:
         "scale": SCALE,
         "expert_stages": len(branch),
     }
+    if position := shapes.get("trunk.patch_embed.absolute_pos_embed"):
+        # Its size follows from that of the images: a patch has 4 x 4 pixels.
+        architecture |= {"absolute_position": True, "image_size": 4 * isqrt(position[1])}
     hidden, output = shapes.get("router.hidden.0.weight"), shapes.get("router.output.0.weight")
     if hidden and output and len(output) == 2:
         # The output layer takes the largest logits and the hidden units.

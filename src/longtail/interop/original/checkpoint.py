@@ -38,7 +38,7 @@ class OriginalCheckpoint(NamedTuple):
     """Class of the model, such as ``ResNet32Model``; empty for RIDE-Swin"""
 
     config: Mapping[str, Any]
-    """RIDE's settings, as in its config.json; empty for RIDE-Swin"""
+    """Settings: of RIDE as in its config.json, of RIDE-Swin as in its YAML files"""
 
 
 def read_original(path: Path) -> OriginalCheckpoint:
@@ -73,7 +73,8 @@ def read_original(path: Path) -> OriginalCheckpoint:
         raise InputError(f"{path}: refused: {unusual[0]!a} is not a dense array, or is larger than the file's data")
     epoch, arch = content.get("epoch"), content.get("arch")
     config = content.get("config")
-    settings = vars(config).get("_config") if isinstance(config, OrderedDict) else None
+    # RIDE's object has them in an attribute; RIDE-Swin's is a dict itself.
+    settings = vars(config).get("_config", config) if isinstance(config, OrderedDict) else None
     return OriginalCheckpoint(
         dict(tensors),
         epoch + ("model" in content) if isinstance(epoch, int) and epoch >= 0 else 0,  # RIDE-Swin counts from 0

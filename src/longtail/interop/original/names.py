@@ -23,6 +23,7 @@ RULES = (
     (r"expert_help_pred_fc\.(?P<rest>weight|bias)", "router.output.0.{rest}"),
     (r"expert_help_pred_fcs\.(?P<expert>\d+)\.(?P<rest>weight|bias)", "router.output.{expert}.{rest}"),
     (r"patch_embed\.(?P<rest>.+)", "trunk.patch_embed.{rest}"),
+    (r"(?P<rest>absolute_pos_embed)", "trunk.patch_embed.{rest}"),
     (r"layers\.(?P<stage>\d)\.(branches\.(?P<expert>\d+)\.)?(?P<rest>blocks\..+)", "{owner}.layers.{stage}.{rest}"),
     (r"layers\.(?P<stage>\d)\.(branches\.(?P<expert>\d+)\.)?(?P<rest>downsample\..+)", "{owner}.layers.{next}.{rest}"),
     (r"norm\.(?P<rest>weight|bias)", "neck.norm.{rest}"),
