@@ -1,7 +1,5 @@
 """The run folder: what training writes, and everything later reads."""
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +15,7 @@ from longtail.data.corrupt_images import SKIPPED_FILE, CorruptImage, from_text, 
 from longtail.models.multi_expert import MultiExpert
 from longtail.runs.model_file import MODEL_FILE, ModelMetadata, load_metadata, load_model_file, save_model
 from longtail.utils.errors import InputError
-from longtail.utils.files import UNFINISHED, write_atomically
+from longtail.utils.files import UNFINISHED, write_atomically, write_csv
 
 LOCK_FILE = ".lock"
 PREDICTIONS_FILE = "predictions.csv"
@@ -258,9 +256,7 @@ class Run:
     def write_csv(self, name: str, rows: Iterable[Sequence[object]]) -> None:
         """Writes a CSV file; file names in it may hold bytes that are not text."""
         if self.writes:
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows(rows)
-            self._write(name, text.getvalue().encode(errors="surrogateescape"))
+            write_csv(self.folder / name, rows)
 
     def _write(self, name: str, content: bytes) -> None:
         if self.writes:

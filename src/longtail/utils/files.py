@@ -1,10 +1,12 @@
 """Atomic writes, and safetensors files with metadata and a checksum."""
 
+import csv
 import hashlib
+import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,6 +39,13 @@ def write_atomically(path: Path, content: bytes) -> None:
     with _replacing(path) as temporary, temporary.open("wb") as file:
         file.write(content)
         _sync(file)
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Writes a CSV file, as safely as `write_atomically`; file names in it may hold bytes that are not text."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
 
 
 def write_tensors(
