@@ -374,7 +374,7 @@ def test_settings_of_the_original(tmp_path, examples):
 
     def check(original):
         try:
-            config = checked_types(_config("name", original, architecture))
+            config = checked_types(_config("name", translate(original), architecture))
         except (TypeError, ValueError, OverflowError):  # `convert` turns these into an InputError
             return
         (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")

@@ -196,7 +196,7 @@ def test_corrupt_test_image_does_not_cost_the_test(root, tmp_path, no_plots, cap
     test = load_data(settings(root)).test.paths[0]
     changes = {"data.root": str(root), "data.image_size": 16, "data.workers": 0, "augmentation.crop": crop}
     changes |= {"training.epochs": 1, "model.backbone": "resnet20", "model.num_experts": 2}
-    config = longtail.load_recipe("folder", changes)
+    config = longtail.load_recipe("folder-from-scratch", changes)
     whole = len(load_data(config.data).test)
     test.write_bytes(test.read_bytes()[:-100])
     run = longtail.train(config, tmp_path / "run")

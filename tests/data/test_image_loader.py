@@ -250,7 +250,7 @@ def test_a_killed_worker_is_an_error(split, waiting):
     source = loader(long_split(split), batch_size=1, workers=1)
     batches = source.epoch(1)
     next(batches)
-    (worker,) = source._workers
+    (worker,) = source._workers.processes
     if waiting:
         os.kill(worker.pid, signal.SIGSTOP)
         threading.Timer(0.5, worker.kill).start()
@@ -266,11 +266,11 @@ def test_a_frozen_worker_is_given_up(split, monkeypatch):
     batches = source.epoch(1)
     next(batches)
     monkeypatch.setattr(image_loader, "PATIENCE", 1.0)  # only now: on a busy machine workers start slowly
-    for worker in source._workers:
+    for worker in source._workers.processes:
         os.kill(worker.pid, signal.SIGSTOP)
     with pytest.raises(InputError, match=r"no image .* minutes: .*shared memory.*data\.workers"):
         list(batches)
-    for worker in source._workers:
+    for worker in source._workers.processes:
         worker.join(10)
         assert not worker.is_alive()
 

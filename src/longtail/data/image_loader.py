@@ -84,7 +84,7 @@ class ImageLoader:
         self._labels = split.labels
         self._on_corrupt_image = on_corrupt_image
         self._keys = _BatchKeys(order)
-        self._has_workers, self._workers, self._gave_up = workers > 0, list[BaseProcess](), False
+        self._has_workers, self._workers = workers > 0, _Workers()
         self._batches: DataLoader[Sample] = DataLoader(
             _ImageFiles(split, transform, order.seed),
             batch_sampler=self._keys,  # type: ignore[arg-type]  # typed as positions; any key works
@@ -132,11 +132,12 @@ class ImageLoader:
                     if batches is None:
                         others = multiprocessing.active_children()
                         batches = iter(self._batches)
-                        self._workers += [child for child in multiprocessing.active_children() if child not in others]
+                        self._workers.processes += [
+                            child for child in multiprocessing.active_children() if child not in others
+                        ]
                     batch = next(batches, None)
             except BaseException as error:
-                for worker in self._workers:
-                    worker.kill()  # a stopped one would be waited for
+                self._workers.kill()  # a stopped one would be waited for
                 if problem := self._problem(error, is_started=batches is not None):
                     break
                 raise
@@ -156,8 +157,9 @@ class ImageLoader:
             yield
             return
         before = signal.signal(signal.SIGCHLD, self._check_workers) if hasattr(signal, "SIGCHLD") else None
-        # The time limit of `DataLoader` is not for a worker that freezes while it sends.
-        limit = threading.Timer(PATIENCE, self._give_up)
+        # The time limit of `DataLoader` is not for a worker that freezes while it sends. A method of this object would
+        # keep it, and with it the workers, until the thread ends.
+        limit = threading.Timer(PATIENCE, self._workers.give_up)
         limit.daemon = True
         limit.start()
         try:
@@ -169,22 +171,17 @@ class ImageLoader:
                 signal.signal(signal.SIGCHLD, before)
 
     def _check_workers(self, *signal_and_frame: Any) -> None:
-        if not all(worker.is_alive() for worker in self._workers):
+        if not all(worker.is_alive() for worker in self._workers.processes):
             raise _WorkerKilledError
 
     def _problem(self, error: BaseException, is_started: bool) -> str:
         """Says what is wrong with the workers; empty for other errors."""
         if isinstance(error, OSError) and not is_started:
             return f"the processes that decode images cannot start ({error.strerror})"
-        if self._gave_up or str(error).startswith("DataLoader timed out"):
+        if self._workers.gave_up or str(error).startswith("DataLoader timed out"):
             return f"no image was decoded for {PATIENCE / 60:g} minutes"
         is_killed = isinstance(error, _WorkerKilledError | EOFError | ConnectionError)
         return "a process that decodes images was killed" if is_killed or str(error).startswith("DataLoader w") else ""
-
-    def _give_up(self) -> None:
-        self._gave_up = True
-        for worker in self._workers:
-            worker.kill()
 
     def _finish(self, images: Tensor, changes: Tensor) -> Tensor:
         if not changes.shape[1]:
@@ -201,6 +198,23 @@ class ImageLoader:
     def labels(self, epoch: int) -> Tensor:
         """The labels of an epoch's images in their order: (num_images,), on the CPU."""
         return torch.from_numpy(self._labels)[self._order.draw(epoch).positions]
+
+
+class _Workers:
+    """The processes that decode."""
+
+    def __init__(self) -> None:
+        self.processes: list[BaseProcess] = []
+        self.gave_up = False
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+
+    def give_up(self) -> None:
+        """Kills them because they do not answer."""
+        self.gave_up = True
+        self.kill()
 
 
 class _WorkerKilledError(RuntimeError):

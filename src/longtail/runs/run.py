@@ -21,9 +21,8 @@ from longtail.runs.model_file import (
     reject_original,
     save_model,
 )
-from longtail.utils.csv_lines import csv_line
 from longtail.utils.errors import InputError
-from longtail.utils.files import UNFINISHED, write_atomically
+from longtail.utils.files import UNFINISHED, write_atomically, write_csv
 from longtail.utils.locks import LOCK_FILE, acquire_lock, is_locked
 
 PREDICTIONS_FILE = "predictions.csv"
@@ -295,7 +294,7 @@ class Run:
     def write_csv(self, name: str, rows: Iterable[Sequence[object]]) -> None:
         """Writes a CSV file; file names in it may hold bytes that are not text."""
         if self.writes:
-            self._write(name, "".join(map(csv_line, rows)).encode(errors="surrogateescape"))
+            write_csv(self.folder / name, rows)
 
     def _write(self, name: str, content: bytes) -> None:
         if self.writes:

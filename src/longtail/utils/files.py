@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from longtail.utils.csv_lines import csv_line
 from longtail.utils.errors import InputError
 
 METADATA_KEY = "longtail"
@@ -47,6 +48,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     with _replacing(path) as temporary, temporary.open("wb") as file:
         file.write(content)
         _sync(file)
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Writes a CSV file, as safely as `write_atomically`; file names in it may hold bytes that are not text."""
+    write_atomically(path, "".join(map(csv_line, rows)).encode(errors="surrogateescape"))
 
 
 def write_tensors(
