@@ -4,6 +4,7 @@ from . import evaluation as evaluation
 from . import losses as losses
 from . import models as models
 from .api import add_router as add_router
+from .api import check as check
 from .api import evaluate as evaluate
 from .api import resume as resume
 from .api import retrain_classifier as retrain_classifier

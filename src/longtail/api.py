@@ -9,9 +9,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from longtail.config.recipes import checked_types, config_fingerprint
 from longtail.config.schema import Config
 from longtail.data.build import find_corrupt_images, find_corrupt_test_images, load_data
+from longtail.data.check.findings import Finding, FindingMaker, ImageChecks
+from longtail.data.check.reading import read_images
+from longtail.data.copies import AllImages, log_copies
 from longtail.data.corrupt_images import SKIPPED_FILE, CorruptImage, from_text, to_text, without
 from longtail.data.loaders import Loader
 from longtail.data.memory_cache import CorruptImagesError
@@ -24,11 +29,13 @@ from longtail.evaluation.evaluator import (
     set_temperature,
 )
 from longtail.evaluation.flops import cost
+from longtail.evaluation.label_errors import most_doubtful, split_label_doubts
 from longtail.evaluation.label_shift.evaluators import LabelShiftTest, PriorTest
 from longtail.evaluation.metrics import Evaluation
 from longtail.evaluation.outputs import collect_outputs
 from longtail.evaluation.routing import parse_budget
 from longtail.models.multi_expert import MultiExpert
+from longtail.reports.check import check_table, write_findings
 from longtail.reports.results import log_results, report_label_shift, report_prior_test, write_results
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
@@ -41,6 +48,7 @@ from longtail.training.experts import ExpertStage
 from longtail.training.frozen_stage import save_stages
 from longtail.training.router import set_threshold, train_router
 from longtail.training.teacher import check_recipe, find_teacher, load_teacher
+from longtail.utils.console import show
 from longtail.utils.errors import InputError
 from longtail.utils.format import macs, pluralize, shortened_list
 
@@ -245,6 +253,60 @@ def retrain_classifier(run: Run | str | Path, *, config: Config | None = None) -
     return run
 
 
+def check(
+    config: Config | None = None,
+    *,
+    run: Run | str | Path | None = None,
+    output: str | Path | None = None,
+    min_side: int = 32,
+) -> list[Finding]:
+    """Checks the images of a data set, shows a table, and writes all findings to a CSV file.
+
+    Finds images that do not decode, blank and tiny ones and those of unusual size, copies and near copies, and classes
+    with few images. With a trained run it also finds likely wrong labels, see `longtail.evaluation.label_errors`.
+
+    Args:
+        config: settings whose section data names the images; those of the run by default.
+        run: a run, or its folder, that was trained on these images.
+        output: the CSV file; check.csv in the run folder, or in the current folder, by default.
+        min_side: images whose smaller side has fewer pixels are tiny.
+
+    Returns:
+        The findings, in the order of `longtail.data.check.findings.KINDS`.
+
+    Raises:
+        InputError: there are no such images, or no such run; or the run was trained on other images.
+    """
+    run = None if run is None else _open(run)
+    if config is None:
+        if run is None:
+            raise InputError("check needs settings or a run, which name the images")
+        config = run.config
+    images = AllImages(load_data(config.data), Path(config.data.root))
+    checks = ImageChecks(images, read_images(images), min_side)
+    findings = list(checks.findings())
+    if run is not None:
+        with _opened_model(run, config) as opened:
+            findings += _wrong_labels(opened)
+    path = Path(output) if output is not None else (Path() if run is None else run.folder) / "check.csv"
+    write_findings(path, findings)
+    show(check_table(findings, checks.summary()))
+    logger.info("All findings: %s", path)
+    return findings
+
+
+def _wrong_labels(opened: "_OpenedModel") -> Iterator[Finding]:
+    """Yields the labels that are likely to be wrong, the most doubtful first."""
+    context, model, metadata, loaders = opened
+    images = AllImages(context.dataset, Path(context.config.data.root))
+    finding, labels = FindingMaker(images), images.labels
+    doubts = list(split_label_doubts(context, model, metadata, loaders))
+    log_odds, suggested, probability = (torch.cat(parts).numpy() for parts in zip(*doubts, strict=True))
+    for position in most_doubtful(log_odds, labels):
+        detail = f"{metadata.class_names[suggested[position]]}, probability {probability[position]:.2f}"
+        yield finding("likely wrong label", position, detail=detail)
+
+
 # ---- training, stage by stage ----
 
 
@@ -339,6 +401,8 @@ class _Plan:
             if isinstance(self.source, Config):
                 self.teacher = load_teacher(_train_teacher(context, self.source).model_path, context)
             _log_start(context, self.experts.model)
+            if context.runtime.group.is_main:
+                log_copies(context.dataset, Path(config.data.root))
             metadata, model = self.experts.train(val_loader, self.teacher), self.experts.model
             self.experts = self.teacher = None  # frees their memory
         self.stage = "classifier"

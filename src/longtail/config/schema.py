@@ -94,6 +94,10 @@ class DataConfig(_Checked):
     max_corrupt_images: float = bounded(0.01, min=0, max=1)
     """Largest fraction of images that 'skip' leaves out; more is an error."""
 
+    duplicates: Literal["keep", "drop-test"] = "keep"
+    """What to do with test images that are copies of training or validation images: the same bytes of a file, or the
+    same pixels of CIFAR. keep: test on them; their number is reported before training. drop-test: leave them out."""
+
     imbalance: Literal["none", "exponential", "step"] = "none"
     """Profile of the class counts when a long-tailed subset of the training images is made."""
 

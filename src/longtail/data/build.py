@@ -15,6 +15,7 @@ from torchvision.transforms.v2.functional import resize
 
 from longtail.config.schema import AugmentationConfig, DataConfig, TrainingConfig
 from longtail.data import corrupt_images
+from longtail.data.copies import without_test_copies
 from longtail.data.corrupt_images import CorruptImage
 from longtail.data.fast_crop import FileCrop
 from longtail.data.image_loader import ImageLoader
@@ -58,7 +59,8 @@ def load_data(settings: DataConfig, skipped: Collection[CorruptImage] = ()) -> D
         dataset = dataset.imbalanced(settings.imbalance, settings.imbalance_factor, settings.subset_seed, spare)
     if settings.val_fraction > 0:
         dataset = dataset.with_validation(settings.val_fraction, settings.subset_seed)
-    return corrupt_images.without(dataset, skipped, Path(settings.root))
+    dataset = corrupt_images.without(dataset, skipped, Path(settings.root))
+    return without_test_copies(dataset, Path(settings.root)) if settings.duplicates == "drop-test" else dataset
 
 
 def find_corrupt_images(settings: DataConfig, dataset: DataSplits) -> list[CorruptImage]:

@@ -1,0 +1,174 @@
+"""Copies: the same picture several times in a data set, found without decoding image files."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longtail.data.splits import DataSplits
+from longtail.utils.errors import InputError
+from longtail.utils.format import pluralize
+
+logger = logging.getLogger(__name__)
+
+TAIL = 4096
+"""Bytes at the end of a file that are compared first. The start may be the same in all photos of a camera"""
+
+EXAMPLES = 3
+
+Positions = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class AllImages:
+    """The N images of all splits in one order: train, val, test.
+
+    Args:
+        dataset: the splits.
+        root: folder from which names of files are written.
+    """
+
+    dataset: DataSplits
+    root: Path
+
+    @property
+    def labels(self) -> Positions:
+        """(N,), from 0."""
+        return np.concatenate([split.labels for split in self.dataset.splits.values()])
+
+    @property
+    def splits(self) -> Positions:
+        """Which split each image is in, by its position among the splits: (N,)."""
+        return np.repeat(np.arange(len(self.dataset.splits)), [len(split) for split in self.dataset.splits.values()])
+
+    @property
+    def paths(self) -> list[Path] | None:
+        """N files; None if the images are decoded."""
+        splits = [split.paths for split in self.dataset.splits.values() if split.paths is not None]
+        return list(np.concatenate(splits)) if splits else None
+
+    @property
+    def names(self) -> list[str]:
+        """Paths from the root; for decoded images split and position, such as test[7]."""
+        if self.paths is None:
+            return [f"{name}[{k}]" for name, split in self.dataset.splits.items() for k in range(len(split))]
+        return [str(path.relative_to(self.root) if path.is_relative_to(self.root) else path) for path in self.paths]
+
+
+def find_first_copies(images: AllImages) -> Positions:
+    """Returns for each image the first one with the same bytes, or its own position: (N,).
+
+    Of files, only those with the same size and the same last `TAIL` bytes are read in full.
+    """
+    paths = images.paths
+    if paths is None:
+        splits = images.dataset.splits.values()
+        return first_equal([_digest(row) for split in splits if split.pixels is not None for row in split.pixels])
+    # Unreadable files have no copies.
+    keys: list[Hashable] = [None] * len(paths)
+    candidates = list(range(len(paths)))
+    steps: tuple[Callable[[Path], Hashable], ...] = (_size, _tail, _content)
+    with ThreadPoolExecutor() as pool:
+        for step in steps:
+            for position, key in zip(candidates, pool.map(step, [paths[p] for p in candidates]), strict=True):
+                keys[position] = (keys[position], key) if key is not None else position
+            groups: dict[Hashable, list[int]] = {}
+            for position in candidates:
+                groups.setdefault(keys[position], []).append(position)
+            candidates = sorted(position for group in groups.values() if len(group) > 1 for position in group)
+    return first_equal(keys)
+
+
+def first_equal(keys: Iterable[Hashable]) -> Positions:
+    """Returns for each key the position of the first equal one.
+
+    Example:
+        >>> first_equal(["a", "b", "a"]).tolist()
+        [0, 1, 0]
+    """
+    first: dict[Hashable, int] = {}
+    return np.array([first.setdefault(key, position) for position, key in enumerate(keys)], dtype=np.int64)
+
+
+def without_test_copies(dataset: DataSplits, root: Path) -> DataSplits:
+    """Returns the data set without the test images that are copies of training or validation images.
+
+    Raises:
+        InputError: no test image is left.
+    """
+    images = AllImages(dataset, root)
+    num_others = len(images.labels) - len(dataset.test)
+    copies = find_first_copies(images)[num_others:] < num_others
+    if copies.all():
+        raise InputError("data.duplicates is drop-test, but all test images are copies of training or validation images")
+    if copies.any():
+        text = pluralize(int(copies.sum()), "test image that is a copy", "test images that are copies")
+        logger.info("Left out %s of training or validation images", text)
+    return replace(dataset, test=dataset.test.take(np.flatnonzero(~copies)))
+
+
+def log_copies(dataset: DataSplits, root: Path) -> None:
+    """Logs pictures that are in several splits, have two labels, or occur twice in a split; says nothing otherwise."""
+    images = AllImages(dataset, root)
+    first = find_first_copies(images)
+    second = np.flatnonzero(first != np.arange(len(first)))
+    if not len(second):
+        return
+    first, names, labels, splits = first[second], images.names, images.labels, images.splits
+    two_splits, two_labels = splits[first] != splits[second], labels[first] != labels[second]
+    is_test = splits[second] == len(dataset.splits) - 1
+    for chosen, text in (
+        (two_splits & is_test, "test images are copies of training or validation images (data.duplicates drop-test "
+         "leaves them out)"),
+        (two_splits & ~is_test, "validation images are copies of training images"),
+        (two_labels, "images are copies of images with another label"),
+        (~two_splits & ~two_labels, "images occur several times in a split"),
+    ):  # fmt: skip
+        pairs = [f"{names[b]} = {names[a]}" for a, b in zip(first[chosen][:EXAMPLES], second[chosen], strict=False)]
+        if pairs:
+            logger.warning("%d %s: %s", chosen.sum(), text, _with_more(pairs, int(chosen.sum())))
+
+
+def _with_more(examples: Sequence[str], number: int) -> str:
+    more = number - len(examples)
+    return ", ".join(examples) + (f" and {more:,} more" if more else "")
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size or None
+    except OSError:  # reported when the image is decoded
+        return None
+
+
+def _tail(path: Path) -> bytes | None:
+    return _read(path, TAIL)
+
+
+def _content(path: Path) -> bytes | None:
+    return _read(path, None)
+
+
+def _read(path: Path, last: int | None) -> bytes | None:
+    """Returns the digest of the last bytes of a file, or of all bytes."""
+    try:
+        with path.open("rb") as file:
+            if last is not None:
+                file.seek(-min(last, path.stat().st_size), 2)
+                return _digest(file.read())
+            return hashlib.file_digest(file, _blake2).digest()
+    except OSError:
+        return None
+
+
+def _digest(content: bytes | NDArray[np.uint8]) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _blake2() -> "hashlib._Hash":
+    return hashlib.blake2b(digest_size=16)

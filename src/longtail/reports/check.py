@@ -1,0 +1,40 @@
+"""The table of `longtail check`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from longtail.data.check.findings import KINDS, Finding
+from longtail.reports.tables import ReportTable
+from longtail.utils.console import printable
+from longtail.utils.csv_lines import csv_line
+from longtail.utils.files import write_atomically
+
+EXAMPLES = 3
+
+
+def write_findings(path: Path, findings: Sequence[Finding]) -> None:
+    """Writes a CSV file with one line for each finding.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    rows = [("kind", "image", "class", "split", "other image", "detail"), *findings]
+    write_atomically(path, "".join(map(csv_line, rows)).encode(errors="surrogateescape"))
+
+
+def check_table(findings: Sequence[Finding], summary: Sequence[str]) -> ReportTable:
+    """Number and three examples of each kind of finding, below a summary of the images."""
+    rows = []
+    for kind in KINDS:
+        found = [finding for finding in findings if finding.kind == kind]
+        # Without the details: they are in the file.
+        examples = "\n".join(printable(_example(finding)).replace("\n", "\\n") for finding in found[:EXAMPLES])
+        rows.append((kind, f"{len(found):,}", examples))
+    return ReportTable(("finding", "number", "examples"), rows, "\n".join(summary), text_columns=3)
+
+
+def _example(finding: Finding) -> str:
+    subject = finding.image or finding.class_name
+    if finding.other:
+        return f"{subject} = {finding.other}"
+    return f"{subject} ({finding.detail})" if finding.detail else subject
