@@ -2,7 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Hashable, Iterable, Sequence
+import os
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,7 +69,9 @@ def find_first_copies(images: AllImages) -> Positions:
     paths = images.paths
     if paths is None:
         splits = images.dataset.splits.values()
-        return first_equal([_digest(row) for split in splits if split.pixels is not None for row in split.pixels])
+        return first_equal(
+            [_digest(row.tobytes()) for split in splits if split.pixels is not None for row in split.pixels]
+        )
     # Unreadable files have no copies.
     keys: list[Hashable] = [None] * len(paths)
     candidates = list(range(len(paths)))
@@ -105,7 +108,9 @@ def without_test_copies(dataset: DataSplits, root: Path) -> DataSplits:
     num_others = len(images.labels) - len(dataset.test)
     copies = find_first_copies(images)[num_others:] < num_others
     if copies.all():
-        raise InputError("data.duplicates is drop-test, but all test images are copies of training or validation images")
+        raise InputError(
+            "data.duplicates is drop-test, but all test images are copies of training or validation images"
+        )
     if copies.any():
         text = pluralize(int(copies.sum()), "test image that is a copy", "test images that are copies")
         logger.info("Left out %s of training or validation images", text)
@@ -122,21 +127,29 @@ def log_copies(dataset: DataSplits, root: Path) -> None:
     first, names, labels, splits = first[second], images.names, images.labels, images.splits
     two_splits, two_labels = splits[first] != splits[second], labels[first] != labels[second]
     is_test = splits[second] == len(dataset.splits) - 1
-    for chosen, text in (
-        (two_splits & is_test, "test images are copies of training or validation images (data.duplicates drop-test "
-         "leaves them out)"),
-        (two_splits & ~is_test, "validation images are copies of training images"),
-        (two_labels, "images are copies of images with another label"),
-        (~two_splits & ~two_labels, "images occur several times in a split"),
-    ):  # fmt: skip
-        pairs = [f"{names[b]} = {names[a]}" for a, b in zip(first[chosen][:EXAMPLES], second[chosen], strict=False)]
-        if pairs:
-            logger.warning("%d %s: %s", chosen.sum(), text, _with_more(pairs, int(chosen.sum())))
-
-
-def _with_more(examples: Sequence[str], number: int) -> str:
-    more = number - len(examples)
-    return ", ".join(examples) + (f" and {more:,} more" if more else "")
+    for chosen, one, several in (
+        (
+            two_splits & is_test,
+            "test image is a copy of a training or validation image (data.duplicates drop-test leaves it out)",
+            "test images are copies of training or validation images (data.duplicates drop-test leaves them out)",
+        ),
+        (
+            two_splits & ~is_test,
+            "validation image is a copy of a training image",
+            "validation images are copies of training images",
+        ),
+        (
+            two_labels,
+            "image is a copy of an image with another label",
+            "images are copies of images with another label",
+        ),
+        (~two_splits & ~two_labels, "image occurs several times in a split", "images occur several times in a split"),
+    ):
+        if number := int(chosen.sum()):
+            pairs = zip(first[chosen][:EXAMPLES], second[chosen][:EXAMPLES], strict=True)
+            examples = ", ".join(f"{names[b]} = {names[a]}" for a, b in pairs)
+            more = f" and {number - EXAMPLES:,} more" if number > EXAMPLES else ""
+            logger.warning("%s: %s%s", pluralize(number, one, several), examples, more)
 
 
 def _size(path: Path) -> int | None:
@@ -159,16 +172,11 @@ def _read(path: Path, last: int | None) -> bytes | None:
     try:
         with path.open("rb") as file:
             if last is not None:
-                file.seek(-min(last, path.stat().st_size), 2)
-                return _digest(file.read())
-            return hashlib.file_digest(file, _blake2).digest()
+                file.seek(-min(last, path.stat().st_size), os.SEEK_END)
+            return _digest(file.read())
     except OSError:
         return None
 
 
-def _digest(content: bytes | NDArray[np.uint8]) -> bytes:
+def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
-
-
-def _blake2() -> "hashlib._Hash":
-    return hashlib.blake2b(digest_size=16)

@@ -1,1 +1,1 @@
-"""Problems of a data set, found before training: damaged, blank and tiny images, copies, and classes with few images."""
+"""Problems of a data set, found before training: damaged, blank and tiny images, copies, small classes."""

@@ -3,7 +3,7 @@
 import filecmp
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +66,9 @@ class FindingMaker:
     def __call__(self, kind: str, position: int, other: int | None = None, detail: str = "") -> Finding:
         """Returns a finding about an image, by its position among all."""
         class_name, split = self.class_names[self.labels[position]], self.split_names[self.splits[position]]
-        return Finding(kind, self.names[position], class_name, split, "" if other is None else self.names[other], detail)
+        return Finding(
+            kind, self.names[position], class_name, split, "" if other is None else self.names[other], detail
+        )
 
 
 class ImageChecks:
@@ -102,11 +104,11 @@ class ImageChecks:
         lines = [f"{numbers} images in {dataset.num_classes:,} classes"]
         if self.decoded:
             order = np.argsort(self._areas, kind="stable")
-            smallest, median, largest = (self._size(int(order[k])) for k in (0, len(order) // 2, -1))
+            smallest, median, largest = (self._size(order[k]) for k in (0, len(order) // 2, -1))
             lines.append(f"smallest {smallest}, median {median}, largest {largest} pixels")
         return lines
 
-    def _size(self, row: int) -> str:
+    def _size(self, row: np.integer[Any]) -> str:
         return f"{self.decoded[row].width} x {self.decoded[row].height}"
 
     @cached_property
@@ -119,7 +121,11 @@ class ImageChecks:
 
     @cached_property
     def _thumbnails(self) -> NDArray[np.uint8]:
-        return np.stack([image.thumbnail for image in self.decoded]) if self.decoded else np.empty((0, SIDE, SIDE, 3), "uint8")
+        return (
+            np.stack([image.thumbnail for image in self.decoded])
+            if self.decoded
+            else np.empty((0, SIDE, SIDE, 3), "uint8")
+        )
 
     @cached_property
     def _is_blank(self) -> NDArray[np.bool_]:

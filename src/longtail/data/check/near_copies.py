@@ -24,8 +24,8 @@ MIN_CORRELATION = 0.97
 ROUGH_CORRELATION = 0.8
 """Of thumbnails that are compared in all alignments"""
 
-MARGINS = (0.03, 0.06)
-"""Parts of a side that a crop may have cut off, at both ends together or at one"""
+MARGIN = 0.06
+"""Part of a side that a crop may have cut off: at one end, at both together, or at each end"""
 
 TILE = 2048
 """Images that are compared with as many others at a time: 4 million pairs, 64 MB"""
@@ -89,34 +89,24 @@ def _confirmed(thumbnails: Thumbnails, first: NDArray[np.int64], second: NDArray
     correlation = np.zeros(len(first), dtype=np.float32)
     for start in range(0, len(first), CHUNK):
         part = slice(start, start + CHUNK)
-        a, b = (thumbnails[positions[part]].astype(np.float32) for positions in (first, second))
-        correlation[part] = _correlation(a, b)
+        a, b = (_standardised(thumbnails[positions[part]].astype(np.float32)) for positions in (first, second))
+        correlation[part] = np.einsum("nhwc,nhwc->n", a, b)
         rough = np.flatnonzero((correlation[part] >= ROUGH_CORRELATION) & (correlation[part] < MIN_CORRELATION))
         best = correlation[part][rough]
         for whole, cropped in ((a[rough], b[rough]), (b[rough], a[rough])):
-            for rows, columns in _crops():
+            for rows, columns in CROPS:
                 aligned = np.einsum("ph,nhwc,qw->npqc", rows, whole, columns, optimize=True)
-                best = np.maximum(best, _correlation(aligned, cropped))
+                best = np.maximum(best, np.einsum("nhwc,nhwc->n", _standardised(aligned), cropped))
         correlation[start + rough] = best
     near = correlation >= MIN_CORRELATION
     return NearCopies(first[near], second[near], correlation[near])
 
 
-def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Correlation of the values of images: (M,). Another brightness or contrast does not matter, other colours do."""
-    a, b = (images - images.mean(axis=(1, 2, 3), keepdims=True) for images in (a, b))
-    products = [np.einsum("nhwc,nhwc->n", *pair) for pair in ((a, b), (a, a), (b, b))]
-    result: NDArray[np.float32] = products[0] / np.sqrt(products[1] * products[2] + 1e-6)
-    return result
-
-
-def _crops() -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Matrices that crop and resize the rows and the columns of thumbnails."""
-    for margin in MARGINS:
-        windows = [_window(start, start + 1 - margin, SIDE) for start in (0, margin / 2, margin)]
-        windows.append(_window(margin, 1 - margin, SIDE))
-        yield from ((rows, columns) for rows in windows[:3] for columns in windows[:3])
-        yield windows[3], windows[3]
+def _standardised(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns images with mean 0 and norm 1. So another brightness or contrast does not matter; other colours do."""
+    images = images - images.mean(axis=(1, 2, 3), keepdims=True)
+    norms: NDArray[np.float32] = np.sqrt(np.einsum("nhwc,nhwc->n", images, images))
+    return images / np.maximum(norms, 1e-3)[:, None, None, None]
 
 
 def _window(start: float, stop: float, size: int) -> NDArray[np.float32]:
@@ -124,4 +114,15 @@ def _window(start: float, stop: float, size: int) -> NDArray[np.float32]:
     edges = SIDE * np.linspace(start, stop, size + 1)[:, None]
     pixels = np.arange(SIDE)
     overlap = (np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)).clip(0)
-    return (overlap / overlap.sum(axis=1, keepdims=True)).astype(np.float32)
+    matrix: NDArray[np.float32] = (overlap / overlap.sum(axis=1, keepdims=True)).astype(np.float32)
+    return matrix
+
+
+def _crops() -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Matrices that crop and resize the rows and the columns of thumbnails."""
+    windows = [_window(start, start + 1 - MARGIN, SIDE) for start in (0, MARGIN / 2, MARGIN)]
+    central = _window(MARGIN, 1 - MARGIN, SIDE)
+    return [(central, central), *((rows, columns) for rows in windows for columns in windows)]
+
+
+CROPS = _crops()
