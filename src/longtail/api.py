@@ -282,15 +282,17 @@ def check(
         if run is None:
             raise InputError("check needs settings or a run, which name the images")
         config = run.config
+    path = Path(output) if output is not None else (Path() if run is None else run.folder) / "check.csv"
+    if not path.parent.is_dir():
+        raise InputError(f"output is '{path}', but '{path.parent}' is not a folder")
     images = AllImages(load_data(config.data), Path(config.data.root))
     checks = ImageChecks(images, read_images(images), min_side)
     findings = list(checks.findings())
     if run is not None:
         with _opened_model(run, config) as opened:
             findings += _wrong_labels(opened)
-    path = Path(output) if output is not None else (Path() if run is None else run.folder) / "check.csv"
     write_findings(path, findings)
-    show(check_table(findings, checks.summary()))
+    show(check_table(findings, checks.summary(), has_run=run is not None))
     logger.info("All findings: %s", path)
     return findings
 

@@ -22,14 +22,19 @@ def write_findings(path: Path, findings: Sequence[Finding]) -> None:
     write_atomically(path, "".join(map(csv_line, rows)).encode(errors="surrogateescape"))
 
 
-def check_table(findings: Sequence[Finding], summary: Sequence[str]) -> ReportTable:
-    """Number and three examples of each kind of finding, below a summary of the images."""
+def check_table(findings: Sequence[Finding], summary: Sequence[str], *, has_run: bool) -> ReportTable:
+    """Number and three examples of each kind of finding, below a summary of the images.
+
+    Without a run, labels were not judged.
+    """
     rows = []
     for kind in KINDS:
         found = [finding for finding in findings if finding.kind == kind]
         # Without the details: they are in the file.
         examples = "\n".join(printable(_example(finding)).replace("\n", "\\n") for finding in found[:EXAMPLES])
         rows.append((kind, f"{len(found):,}", examples))
+    if not has_run:
+        rows[-1] = (rows[-1][0], "n/a", "needs a trained run: --run RUN")
     return ReportTable(("finding", "number", "examples"), rows, "\n".join(summary), text_columns=3)
 
 
