@@ -105,8 +105,11 @@ def _confirmed(thumbnails: Thumbnails, first: NDArray[np.int64], second: NDArray
 def _standardised(images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Returns images with mean 0 and norm 1. So another brightness or contrast does not matter; other colours do."""
     images = images - images.mean(axis=(1, 2, 3), keepdims=True)
-    norms: NDArray[np.float32] = np.sqrt(np.einsum("nhwc,nhwc->n", images, images))
-    return images / np.maximum(norms, 1e-3)[:, None, None, None]
+    norms = np.sqrt(np.einsum("nhwc,nhwc->n", images, images))
+    standardised: NDArray[np.float32] = np.divide(
+        images, np.maximum(norms, 1e-3)[:, None, None, None], dtype=np.float32
+    )
+    return standardised
 
 
 def _window(start: float, stop: float, size: int) -> NDArray[np.float32]:
