@@ -69,17 +69,8 @@ def test_training_names_copies(tmp_path, capsys):
     root = write_folder(tmp_path / "photos")
     for name in ("train", "test"):
         shutil.copytree(root, tmp_path / "split" / name)
-    settings = ["--config", "folder", "--data.root", str(tmp_path / "split"), "--data.image_size", "16"]
-    settings += [
-        "--training.epochs",
-        "1",
-        "--model.backbone",
-        "resnet20",
-        "--model.num_experts",
-        "2",
-        "--device",
-        "cpu",
-    ]
+    settings = ["--config", "digits-lt-ce", "--data.name", "folder", "--data.root", str(tmp_path / "split")]
+    settings += ["--data.imbalance", "none", "--data.image_size", "16", "--training.epochs", "1", "--device", "cpu"]
     assert main(["train", *settings, "--output", str(tmp_path / "run")]) == 0
     line = "warning: 28 test images are copies of training or validation images"
     assert line in capsys.readouterr().out

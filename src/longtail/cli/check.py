@@ -29,13 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     from longtail import api
-    from longtail.config.recipes import resolve
+    from longtail.config.recipes import FOLDER_RECIPE, resolve
 
     trained, settings = None, list(arguments.settings)
     if settings and not settings[0].startswith("-"):
         settings = ["--data.root", *settings]
     if arguments.trained is None:
-        config = resolve(arguments.config or "folder", arguments=settings)
+        config = resolve(arguments.config or FOLDER_RECIPE, arguments=settings)
     elif arguments.config is None:
         trained, config = open_run(arguments.trained, settings, ("data", "evaluation"))
     else:
