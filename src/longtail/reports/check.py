@@ -6,7 +6,7 @@ from pathlib import Path
 from longtail.data.check.findings import KINDS, Finding
 from longtail.reports.tables import ReportTable
 from longtail.utils.console import printable
-from longtail.utils.csv_lines import csv_line
+from longtail.utils.csv_lines import csv_line, path_cell
 from longtail.utils.files import write_atomically
 
 EXAMPLES = 3
@@ -18,7 +18,8 @@ def write_findings(path: Path, findings: Sequence[Finding]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    rows = [("kind", "image", "class", "split", "other image", "detail"), *findings]
+    rows: list[Sequence[str]] = [("kind", "image", "class", "split", "other image", "detail")]
+    rows += [found._replace(image=path_cell(found.image), other=path_cell(found.other)) for found in findings]
     write_atomically(path, "".join(map(csv_line, rows)).encode(errors="surrogateescape"))
 
 
