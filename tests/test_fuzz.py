@@ -24,6 +24,7 @@ from longtail.data.corrupt_images import from_text, to_text
 from longtail.data.image_io import decode, problem
 from longtail.data.sources import load_source
 from longtail.interop.original.convert import _config, convert
+from longtail.interop.original.settings import translate
 from longtail.models.multi_expert import create_model
 from longtail.runs.model_file import ModelMetadata, load_model_file, save_model
 from longtail.utils.errors import InputError

@@ -6,6 +6,7 @@ from pathlib import Path
 from longtail.data.check.findings import KINDS, Finding
 from longtail.reports.tables import ReportTable
 from longtail.utils.console import printable
+from longtail.utils.csv_lines import path_cell
 from longtail.utils.files import write_csv
 
 EXAMPLES = 3
@@ -17,7 +18,8 @@ def write_findings(path: Path, findings: Sequence[Finding]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    write_csv(path, [("kind", "image", "class", "split", "other image", "detail"), *findings])
+    rows = [found._replace(image=path_cell(found.image), other=path_cell(found.other)) for found in findings]
+    write_csv(path, [("kind", "image", "class", "split", "other image", "detail"), *rows])
 
 
 def check_table(findings: Sequence[Finding], summary: Sequence[str], *, has_run: bool) -> ReportTable:
