@@ -44,7 +44,7 @@ MARGIN = 0.75
 MIN_EPOCHS, MAX_EPOCHS = 3, 10
 """Fewest and most epochs to choose: more of them cost rare classes"""
 
-SAMPLE, MEASURED_SIZE = 16, 160
+SAMPLE, MEASURED_SIZE = 8, 160
 """Images with which the speed is measured, and their height and width, pixels"""
 
 
