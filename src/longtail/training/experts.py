@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 
@@ -12,11 +13,12 @@ from longtail.evaluation.outputs import Features, collect_features, collect_outp
 from longtail.losses import DistilledLoss
 from longtail.losses.build import build_criterion
 from longtail.models.activation_checkpointing import checkpoint_activations
-from longtail.models.decoupled_heads import nearest_mean_heads
+from longtail.models.decoupled_heads import class_means
 from longtail.models.lora import merge_adapters, merged
 from longtail.models.multi_expert import MultiExpert, compile_model, create_model
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
+from longtail.runtime.seed import generator
 from longtail.training.checkpoint import stage_checkpoint
 from longtail.training.ema import WeightAverage
 from longtail.training.frozen_part import FrozenPart, freeze, frozen_part
@@ -153,15 +155,24 @@ class ExpertStage:
 
     @torch.no_grad()
     def _start_from_class_means(self, frozen: FrozenPart | None, views: FrozenViews | None) -> None:
-        """Sets the weights of each head to the mean features of the classes."""
+        """Sets the weights of each head to the mean features of the classes.
+
+        The means of the first expert are over all images alike. Those of the others weigh each image at random: experts
+        with the same pretrained weights would stay equal otherwise.
+        """
         context, model = self.context, self.model.eval()
         if frozen is None or views is None:
             found = collect_features(model, context.eval_loader(context.dataset.train), context.runtime.group)
         else:
             outputs = [(frozen.rest(inputs).features.cpu(), labels.cpu()) for inputs, labels in views.first_view()]
             found = Features(*(torch.cat(part) for part in zip(*outputs, strict=True)))
-        for head, start in zip(model.heads, nearest_mean_heads(*found, model.num_classes, "cosine"), strict=True):
-            head.load_state_dict(start.state_dict())
+        random = generator(context.config.seed, 0)
+        for number, head in enumerate(model.heads):
+            weights = torch.ones(len(found.labels), 1)
+            if number > 0:
+                weights.exponential_(generator=random)
+            directions = weights * F.normalize(found.features[:, number])
+            head.weight.copy_(F.normalize(class_means(directions, found.labels, model.num_classes)))  # type: ignore
 
     def _task(
         self, model: MultiExpert, teacher: MultiExpert | None, frozen: FrozenPart | None, is_computed: bool
