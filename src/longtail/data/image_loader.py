@@ -156,13 +156,15 @@ class ImageLoader:
         if not self._has_workers or threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGCHLD, self._check_workers) if hasattr(signal, "SIGCHLD") else None
+        before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
         # The time limit of `DataLoader` is not for a worker that freezes while it sends. A method of this object would
         # keep it, and with it the workers, until the thread ends.
         limit = threading.Timer(PATIENCE, self._workers.give_up)
         limit.daemon = True
-        limit.start()
-        try:
+        try:  # an interrupt may come anywhere
+            if hasattr(signal, "SIGCHLD"):
+                signal.signal(signal.SIGCHLD, self._check_workers)
+            limit.start()
             self._check_workers()
             yield
         finally:

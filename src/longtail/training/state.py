@@ -1,5 +1,6 @@
 """The state of a training between two of its steps: everything needed to resume it exactly."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -160,6 +161,7 @@ def _kept_tensors(optimizer: torch.optim.Optimizer) -> set[str]:
     """The names of the tensors that an optimizer keeps for each parameter, from a step of its own kind."""
     parameter = nn.Parameter(torch.zeros(1))
     parameter.grad = torch.zeros(1)
-    trial = type(optimizer)([parameter], **optimizer.defaults)
+    accepted = inspect.signature(type(optimizer)).parameters  # AdamW keeps a default that it does not take
+    trial = type(optimizer)([parameter], **{key: value for key, value in optimizer.defaults.items() if key in accepted})
     trial.step()
     return {name for name, value in trial.state[parameter].items() if isinstance(value, Tensor)}
