@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 TIME_LIMIT = 1200.0
 """Seconds that training and testing may take if nothing else is asked for"""
 
-SIZES = (128, 160, 192, 224, 256)
-"""Heights and widths to choose from, pixels"""
+SIZES = (128, 160, 192)
+"""Heights and widths to choose from, pixels; larger ones were not compared on validation images"""
 
 VAL_FRACTION, MIN_VALIDATION = 0.1, 30
 """Share of the training images that is held out for validation, and the fewest that are worth it"""
@@ -41,7 +41,7 @@ STEPS = 400
 MARGIN = 0.75
 """Share of the time that is planned: the machine may become slower"""
 
-MIN_EPOCHS, MAX_EPOCHS = 3, 10
+MIN_EPOCHS, MAX_EPOCHS = 4, 10
 """Fewest and most epochs to choose: more of them cost rare classes"""
 
 SAMPLE, MEASURED_SIZE = 8, 160
