@@ -121,11 +121,9 @@ class ExpertStage:
         return metadata
 
     def _views(self, frozen: FrozenPart, teacher: MultiExpert | None) -> FrozenViews | None:
-        context, runtime = self.context, self.context.runtime
-        num_views, flip = context.config.training.views, context.config.augmentation.flip
-        if num_views == 0:
+        if self.context.config.training.views == 0:
             return None
-        teach = None if teacher is None else teacher_function(teacher)
+        runtime, teach = self.context.runtime, None if teacher is None else teacher_function(teacher)
 
         def compute_part(images: Tensor) -> tuple[Tensor, ...]:
             start = frozen.start(images)
@@ -138,20 +136,7 @@ class ExpertStage:
                 parts = [compute_part(part) for part in torch.split(images, size)]
             return tuple(map(torch.cat, zip(*parts, strict=True)))
 
-        return FrozenViews(
-            context.train_order(),
-            context.dataset.train.labels,
-            context.views_loader(context.dataset.train, flip=False),
-            num_views=num_views,
-            mirrored=flip,
-            compute=compute,
-            image=(3, self.metadata.image_size, self.metadata.image_size),
-            device=runtime.device,
-            folder=context.run.views_folder,
-            identity=context.fingerprint,
-            group=runtime.group,
-            signals=context.signals,
-        )
+        return FrozenViews(self.context, self.metadata.image_size, compute)
 
     @torch.no_grad()
     def _start_from_class_means(self, frozen: FrozenPart | None, views: FrozenViews | None) -> None:

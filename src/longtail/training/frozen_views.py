@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,9 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
-from longtail.data.loaders import Batch, EpochOrder, Loader, rows_of
-from longtail.runtime.distributed import Group
-from longtail.runtime.process import Signals, Stopped
+from longtail.data.loaders import Batch, rows_of
+from longtail.runs.context import RunContext
+from longtail.runtime.process import Stopped
 from longtail.utils.console import console
 from longtail.utils.errors import InputError
 from longtail.utils.mapped_arrays import MappedArrays
@@ -33,49 +32,28 @@ class FrozenViews:
     The outputs are kept as float16. In each epoch an image shows its next view. Processes share the work and the files.
 
     Args:
-        order: of the images in each epoch.
-        labels: (N,), of all images.
-        views: all images in their own order, in full batches; each epoch has other augmentations.
-        num_views: V.
-        mirrored: each epoch of ``views`` gives two views, as it is and mirrored. Otherwise it gives one.
+        context: of the run; its settings say how many views there are, and how they are augmented.
+        image_size: height and width of the images, pixels.
         compute: images (B, 3, H, W) to arrays (B, ...): the outputs of the frozen part, and a teacher's logits, if any.
-        image: the shape (3, H, W) of an image.
-        device: of the images.
-        folder: of the files.
-        identity: of the training; views of another training are not used.
-        group: processes that train together.
-        signals: may ask to stop while views are computed.
     """
 
-    def __init__(
-        self,
-        order: EpochOrder,
-        labels: NDArray[np.int64],
-        views: Loader,
-        *,
-        num_views: int,
-        mirrored: bool,
-        compute: Callable[[Tensor], tuple[Tensor, ...]],
-        image: tuple[int, ...],
-        device: torch.device,
-        folder: Path,
-        identity: str,
-        group: Group,
-        signals: Signals,
-    ):
-        self.num_images, self.batch_size, self.shard = order.num_images, order.batch_size, order.shard
-        self._order, self._labels, self._views = order, torch.from_numpy(labels), views
-        self._per_epoch = 2 if mirrored else 1
-        self._num_views, self._num_epochs = num_views, -(-num_views // self._per_epoch)
-        self._compute, self._device, self._group, self._signals = compute, device, group, signals
-        self._identity = identity
-        shapes = [tuple(_stored(array).shape[1:]) for array in compute(torch.zeros(1, *image, device=device))]
-        self._num_batches = -(-len(labels) // views.batch_size)
-        rows = num_views * len(labels)
-        done = np.uint8, (self._num_epochs, self._num_batches)
-        self._files = MappedArrays(
-            folder, [done, *((str(STORED).removeprefix("torch."), (rows, *shape)) for shape in shapes)]
-        )
+    def __init__(self, context: RunContext, image_size: int, compute: Callable[[Tensor], tuple[Tensor, ...]]):
+        train, runtime = context.dataset.train, context.runtime
+        self._order, self._labels = context.train_order(), torch.from_numpy(train.labels)
+        self.num_images, self.batch_size, self.shard = self._order.num_images, self._order.batch_size, self._order.shard
+        # Each epoch of the loader gives two views if images are mirrored: as they are, and mirrored.
+        self._views = context.views_loader(train, flip=False)
+        self._per_epoch = 2 if context.config.augmentation.flip else 1
+        self._num_views = context.config.training.views
+        self._num_epochs = -(-self._num_views // self._per_epoch)
+        self._compute, self._device, self._group = compute, runtime.device, runtime.group
+        self._signals, self._identity = context.signals, context.fingerprint
+        outputs = compute(torch.zeros(1, 3, image_size, image_size, device=self._device))
+        self._num_batches = -(-len(train) // self._views.batch_size)
+        kind, rows = str(STORED).removeprefix("torch."), self._num_views * len(train)
+        done = "uint8", (self._num_epochs, self._num_batches)
+        arrays = [(kind, (rows, *_stored(array).shape[1:])) for array in outputs]
+        self._files = MappedArrays(context.run.views_folder, [done, *arrays])
         self._arrays: list[np.memmap[Any, Any]] = []
 
     def __len__(self) -> int:
