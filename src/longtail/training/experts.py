@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from longtail.runs.model_file import ModelMetadata
 from longtail.runtime.seed import generator
 from longtail.training.checkpoint import stage_checkpoint
 from longtail.training.ema import WeightAverage
-from longtail.training.frozen_part import FrozenPart, freeze, frozen_part
+from longtail.training.frozen_part import FrozenPart, batch_norms, freeze, frozen_part
 from longtail.training.frozen_views import FrozenViews
 from longtail.training.initial_weights import load_initial, start_from
 from longtail.training.loop import LoopOptions, fit
@@ -162,15 +163,19 @@ class ExpertStage:
     def _task(
         self, model: MultiExpert, teacher: MultiExpert | None, frozen: FrozenPart | None, is_computed: bool
     ) -> TrainExperts:
-        how, fixed = self.context.config.distillation, self.context.config.training.freeze_batch_norms
+        """The task, whose inputs are images or, if ``is_computed``, outputs of the frozen part."""
+        how, options = self.context.config.distillation, dict[str, Any](fixed=[])
+        if frozen is not None:
+            options = {"compute": frozen.rest if is_computed else frozen.run, "fixed": [*frozen.modules]}
+        if self.context.config.training.freeze_batch_norms:
+            options["fixed"] += batch_norms(model)
         if teacher is None:
-            return TrainExperts(model, self.criterion, frozen, is_computed, fixed)
+            return TrainExperts(model, self.criterion, **options)
         distilled = DistilledLoss(
             self.criterion, temperature=how.temperature, factor=how.factor, published=how.published
         )
         # RIDE's code leaves its teacher in training mode.
-        teach = teacher_function(teacher, batch_statistics=how.published)
-        return DistillExperts(model, distilled, teach, frozen, is_computed, fixed)
+        return DistillExperts(model, distilled, teacher_function(teacher, batch_statistics=how.published), **options)
 
     def _prepared_model(self) -> MultiExpert:
         """The same weights, compiled and with synchronised batch norms if the settings ask for it."""

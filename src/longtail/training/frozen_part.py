@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from longtail.models.fuse import fuse_batch_norms
@@ -23,6 +24,12 @@ class FrozenPart(NamedTuple):
 
     rest: Callable[[Tensor], ExpertOutput]
     """The rest: outputs of the first part -> logits and features"""
+
+    def run(self, images: Tensor) -> ExpertOutput:
+        """Both parts: images (B, 3, H, W) -> logits and features."""
+        with torch.no_grad():
+            start = self.start(images)
+        return self.rest(start)
 
 
 def freeze(model: MultiExpert, trained: TrainedParts, lora_rank: int) -> None:
@@ -68,3 +75,8 @@ def frozen_part(
     if trained == "heads":
         return FrozenPart((model.trunk, *model.branches, model.neck), fused.compute_features, compiled.from_features)
     return FrozenPart((model.trunk,), fused.trunk, compiled.from_shared)
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """Returns the batch norms in a module."""
+    return [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]

@@ -12,7 +12,7 @@ from longtail.models.heads import classify
 from longtail.models.multi_expert import ExpertOutput, MultiExpert
 from longtail.models.router import Router
 from longtail.runtime.precision import full_precision
-from longtail.training.frozen_part import FrozenPart
+from longtail.training.frozen_part import batch_norms
 from longtail.utils.ensembles import Average
 
 
@@ -30,55 +30,39 @@ class TrainExperts(nn.Module):
     """Stage 1: trains trunk, branches and heads together, or some of them.
 
     Args:
-        model: its frozen part is not trained.
+        model: all or a part of it is trained.
         criterion: the loss.
-        frozen: the part of the model that stays as it is; None: there is none.
-        is_computed: the inputs of batches are outputs of the frozen part instead of images.
-        freeze_batch_norms: batch norms keep their statistics.
+        compute: the inputs of a batch to the outputs of all experts; by default, images through the model.
+        fixed: modules that stay in eval mode.
     """
 
     def __init__(
         self,
         model: MultiExpert,
         criterion: Criterion | DistilledLoss,
-        frozen: FrozenPart | None = None,
-        is_computed: bool = False,
-        freeze_batch_norms: bool = False,
+        compute: Callable[[Tensor], ExpertOutput] | None = None,
+        fixed: Sequence[nn.Module] = (),
     ):
         super().__init__()
         self.model = model
         self.criterion: Any = criterion
-        self.frozen, self.is_computed = frozen, is_computed
-        self.freeze_batch_norms = freeze_batch_norms
+        self.compute, self.fixed = compute, tuple(fixed)
 
     def train(self, mode: bool = True) -> "TrainExperts":
-        """Sets the mode of everything but the frozen part and batch norms that keep their statistics."""
+        """Sets the mode of all modules but the fixed ones."""
         super().train(mode)
-        for module in self.frozen.modules if self.frozen else ():
+        for module in self.fixed:
             module.eval()
-        for module in self.modules() if self.freeze_batch_norms else ():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
         return self
 
     def forward(self, batch: Batch, epoch: int) -> Step:
         """A batch of images, and the epoch from 1, to its loss."""
-        output = self.outputs(batch.inputs)
+        output: ExpertOutput = (self.compute or self.model)(batch.inputs)
         extra = self.extra_targets(batch)
         with full_precision(batch.inputs):
             loss = self.criterion(output.logits, batch.labels, epoch, batch.soft_targets, batch.rows, **extra)
         correct = (output.ensemble.detach().argmax(dim=1) == batch.own_labels).sum()
         return Step(loss, correct)
-
-    def outputs(self, inputs: Tensor) -> ExpertOutput:
-        """The outputs of all experts for the inputs of a batch."""
-        if self.frozen is None:
-            output: ExpertOutput = self.model(inputs)
-            return output
-        if not self.is_computed:
-            with torch.no_grad():
-                inputs = self.frozen.start(inputs)
-        return self.frozen.rest(inputs)
 
     def extra_targets(self, batch: Batch) -> dict[str, Tensor]:
         """Further arguments of the criterion."""
@@ -93,21 +77,11 @@ class DistillExperts(TrainExperts):
         criterion: with the teacher's term.
         teach: normalised images (B, 3, H, W) to the teacher's logits (B, C), without gradients. A function and not a
             module, so that it is not trained, saved, or wrapped for several GPUs. Not used if batches hold its logits.
-        frozen: see `TrainExperts`.
-        is_computed: see `TrainExperts`.
-        freeze_batch_norms: see `TrainExperts`.
+        options: of `TrainExperts`.
     """
 
-    def __init__(
-        self,
-        model: MultiExpert,
-        criterion: DistilledLoss,
-        teach: Callable[[Tensor], Tensor],
-        frozen: FrozenPart | None = None,
-        is_computed: bool = False,
-        freeze_batch_norms: bool = False,
-    ):
-        super().__init__(model, criterion, frozen, is_computed, freeze_batch_norms)
+    def __init__(self, model: MultiExpert, criterion: DistilledLoss, teach: Callable[[Tensor], Tensor], **options: Any):
+        super().__init__(model, criterion, **options)
         self.teach = teach
 
     def extra_targets(self, batch: Batch) -> dict[str, Tensor]:
@@ -169,9 +143,8 @@ def teacher_function(teacher: MultiExpert, batch_statistics: bool = False) -> Ca
             its training.
     """
     teacher.eval().requires_grad_(False)
-    for module in teacher.modules():
-        if batch_statistics and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.train()
+    for module in batch_norms(teacher) if batch_statistics else ():
+        module.train()
 
     def teach(images: Tensor) -> Tensor:
         with torch.no_grad():
