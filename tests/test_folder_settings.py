@@ -93,3 +93,12 @@ def test_one_command_trains_on_a_folder_and_resumes(photos, tmp_path, capsys):
 def test_time_is_for_folders(capsys):
     assert main(["train", "--time", "30m"]) == 2
     assert "--time is for your own images" in capsys.readouterr().err
+
+
+def test_notes_about_the_images_are_said_once(tmp_path, capsys):
+    layouts.write_folder(tmp_path / "photos" / "dataset")
+    settings = [word for name, value in FAST.items() if value is not None for word in (f"--{name}", str(value))]
+    command = ["train", str(tmp_path / "photos"), "--output", str(tmp_path / "run"), *settings]
+    command += ["--model.experts_from", "layer4", "--data.image_size", "32", "--training.epochs", "1"]
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("holds a single folder with images") == 1

@@ -21,6 +21,7 @@ from longtail.models.initialisation import skip_init
 from longtail.models.multi_expert import MultiExpert, create_model
 from longtail.runtime.device import pick_device
 from longtail.runtime.process import num_processors
+from longtail.utils.console import without_notes
 from longtail.utils.errors import InputError
 from longtail.utils.format import duration, pluralize
 
@@ -74,7 +75,8 @@ def choose_settings(
         InputError: the images are missing or wrong.
     """
     config = config or load_recipe(FOLDER_RECIPE)
-    dataset = load_data(config.data)
+    with without_notes():  # training says them
+        dataset = load_data(config.data)
     enough = VAL_FRACTION * len(dataset.train) >= MIN_VALIDATION
     if dataset.val is None and enough and "data.val_fraction" not in fixed:
         config = replace(config, data=replace(config.data, val_fraction=VAL_FRACTION))

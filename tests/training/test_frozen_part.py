@@ -287,7 +287,14 @@ def test_class_means_need_cosine_heads():
         digits({"model.head_start": "class-means", "model.head": "linear"})
 
 
-@pytest.mark.parametrize("changes", [{"augmentation.cutmix": 1}, {"augmentation.mixup": 1, "teacher": "digits-lt-ce"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"augmentation.cutmix": 1},
+        {"augmentation.mixup": 1, "teacher": "digits-lt-ce"},
+        {"distillation.published": True, "teacher": "digits-lt-ce"},
+    ],
+)
 def test_changes_of_images_that_cached_outputs_do_not_allow(changes):
     with pytest.raises(InputError, match=r"training.views is 4; it must be 0 for cutmix, random_erasing, and mixup"):
         digits({"training.trained_parts": "heads"} | changes)

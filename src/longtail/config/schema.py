@@ -657,8 +657,10 @@ class Config(_Checked):
             "model.head_start", self.model.head_start, "'random' if model.head is 'linear'",
         )  # fmt: skip
         how = self.augmentation
-        changes = how.cutmix or how.random_erasing or (self.teacher and how.mixup)
+        # The published arithmetic lets the teacher see the images of a step as one batch.
+        changes = how.cutmix or how.random_erasing or (self.teacher and (how.mixup or self.distillation.published))
         _require(
             training.trained_parts == "all" or training.views == 0 or not changes,
-            "training.views", training.views, "0 for cutmix, random_erasing, and mixup with a teacher",
+            "training.views", training.views,
+            "0 for cutmix, random_erasing, and mixup or distillation.published with a teacher",
         )  # fmt: skip

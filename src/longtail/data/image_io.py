@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from longtail.data.repair import JPEG_END, JPEG_START, MAX_BEFORE, with_end, without_metadata
 from longtail.utils.errors import InputError, one_line
+from longtail.utils.files import is_pipe_or_device
 
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Formats that Pillow may read. It would try all formats otherwise, and run Ghostscript for PostScript"""
@@ -119,7 +120,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         CorruptImageError: see `decode`; also for errors while the file is open.
     """
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe or a device may never end
+        if is_pipe_or_device(path):
             raise ValueError("a pipe or a device, not a file")
         with _open(path) as image, decoding(image):
             _check_colours(image)

@@ -1,5 +1,6 @@
 """Classifiers on the features of an expert. Letters in shapes: B images, C classes, D features."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -22,6 +23,13 @@ def classify(head: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:
     features = features.to(weight.dtype)
     with full_precision(features):
         return head(features), features
+
+
+def classify_each(heads: Iterable[nn.Module], features: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the logits (B, E, C) of the features (B, E, D) of E experts, each by its own head, and the features."""
+    outputs = [classify(head, own) for head, own in zip(heads, features.unbind(dim=1), strict=True)]
+    logits, features = (torch.stack(part, dim=1) for part in zip(*outputs, strict=True))
+    return logits, features
 
 
 class CosineClassifier(nn.Module):

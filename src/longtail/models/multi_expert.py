@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from longtail.models.backbones import Width, backbone
-from longtail.models.heads import classify, create_heads, initialise_like
+from longtail.models.heads import classify, classify_each, create_heads, initialise_like
 from longtail.models.resnet_cifar import CifarResNet
 from longtail.models.router import RoutedOutput, Router, should_continue, step_thresholds
 from longtail.models.split import Identity, split_backbone
@@ -115,9 +115,7 @@ class MultiExpert(nn.Module):
 
     def from_features(self, features: Tensor) -> ExpertOutput:
         """As `forward`, from the inputs of the heads (B, E, D)."""
-        pairs = zip(self.heads, features.unbind(dim=1), strict=True)
-        logits, features_ = zip(*(classify(head, own) for head, own in pairs), strict=True)
-        return ExpertOutput(torch.stack(logits, dim=1), torch.stack(features_, dim=1), self.average)
+        return ExpertOutput(*classify_each(self.heads, features), self.average)
 
     def expert(self, number: int, shared: Tensor) -> tuple[Tensor, Tensor]:
         """Runs one expert (from 0) on the output of the trunk; returns its logits (B, C) and features (B, D)."""

@@ -15,6 +15,7 @@ from longtail.runs.context import RunContext
 from longtail.runtime.process import Stopped
 from longtail.utils.console import console
 from longtail.utils.errors import InputError
+from longtail.utils.format import pluralize
 from longtail.utils.mapped_arrays import MappedArrays
 
 logger = logging.getLogger(__name__)
@@ -99,8 +100,8 @@ class FrozenViews:
         first = [-self._group.all_reduce_max(-int(flags.argmin() if not flags.all() else rounds)) for flags in own]
         pending = [(epoch, number) for epoch in range(self._num_epochs) for number in range(first[epoch], rounds)]
         if pending:
-            size = self._files.num_bytes / 1e9
-            logger.info("Computing %d views of each training image once (%.1f GB on disk)", self._num_views, size)
+            views, size = pluralize(self._num_views, "view"), self._files.num_bytes / 1e9
+            logger.info("Computing %s of each training image once (%.1f GB on disk)", views, size)
         batches: Iterator[Batch] = iter(())
         for epoch, number in track(pending, "computing views", console=console(), transient=True, disable=not pending):
             if self._group.all_reduce_max(int(self._signals.asked_to_stop)):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from longtail.data.loaders import Batch
 from longtail.losses import Criterion, DistilledLoss, cross_entropy, router_loss, router_targets
-from longtail.models.heads import classify
+from longtail.models.heads import classify_each
 from longtail.models.multi_expert import ExpertOutput, MultiExpert
 from longtail.models.router import Router
 from longtail.runtime.precision import full_precision
@@ -103,9 +103,7 @@ class TrainHeads(nn.Module):
 
     def forward(self, batch: Batch, epoch: int) -> Step:
         """A batch whose inputs are the `ExpertOutput` of the frozen experts; their own logits are not used."""
-        pairs = zip(self.heads, batch.inputs.features.unbind(dim=1), strict=True)
-        logits = torch.stack([classify(head, features)[0] for head, features in pairs], dim=1)
-        labels = batch.own_labels
+        logits, labels = classify_each(self.heads, batch.inputs.features)[0], batch.own_labels
         correct = (logits.detach().mean(dim=1).argmax(dim=1) == labels).sum()
         return Step(cross_entropy(logits, labels), correct)
 

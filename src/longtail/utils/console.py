@@ -5,7 +5,8 @@ Nothing is shown by default. The command line calls `log_to_console`, and so can
 
 import logging
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
 
@@ -41,6 +42,18 @@ def mute() -> None:
     """Shows errors alone: for the processes of a job that do not speak for all."""
     _state["console"] = Console(quiet=True)
     logging.getLogger("longtail").setLevel(logging.ERROR)
+
+
+@contextmanager
+def without_notes() -> Iterator[None]:
+    """Within it, only warnings and errors are logged: for what is said again later."""
+    logger = logging.getLogger("longtail")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def printable(text: str) -> str:

@@ -29,13 +29,18 @@ _ZEROS = "0" * 64
 _CHUNK = 2**20
 
 
+def is_pipe_or_device(path: Path) -> bool:
+    """Whether a path is neither a file nor a folder nor missing. To read it may never end."""
+    return path.exists() and not (path.is_file() or path.is_dir())
+
+
 def check_regular(path: Path) -> None:
-    """Checks that a path is not a pipe or a device, which may never end. A missing file is left to who reads it.
+    """Checks that a path is not a pipe or a device. A missing file is left to who reads it.
 
     Raises:
         InputError: it is one.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if is_pipe_or_device(path):
         raise InputError(f"{path}: is a pipe or a device; it must be a file")
 
 
