@@ -13,6 +13,16 @@ if TYPE_CHECKING:
 Number = TypeVar("Number", int, float)
 
 
+def split_folder(settings: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Returns the folder of images that is the first argument, if any, and the settings.
+
+    The folder is not an argument of argparse, which would take the value of a setting for it.
+    """
+    if not settings or settings[0].startswith("-"):
+        return None, list(settings)
+    return settings[0], list(settings[1:])
+
+
 def add_threshold_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that choose the router's threshold."""
     group = parser.add_mutually_exclusive_group()

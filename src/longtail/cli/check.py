@@ -6,7 +6,7 @@ trained run also names images whose label is likely to be wrong.
 
 import argparse
 
-from longtail.cli._shared import open_run
+from longtail.cli._shared import open_run, split_folder
 from longtail.utils.errors import InputError
 
 TAKES_SETTINGS = True
@@ -14,7 +14,6 @@ TAKES_SETTINGS = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    # Not an argument of argparse, which would take the value of a setting, such as --data.name list, for the folder.
     parser.usage = "longtail check [FOLDER] [options] [settings]; FOLDER is the same as --data.root FOLDER"
     parser.add_argument("--config", metavar="RECIPE", help="recipe or YAML file (default: folder, or that of the run)")
     parser.add_argument("--run", metavar="RUN", dest="trained", help="trained run folder, to find wrong labels")
@@ -31,9 +30,10 @@ def run(arguments: argparse.Namespace) -> None:
     from longtail import api
     from longtail.config.recipes import FOLDER_RECIPE, resolve
 
-    trained, settings = None, list(arguments.settings)
-    if settings and not settings[0].startswith("-"):
-        settings = ["--data.root", *settings]
+    trained = None
+    folder, settings = split_folder(arguments.settings)
+    if folder is not None:
+        settings = ["--data.root", folder, *settings]
     if arguments.trained is None:
         config = resolve(arguments.config or FOLDER_RECIPE, arguments=settings)
     elif arguments.config is None:

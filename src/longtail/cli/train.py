@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longtail.cli._shared import split_folder
 from longtail.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ TAKES_SETTINGS = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    # Not an argument of the parser, which would take the values of settings for it.
     parser.usage = "longtail train [FOLDER] [options] [settings]"
     parser.add_argument(
         "--time",
@@ -50,9 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         print("\nsettings, each with its default:")
         print(settings_parser(usage=argparse.SUPPRESS, add_help=False).format_help())
         return
-    folder = None
-    if arguments.settings and not arguments.settings[0].startswith("-"):
-        folder, *arguments.settings = arguments.settings
+    folder, arguments.settings = split_folder(arguments.settings)
     if arguments.resume is not None:
         from longtail.runs.model_file import reject_original
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -37,23 +38,23 @@ class AllImages:
     dataset: DataSplits
     root: Path
 
-    @property
+    @cached_property
     def labels(self) -> Positions:
         """(N,), from 0."""
         return np.concatenate([split.labels for split in self.dataset.splits.values()])
 
-    @property
+    @cached_property
     def splits(self) -> Positions:
         """Which split each image is in, by its position among the splits: (N,)."""
         return np.repeat(np.arange(len(self.dataset.splits)), [len(split) for split in self.dataset.splits.values()])
 
-    @property
+    @cached_property
     def paths(self) -> list[Path] | None:
         """N files; None if the images are decoded."""
         splits = [split.paths for split in self.dataset.splits.values() if split.paths is not None]
         return list(np.concatenate(splits)) if splits else None
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """Paths from the root; for decoded images split and position, such as test[7]."""
         if self.paths is None:
@@ -70,7 +71,7 @@ def find_first_copies(images: AllImages) -> Positions:
     if paths is None:
         splits = images.dataset.splits.values()
         return first_equal(
-            [_digest(row.tobytes()) for split in splits if split.pixels is not None for row in split.pixels]
+            [digest(row.tobytes()) for split in splits if split.pixels is not None for row in split.pixels]
         )
     # Unreadable files have no copies.
     keys: list[Hashable] = [None] * len(paths)
@@ -173,10 +174,11 @@ def _read(path: Path, last: int | None) -> bytes | None:
         with path.open("rb") as file:
             if last is not None:
                 file.seek(-min(last, path.stat().st_size), os.SEEK_END)
-            return _digest(file.read())
+            return digest(file.read())
     except OSError:
         return None
 
 
-def _digest(content: bytes) -> bytes:
+def digest(content: bytes) -> bytes:
+    """Returns 16 bytes that are equal for equal contents."""
     return hashlib.blake2b(content, digest_size=16).digest()

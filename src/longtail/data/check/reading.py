@@ -1,6 +1,5 @@
 """Reads every image of a data set once, and keeps of it what the checks need."""
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +11,7 @@ from PIL import Image
 from rich.progress import track
 
 from longtail.data.check.near_copies import SIDE
-from longtail.data.copies import AllImages
+from longtail.data.copies import AllImages, digest
 from longtail.data.image_io import CorruptImageError, decode
 from longtail.utils.console import console
 
@@ -60,6 +59,5 @@ def _facts(source: Path | NDArray[np.uint8]) -> ImageFacts | str:
     except CorruptImageError as error:
         return error.reason
     size = f"{image.width} {image.height} ".encode()
-    digest = hashlib.blake2b(size + image.tobytes(), digest_size=16).digest()
     thumbnail = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0)
-    return ImageFacts(image.width, image.height, digest, np.asarray(thumbnail))
+    return ImageFacts(image.width, image.height, digest(size + image.tobytes()), np.asarray(thumbnail))

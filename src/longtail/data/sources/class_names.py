@@ -1,7 +1,12 @@
 """Names of classes, in folders and in lists."""
 
+import logging
 import unicodedata
 from collections.abc import Collection
+
+from longtail.utils.format import pluralize, shortened_list
+
+logger = logging.getLogger(__name__)
 
 
 def find_similar(name: str, others: Collection[str]) -> str | None:
@@ -13,6 +18,13 @@ def find_similar(name: str, others: Collection[str]) -> str | None:
     """
     simple = _simplify(name)
     return next((other for other in others if other != name and _simplify(other) == simple), None)
+
+
+def log_left_out(split: str, names: Collection[str], num_images: int) -> None:
+    """Logs the classes of a split that are left out because they have no training images."""
+    classes, images = pluralize(len(names), "class of", "classes of"), pluralize(num_images, "image")
+    shown = shortened_list([f"'{name}'" for name in names], 5)
+    logger.info("Left out %s the %s split (%s) without training images: %s", classes, split, images, shown)
 
 
 def describe_difference(name: str, other: str) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from longtail.data.image_io import HEIF_HINT, HEIF_SUFFIXES, is_image
 from longtail.data.sources.image_files import check_link, find_images_below, is_hidden, unreadable
-from longtail.data.sources.split_names import SplitName, parse_split_name
+from longtail.data.sources.split_names import VAL_IS_TEST, SplitName, parse_split_name
 from longtail.utils.errors import InputError
 from longtail.utils.format import shortened_list
 
@@ -199,7 +199,7 @@ def _layout_of_splits(found: dict[str, Folder], notes: list[str]) -> Layout:
 def _with_test(splits: dict[str, dict[str, Path]], notes: list[str]) -> dict[str, dict[str, Path]]:
     """Makes val the test split if there is no other. Notes which images are tested on."""
     if "test" not in splits and "val" in splits:
-        notes.append("There is no test split, so the validation images are the test split; nothing is chosen on them")
+        notes.append(VAL_IS_TEST)
         splits = {"train": splits["train"], "test": splits["val"]}
     elif "test" not in splits:
         notes.append("There is no test split with class folders, so test images are held out of the training images")

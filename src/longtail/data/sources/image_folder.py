@@ -10,7 +10,7 @@ import numpy as np
 from longtail.config.schema import DataConfig
 from longtail.data.image_io import SUFFIXES, is_image
 from longtail.data.sources import register
-from longtail.data.sources.class_names import describe_difference, find_similar
+from longtail.data.sources.class_names import describe_difference, find_similar, log_left_out
 from longtail.data.sources.find_lists import find_lists
 from longtail.data.sources.folder_layout import Layout, NoClassFolders, read_layout
 from longtail.data.sources.image_files import find_images_below, is_printable, log_skipped_files
@@ -112,10 +112,8 @@ def _read_split(
 
 def _report_unknown(split: str, unknown: Mapping[str, Path], has_known: bool, problems: list[str]) -> None:
     """Reports the classes of a split that have no training images."""
-    absent = shortened_list([f"'{name}'" for name in unknown], 5)
     if not has_known:
+        absent = shortened_list([f"'{name}'" for name in unknown], 5)
         problems.append(f"the {split} split has no class of the training split, only {absent}; rename them")
         return
-    number = sum(len(find_images_below(folder).images) for folder in unknown.values())
-    classes, images = pluralize(len(unknown), "class of", "classes of"), pluralize(number, "image")
-    logger.info("Left out %s the %s split (%s) without training images: %s", classes, split, images, absent)
+    log_left_out(split, unknown, sum(len(find_images_below(folder).images) for folder in unknown.values()))

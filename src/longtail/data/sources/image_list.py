@@ -10,11 +10,11 @@ import numpy as np
 from longtail.config.schema import DataConfig
 from longtail.data.image_io import is_image
 from longtail.data.sources import register
-from longtail.data.sources.class_names import describe_difference, find_similar
+from longtail.data.sources.class_names import describe_difference, find_similar, log_left_out
 from longtail.data.sources.image_files import is_printable
 from longtail.data.sources.label_table import Row, read_table
 from longtail.data.sources.list_paths import ListPaths, shortened
-from longtail.data.sources.split_names import parse_split_name
+from longtail.data.sources.split_names import VAL_IS_TEST, parse_split_name
 from longtail.data.splits import DataSplits, ImageSplit, as_paths, hold_out_test
 from longtail.utils.errors import InputError, raise_all
 from longtail.utils.format import pluralize, shortened_list
@@ -180,7 +180,7 @@ def _by_split(lists: dict[str, _List]) -> dict[str, _List]:
         for split, found in lists.items()
     }
     if "val" in lists and "test" not in lists:
-        logger.info("There is no test split, so the validation images are the test split; nothing is chosen on them")
+        logger.info(VAL_IS_TEST)
         lists["test"] = lists.pop("val")
     return lists
 
@@ -283,14 +283,10 @@ def _encode_names(lists: dict[str, _List], names: list[str] | None, problems: _P
                 difference = describe_difference(name, similar)
                 problems.add(found.file, f"'{name}' and the training class '{similar}' differ only {difference}")
         known[split] = found.take([i for i, label in enumerate(found.labels) if label in present]) if unknown else found
-        left_out = len(found.labels) - len(known[split].labels)
         if unknown and not known[split].labels:
             problems.add(found.file, "holds no class of the training split")
         elif unknown:
-            kinds = pluralize(len(unknown), "class of", "classes of")
-            shown = shortened_list([f"'{name}'" for name in unknown], 5)
-            images = pluralize(left_out, "image")
-            logger.info("Left out %s the %s split (%s) without training images: %s", kinds, split, images, shown)
+            log_left_out(split, unknown, len(found.labels) - len(known[split].labels))
     labels = {split: [numbers.get(label, -1) for label in found.labels] for split, found in known.items()}
     return _Labels(known, labels, tuple(classes))
 

@@ -13,6 +13,9 @@ SPLIT_WORDS = {
 FILLERS = ("set", "data", "dataset", "images", "image", "imgs", "img", "pictures", "photos", "folder", "split")
 """Words that say nothing: train_images is train"""
 
+VAL_IS_TEST = "There is no test split, so the validation images are the test split; nothing is chosen on them"
+"""What is said about a data set with training and validation images only"""
+
 _WORD = re.compile(r"[^\W\d_]+")
 _SPLIT_WORD = re.compile(rf"({'|'.join(SPLIT_WORDS)})(?:{'|'.join(FILLERS)})?")
 
