@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--time",
         metavar="TIME",
-        help="with FOLDER: time that training and testing may take, such as 30m (default: 20m)",
+        help="with FOLDER: time that training and testing are planned for, such as 30m (default: 20m)",
     )
     parser.add_argument(
         "--config",
