@@ -54,9 +54,22 @@ DONE = [("own classifier", "after heads.safetensors is removed"), ("convert", "a
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["kill", "full disk"])
+@pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize("name", CASES)
-def test_the_same_command_completes_the_run(name, how, tmp_path, no_plots):
+class TestKilled:  # a class is what pytest-xdist gives to one of its workers
+    def test_the_same_command_completes_the_run(self, name, tmp_path):
+        check_every_write(name, "kill", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_plots")
+@pytest.mark.parametrize("name", CASES)
+class TestFullDisk:
+    def test_the_same_command_completes_the_run(self, name, tmp_path):
+        check_every_write(name, "full disk", tmp_path)
+
+
+def check_every_write(name, how, tmp_path):
     case, start, output = CASES[name], tmp_path / "start", tmp_path / "output"
     start.mkdir()
     output.mkdir()
