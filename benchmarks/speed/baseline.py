@@ -47,14 +47,19 @@ class PilImages(Dataset[tuple[Tensor, int]]):
 
 
 def plain_loader(
-    pixels: np.ndarray, labels: np.ndarray, batch_size: int, train: bool, device: torch.device
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    train: bool,
+    device: torch.device,
+    workers: int = WORKERS,
 ) -> DataLoader[tuple[Tensor, int]]:
     """Returns a DataLoader, shuffled and augmented for training."""
     return DataLoader(
         PilImages(pixels, labels, train),
         batch_size,
         shuffle=train,
-        num_workers=WORKERS,
+        num_workers=workers,
         persistent_workers=True,
         pin_memory=device.type == "cuda",
     )

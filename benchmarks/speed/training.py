@@ -57,11 +57,14 @@ class Variant(NamedTuple):
     plain: bool = False
     precision: Precision = "float32"
     compile: bool = False
+    graph: bool = True
+    """Steps are captured as CUDA graphs, on a GPU"""
 
 
 VARIANTS = {
     "baseline": Variant(plain=True),
     "longtail": Variant(),
+    "longtail, single launches": Variant(graph=False),
     "longtail, bf16": Variant(precision="bf16"),
     "longtail, compiled": Variant(compile=True),
     "longtail, bf16, compiled": Variant(precision="bf16", compile=True),
@@ -105,7 +108,9 @@ class AllStepsDone(Exception):
     """Leaves the training loop of longtail."""
 
 
-def train_baseline(pixels: np.ndarray, labels: np.ndarray, device: torch.device, last_step: Callable[[], bool]) -> None:
+def train_baseline(
+    pixels: np.ndarray, labels: np.ndarray, device: torch.device, workers: int, last_step: Callable[[], bool]
+) -> None:
     """Trains as the original code does."""
     model, criterion = model_and_criterion(device)
     to_plain(model).train()
@@ -117,7 +122,7 @@ def train_baseline(pixels: np.ndarray, labels: np.ndarray, device: torch.device,
         nesterov=training.nesterov,
         weight_decay=training.weight_decay,
     )
-    loader = plain_loader(pixels, labels, BATCH_SIZE, True, device)
+    loader = plain_loader(pixels, labels, BATCH_SIZE, True, device, workers)
     while True:
         for images, targets in loader:
             images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
@@ -146,7 +151,8 @@ def train_longtail(
             raise AllStepsDone
 
     runtime, rate = Runtime(device, variant.precision), CONFIG.training.learning_rate
-    options = LoopOptions(runtime=runtime, on_step=on_step)
+    graph_phase = criterion.phase if variant.graph and runtime.can_capture else None
+    options = LoopOptions(runtime=runtime, graph_phase=graph_phase, on_step=on_step)
     try:
         with runtime.tf32(True):
             list(fit(task, loader, optimizer(CONFIG.training, task), lambda epoch: rate, 10**6, options))
@@ -170,7 +176,7 @@ def measure(variant: Variant, options: argparse.Namespace) -> dict[str, float]:
     pixels, labels = (part[:full_batches] for part in noise_images())
     timer = StepTimer(options.warmup, options.steps, device)
     if variant.plain:
-        train_baseline(pixels, labels, device, timer.step)
+        train_baseline(pixels, labels, device, options.workers, timer.step)
     else:
         train_longtail(variant, pixels, labels, device, timer.step)
     return timer.results(options.started)
@@ -178,7 +184,7 @@ def measure(variant: Variant, options: argparse.Namespace) -> dict[str, float]:
 
 def measure_in_new_process(name: str, options: argparse.Namespace, compile_cache: str) -> dict[str, float]:
     """Measures a variant in a new process."""
-    numbers = [f"--{key}={getattr(options, key)}" for key in ("device", "threads", "warmup", "steps")]
+    numbers = [f"--{key}={getattr(options, key)}" for key in ("device", "threads", "workers", "warmup", "steps")]
     command = [sys.executable, __file__, *numbers, "--measure", name, "--started", repr(time.time())]
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": compile_cache, "OMP_NUM_THREADS": str(options.threads)}
     process = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -219,6 +225,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--workers", type=int, default=2, help="processes that augment images for the baseline")
     parser.add_argument("--warmup", type=int, default=3, help="steps before the measured ones")
     parser.add_argument("--steps", type=int, default=15, help="measured steps")
     parser.add_argument("--rounds", type=int, default=1, help="only the first round compiles")

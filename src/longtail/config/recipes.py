@@ -25,7 +25,7 @@ DEFAULT_RECIPE, FOLDER_RECIPE = "digits-lt-ride", "folder"
 RENAMED = {"data.on_bad_image": "data.on_corrupt_image", "data.max_bad_images": "data.max_corrupt_images"}
 """Settings of earlier versions -> their names now"""
 
-INCIDENTAL = ("device", "data.root", "data.workers", "training.checkpoint_every")
+INCIDENTAL = ("device", "data.root", "data.workers", "training.checkpoint_every", "training.cuda_graph")
 """Settings that do not change what is trained"""
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}

@@ -1,6 +1,6 @@
 """The base class of all criteria, and the registry of their names."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor, nn
@@ -71,6 +71,10 @@ class Criterion(nn.Module):
             loss = loss * (weight[own_labels].mean() / weight[labels].mean())
         regularizer = self.regularizer(expert_logits, epoch)
         return loss if regularizer is None else loss + regularizer
+
+    def phase(self, epoch: int) -> Hashable:
+        """Returns what `forward` makes of the epoch: in all epochs of a phase the loss is the same function."""
+        return self.is_reweighted(epoch)
 
     def is_reweighted(self, epoch: int) -> bool:
         """Whether the class weights are used in this epoch."""

@@ -1,5 +1,7 @@
 """Distillation from a teacher (Hinton et al., 2015). Letters in shapes: B images, E experts, C classes."""
 
+from collections.abc import Hashable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -58,3 +60,7 @@ class DistilledLoss(nn.Module):
         mean = expert_logits.mean(dim=1, keepdim=True)
         distance = distillation(mean, teacher_logits, self.temperature)
         return expert_logits.shape[1] * (loss + self.factor * distance)
+
+    def phase(self, epoch: int) -> Hashable:
+        """As of `Criterion`."""
+        return self.criterion.phase(epoch)

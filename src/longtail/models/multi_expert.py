@@ -5,6 +5,7 @@ Letters in shapes: B images, E experts, C classes, D features.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from longtail.models.backbones import Width, backbone
 from longtail.models.heads import classify, classify_each, create_heads, initialise_like
+from longtail.models.parallel import run_each
 from longtail.models.resnet_cifar import CifarResNet
 from longtail.models.router import RoutedOutput, Router, should_continue, step_thresholds
 from longtail.models.split import Identity, split_backbone
@@ -105,7 +107,8 @@ class MultiExpert(nn.Module):
     def from_shared(self, shared: Tensor, experts: Sequence[int] | None = None) -> ExpertOutput:
         """As `forward`, from the output of the trunk."""
         chosen = range(self.num_experts) if experts is None else experts
-        logits, features = zip(*(self.expert(e, shared) for e in chosen), strict=True)
+        outputs = run_each([partial(self.expert, number) for number in chosen], shared)
+        logits, features = zip(*outputs, strict=True)
         return ExpertOutput(torch.stack(logits, dim=1), torch.stack(features, dim=1), self.average)
 
     def compute_features(self, images: Tensor) -> Tensor:

@@ -31,6 +31,11 @@ class Runtime:
 
     group: Group = SINGLE_PROCESS
 
+    @property
+    def can_capture(self) -> bool:
+        """Whether steps can be captured as CUDA graphs. fp16 reads the scale of the loss after each step."""
+        return self.device.type == "cuda" and self.group.size == 1 and self.precision != "fp16"
+
     @contextmanager
     def tf32(self, allowed: bool) -> Iterator[None]:
         """Within it, float32 products on an NVIDIA GPU use TF32 (10-bit factors), or not."""

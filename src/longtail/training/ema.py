@@ -2,6 +2,7 @@
 
 import copy
 
+import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from longtail.models.multi_expert import MultiExpert
@@ -35,5 +36,6 @@ class WeightAverage:
         decay = min(self._decay, (1 + number) / (10 + number))
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         average(*map(list, zip(*self._averaged, strict=True)), number)
-        for kept, value in self._copied:
-            kept.copy_(value)
+        if self._copied:
+            counters, values = map(list, zip(*self._copied, strict=True))
+            torch._foreach_copy_(counters, values)

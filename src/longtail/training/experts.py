@@ -88,7 +88,14 @@ class ExpertStage:
         average = None if training.ema is None else WeightAverage(self.model, training.ema)
         model = self.model if average is None else average.model  # to evaluate and save
         options = LoopOptions(
-            training.accumulation, training.clip_gradient, config.seed, runtime, self.checkpoint, average, progress.step
+            accumulation=training.accumulation,
+            clip_gradient=training.clip_gradient,
+            seed=config.seed,
+            runtime=runtime,
+            checkpoint=self.checkpoint,
+            average=average,
+            graph_phase=self.criterion.phase if training.cuda_graph and runtime.can_capture else None,
+            on_step=progress.step,
         )
         epochs = fit(task, loader, optimizer(training, task), learning_rate(training), training.epochs, options)
         try:

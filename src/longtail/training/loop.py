@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from longtail.data.loaders import Batch, Loader
 from longtail.runtime.device import Runtime
 from longtail.runtime.seed import seeded
 from longtail.training.checkpoint import Checkpoint
+from longtail.training.cuda_graph import GraphedStep
 from longtail.training.ema import WeightAverage
 from longtail.training.state import Position, TrainingState
 from longtail.training.tasks import Step
@@ -56,6 +57,9 @@ class LoopOptions:
     average: WeightAverage | None = None
     """Average of the weights, updated after each step"""
 
+    graph_phase: Callable[[int], Hashable] | None = None
+    """Captures steps as CUDA graphs, see `GraphedStep`: the phase of an epoch from 1. None: steps are not captured"""
+
     on_step: Callable[[int, float, float | None], None] = ignore_step
     """Called after each step with the steps done in this epoch, the learning rate and, if it was read, the mean loss"""
 
@@ -94,6 +98,9 @@ def fit(
     if checkpoint is not None:
         checkpoint.restore(state)
     now = state.position
+    train_step: Callable[[Batch, int], Step] = _TrainStep(parallel, optimizer, scaler, options)
+    if options.graph_phase is not None:
+        train_step = GraphedStep(train_step, optimizer, options.graph_phase)
     for epoch in range(now.epoch, epochs + 1):
         start = time.perf_counter() - now.seconds
         task.train()
@@ -103,16 +110,9 @@ def fit(
         batches = batches if checkpoint is None else checkpoint.saving(batches, state)
         for step, batch in enumerate(batches, start=now.step):
             rate = learning_rate(epoch - 1 + step / steps)
-            for parameters in optimizer.param_groups:
-                parameters["lr"] = rate * parameters.get("lr_scale", 1.0)
-            optimizer.zero_grad(set_to_none=True)
+            _set_rate(optimizer, rate)
             with seeded(options.seed, epoch, step, 2 + 2 * group.rank, device=device):
-                loss, correct = _backward(parallel, batch, epoch, options.accumulation, runtime, scaler)
-            if options.clip_gradient is not None:
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(task.parameters(), options.clip_gradient)
-            scaler.step(optimizer)
-            scaler.update()
+                loss, correct = train_step(batch, epoch)
             if options.average is not None:
                 options.average.update((epoch - 1) * steps + step)
             # Losses stay on the device; they are read every CHECK_EVERY steps and at the end of the epoch.
@@ -140,6 +140,36 @@ def fit(
         state.losses.zero_()
         state.correct.zero_()
     optimizer.zero_grad(set_to_none=True)  # later stages may need the memory
+
+
+@dataclass(frozen=True)
+class _TrainStep:
+    """One step: gradients, and the update of the weights."""
+
+    task: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: Any
+    options: LoopOptions
+
+    def __call__(self, batch: Batch, epoch: int) -> Step:
+        optimizer, scaler, options = self.optimizer, self.scaler, self.options
+        optimizer.zero_grad(set_to_none=True)
+        result = _backward(self.task, batch, epoch, options.accumulation, options.runtime, scaler)
+        if options.clip_gradient is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(self.task.parameters(), options.clip_gradient)
+        scaler.step(optimizer)
+        scaler.update()
+        return result
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        value = rate * group.get("lr_scale", 1.0)
+        if isinstance(group["lr"], Tensor):  # which a CUDA graph reads
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
 
 
 def _backward(task: nn.Module, batch: Batch, epoch: int, parts: int, runtime: Runtime, scaler: Any) -> Step:
