@@ -44,7 +44,7 @@ def trained(task, graph, *, adamw=False, precision="float32", clip=None, ema=Fal
         augmentation=BatchAugmentation(2, True, 5.0),
     )
     if adamw:
-        optimizer = torch.optim.AdamW(task.parameters(), 0.01, fused=True)
+        optimizer = torch.optim.AdamW(task.parameters(), 0.1, fused=True)
     else:
         optimizer = torch.optim.SGD(task.parameters(), 0.1, momentum=0.9, nesterov=True, fused=True)
     average = WeightAverage(task.model, 0.9) if ema else None
@@ -55,7 +55,7 @@ def trained(task, graph, *, adamw=False, precision="float32", clip=None, ema=Fal
         graph_phase=task.criterion.phase if graph else None,
     )
     with options.runtime.tf32(False):
-        records = list(fit(task, loader, optimizer, lambda epoch: 0.05 / (1 + epoch), epochs, options))
+        records = list(fit(task, loader, optimizer, lambda epoch: 0.01 / (1 + epoch), epochs, options))
     return (average or task).model.state_dict(), [record["loss"] for record in records]
 
 
@@ -68,11 +68,11 @@ def test_graphs_train_as_single_launches(options):
     second = copy.deepcopy(first)
     weights, losses = trained(first, False, **options)
     graph_weights, graph_losses = trained(second, True, **options)
-    tolerance = 2e-2 if options.get("precision") == "bf16" else 2e-3
-    assert graph_losses == pytest.approx(losses, rel=tolerance)
+    # Not equal: a GPU adds gradients in any order, and training amplifies the differences.
+    assert graph_losses == pytest.approx(losses, rel=2e-2 if options.get("precision") == "bf16" else 2e-3)
     for name, value in weights.items():
         if value.is_floating_point():
-            assert (graph_weights[name] - value).norm() <= 10 * tolerance * value.norm() + 1e-4, name
+            assert (graph_weights[name] - value).norm() <= 0.05 * value.norm() + 1e-3, name
         else:
             assert torch.equal(graph_weights[name], value)
 
