@@ -190,6 +190,19 @@ class AugmentationConfig(_Checked):
     rand_augment: str | None = None
     """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1 (Swin). Only for image files."""
 
+    auto_augment: Literal["none", "cifar10", "imagenet", "svhn"] = "none"
+    """Policy of AutoAugment, named after the data set it was found on (Cubuk et al., 2019), with torchvision's
+    magnitudes."""
+
+    cutout: int = bounded(0, min=0)
+    """Side in pixels of a square that is filled with black (Cutout, DeVries & Taylor, 2017). Its centre is anywhere in
+    the image, so a part of it may lie outside. 0: off."""
+
+    views: Literal["one", "weak-strong"] = "one"
+    """Views of each image in a step. weak-strong: two, and the loss is the mean over both. The weak view has no
+    rand_augment, auto_augment or cutout, and the strong one no rotation; all else is drawn for each. See
+    distillation.self_factor. Not for mixup, cutmix and random_erasing."""
+
     random_erasing: float = bounded(0.0, min=0, max=1)
     """Probability that a rectangle of an image is replaced by noise."""
 
@@ -222,6 +235,11 @@ class AugmentationConfig(_Checked):
             "augmentation.cutmix_range", sides, "two numbers in ascending order, with cutmix above 0",
         )  # fmt: skip
         _require(self.scale[0] <= self.scale[1], "augmentation.scale", self.scale, "two numbers in ascending order")
+        mixed = [name for name in ("mixup", "cutmix", "random_erasing") if getattr(self, name)]
+        _require(
+            self.views == "one" or not mixed,
+            "augmentation.views", self.views, f"'one' if {' or '.join(mixed)} is above 0",
+        )  # fmt: skip
         _require(jitter[3] <= 0.5, "augmentation.color_jitter", jitter, "at most 0.5 for hue, the last number")
         _require(
             self.crop == "resized" or not any(jitter), "augmentation.color_jitter", jitter, "0 unless crop is 'resized'"
@@ -455,7 +473,7 @@ class TrainingConfig(_Checked):
 
 @dataclass(frozen=True)
 class DistillationConfig(_Checked):
-    """Distillation from a teacher, if any."""
+    """Distillation from a teacher, if any, and self-distillation."""
 
     temperature: float = bounded(1.5, above=0)
     """Temperature of student and teacher."""
@@ -467,6 +485,13 @@ class DistillationConfig(_Checked):
     """Compute the loss as in the code of RIDE: distillation on the mean logits of the experts, the total multiplied by
     the number of experts, and batch norms of the teacher that use the statistics of each batch. false: distillation for
     each expert, and the other losses count once."""
+
+    self_factor: float = bounded(0.0, min=0)
+    """Weight of consistency self-distillation (MDCS): each expert learns, for the strong view of an image, what it
+    predicts for the weak view, if that prediction is right. Needs augmentation.views 'weak-strong', but no teacher."""
+
+    self_rampup: float = bounded(0.0, min=0)
+    """Epochs in which self_factor rises linearly to its value; below 1: a fraction of all epochs."""
 
     teacher_settings: list[str] = field(default_factory=list)
     """Settings in which the teacher differs from its recipe, such as [training.epochs=40]. On the command line also
@@ -642,6 +667,7 @@ class Config(_Checked):
             ("training.milestones", training.milestones, max(training.milestones, default=0)),
             ("training.warmup", training.warmup, training.warmup),
             ("loss.reweight_after", self.loss.reweight_after, self.loss.reweight_after or 0),
+            ("distillation.self_rampup", self.distillation.self_rampup, self.distillation.self_rampup),
         ):
             _require(latest <= training.epochs, setting, value, limit)
         if self.loss.name == "logit_adjustment":
@@ -661,6 +687,14 @@ class Config(_Checked):
             "model.head_start", self.model.head_start, "'random' if model.head is 'linear'",
         )  # fmt: skip
         how = self.augmentation
+        _require(
+            how.views == "weak-strong" or self.distillation.self_factor == 0,
+            "distillation.self_factor", self.distillation.self_factor, "0 unless augmentation.views is 'weak-strong'",
+        )  # fmt: skip
+        _require(
+            training.trained_parts == "all" or training.views == 0 or how.views == "one",
+            "training.views", training.views, "0 if augmentation.views is 'weak-strong'",
+        )  # fmt: skip
         # The published arithmetic lets the teacher see the images of a step as one batch.
         changes = how.cutmix or how.random_erasing or (self.teacher and (how.mixup or self.distillation.published))
         _require(

@@ -15,11 +15,12 @@ from torchvision.transforms.v2.functional import resize
 
 from longtail.config.schema import AugmentationConfig, DataConfig, TrainingConfig
 from longtail.data import corrupt_images
+from longtail.data.batch_augment import BatchAugmentation
 from longtail.data.copies import without_test_copies
 from longtail.data.corrupt_images import CorruptImage
 from longtail.data.fast_crop import FileCrop
 from longtail.data.image_loader import ImageLoader
-from longtail.data.loaders import BatchAugmentation, EpochOrder, Loader, MemoryLoader, Normalise
+from longtail.data.loaders import EpochOrder, Loader, MemoryLoader, Normalise
 from longtail.data.memory_cache import decode_all, fits
 from longtail.data.mixup import MixedLoader, MixSettings
 from longtail.data.samplers import LongTailSampler
@@ -159,7 +160,8 @@ class LoaderFactory:
             InputError: a batch is too small for so many processes; or a setting does not fit the images.
         """
         order = self.train_order(training)
-        return self.with_soft_targets(self._augmented(self.dataset.train, order), label_smoothing)
+        views = self._views(self.augmentation)
+        return self.with_soft_targets(self._augmented(self.dataset.train, order, views), label_smoothing)
 
     def train_order(self, training: TrainingConfig) -> EpochOrder:
         """The training images of each epoch, sampled as set.
@@ -199,14 +201,15 @@ class LoaderFactory:
     def shuffled(self, batch_size: int) -> Loader:
         """All training images, augmented but not mixed, in a new order in each epoch; full batches."""
         split = self.dataset.train
-        return self._augmented(split, self._order(split, batch_size, self.runtime.group.eval_shard, shuffle=True))
+        order = self._order(split, batch_size, self.runtime.group.eval_shard, shuffle=True)
+        return self._augmented(split, order, self._views(self.augmentation)[:1])
 
     def balanced(self, batch_size: int) -> Loader:
         """Class-balanced draws of the training images, augmented but not mixed: this process's share of every batch."""
         split = self.dataset.train
         sampler = LongTailSampler(split.labels, "class-balanced")
         order = self._order(split, batch_size, self.runtime.group.shard, shuffle=True, sampler=sampler)
-        return self._augmented(split, order)
+        return self._augmented(split, order, self._views(self.augmentation)[:1])
 
     def views(self, split: ImageSplit, batch_size: int, flip: bool = True) -> Loader:
         """Images in their own order, augmented as for training, anew in each epoch; full batches.
@@ -216,7 +219,9 @@ class LoaderFactory:
             batch_size: of all processes together.
             flip: False leaves out the mirror images.
         """
-        return self._augmented(split, self._order(split, batch_size, self.runtime.group.eval_shard), flip)
+        order = self._order(split, batch_size, self.runtime.group.eval_shard)
+        how = replace(self.augmentation, flip=self.augmentation.flip and flip)
+        return self._augmented(split, order, self._views(how)[:1])
 
     def eval(self, split: ImageSplit, batch_size: int, views: Views = "one") -> Loader:
         """Images in their own order, without augmentation; full batches, which hold all views of an image.
@@ -233,7 +238,7 @@ class LoaderFactory:
         split = self._in_memory(split)
         if split.pixels is not None:
             return MemoryLoader(split, order, device=self.runtime.device, normalise=self._normalise)
-        return self._image_loader(split, eval_transform(*self.preprocessing[:3]), order)
+        return self._image_loader(split, [eval_transform(*self.preprocessing[:3])], order)
 
     @property
     def decodes_repeatedly(self) -> bool:
@@ -256,10 +261,18 @@ class LoaderFactory:
     ) -> EpochOrder:
         return EpochOrder(len(split), batch_size, self.seed, shuffle, sampler, shard)
 
-    def _augmented(self, split: ImageSplit, order: EpochOrder, flip: bool = True) -> Loader:
-        how, split = replace(self.augmentation, flip=self.augmentation.flip and flip), self._in_memory(split)
+    @staticmethod
+    def _views(how: AugmentationConfig) -> list[AugmentationConfig]:
+        """The augmentation of each view of an image in a step; the weak view is the first one."""
+        if how.views == "one":
+            return [how]
+        weak = replace(how, views="one", rand_augment=None, auto_augment="none", cutout=0)
+        return [weak, replace(how, views="one", rotation=0.0)]
+
+    def _augmented(self, split: ImageSplit, order: EpochOrder, views: list[AugmentationConfig]) -> Loader:
+        how, split = self.augmentation, self._in_memory(split)
         if split.pixels is None:
-            return self._image_loader(split, self._train_transform(how), order)
+            return self._image_loader(split, [self._train_transform(view) for view in views], order)
         if how.crop == "resized":
             raise InputError(
                 f"augmentation.crop 'resized' needs image files; {self.data.name} takes 'padded' or 'none'"
@@ -268,21 +281,44 @@ class LoaderFactory:
             raise InputError(
                 f"augmentation.rand_augment '{how.rand_augment}' needs image files; {self.data.name} takes none"
             )
-        changes = BatchAugmentation(how.padding if how.crop == "padded" else 0, how.flip, how.rotation)
-        augmentation = changes if any(changes) else None
+        changes, *others = (
+            BatchAugmentation(
+                view.padding if view.crop == "padded" else 0, view.flip, view.rotation, view.auto_augment, view.cutout
+            )
+            for view in views
+        )
         return MemoryLoader(
-            split, order, device=self.runtime.device, normalise=self._normalise, augmentation=augmentation
+            split,
+            order,
+            device=self.runtime.device,
+            normalise=self._normalise,
+            augmentation=None if changes == BatchAugmentation() and not others else changes,
+            other_views=others,
         )
 
-    def _image_loader(self, split: ImageSplit, transform: Transform | FileCrop, order: EpochOrder) -> Loader:
-        workers = min(self.data.workers, num_processors())
-        device = self.runtime.device
-        return ImageLoader(split, transform, order, device=device, normalise=self._normalise, workers=workers)
+    def _image_loader(self, split: ImageSplit, transforms: list[Transform | FileCrop], order: EpochOrder) -> Loader:
+        return ImageLoader(
+            split,
+            transforms[0],
+            order,
+            device=self.runtime.device,
+            normalise=self._normalise,
+            workers=min(self.data.workers, num_processors()),
+            other_views=transforms[1:],
+        )
 
     def _train_transform(self, how: AugmentationConfig) -> Transform | FileCrop:
         form = self.preprocessing
         augmentation = ImageAugmentation(
-            how.crop, how.padding, how.scale, how.flip, how.rotation, how.color_jitter, how.rand_augment
+            how.crop,
+            how.padding,
+            how.scale,
+            how.flip,
+            how.rotation,
+            how.color_jitter,
+            how.rand_augment,
+            how.auto_augment,
+            how.cutout,
         )
         if how.crop == "resized" and how.fast_crops:
             return FileCrop(form.image_size, augmentation, form.interpolation, form.mean)

@@ -9,6 +9,7 @@ as `longtail.data.transforms.train_transform` with a resized crop.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -43,7 +44,8 @@ class FileCrop:
         self._jitter = v2.ColorJitter(*jitter) if any(jitter) else None
         # The other changes need PIL images. PIL then changes the colours too, because that step is between them.
         self._later: Transform | None = None
-        if augmentation.rotation or jitter[3] or augmentation.rand_augment:
+        for_device = replace(augmentation, rotation=0.0, rand_augment=None, auto_augment="none", cutout=0)
+        if augmentation != for_device or jitter[3]:
             steps = steps_after_flip(image_size, augmentation, interpolation, mean)
             self._later = v2.Compose([v2.ToPILImage(), *steps, v2.PILToTensor()])
 

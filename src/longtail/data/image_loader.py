@@ -6,12 +6,12 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,9 +30,11 @@ from longtail.utils.errors import InputError
 
 Key = tuple[int, int, int]
 """(epoch, position in the split, number of the random augmentation)"""
-Sample = tuple[Tensor, Tensor, int] | InputError
-"""Pixels, color changes that are left to the device, label"""
-Samples = tuple[Tensor, Tensor, Tensor]
+View = tuple[Tensor, Tensor]
+"""Pixels of an image, or of several, and the color changes that are left to the device"""
+Sample = tuple[list[View], int] | InputError
+"""The views of an image, and its label"""
+Samples = tuple[list[View], Tensor]
 
 SHARED_MEMORY = "/dev/shm"
 """Where Linux keeps the tensors that workers send; 64 MB in a container by default"""
@@ -63,6 +65,7 @@ class ImageLoader:
         normalise: pixels to network inputs.
         workers: processes that decode; 0 decodes in this one. They live as long as the loader.
         on_corrupt_image: called with the error of an image that does not decode, which is then missing in its batch.
+        other_views: transforms of further views of each image in a batch.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class ImageLoader:
         normalise: Normalise,
         workers: int = 0,
         on_corrupt_image: Callable[[InputError], None] = raise_error,
+        other_views: Sequence[Transform | FileCrop] = (),
     ) -> None:
         if workers:
             _kill_workers_at_exit()
@@ -86,7 +90,7 @@ class ImageLoader:
         self._keys = _BatchKeys(order)
         self._has_workers, self._workers = workers > 0, _Workers()
         self._batches: DataLoader[Sample] = DataLoader(
-            _ImageFiles(split, transform, order.seed),
+            _ImageFiles(split, [transform, *other_views], order.seed),
             batch_sampler=self._keys,  # type: ignore[arg-type]  # typed as positions; any key works
             num_workers=workers,
             collate_fn=_collate,
@@ -101,7 +105,7 @@ class ImageLoader:
         return len(self._order)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """Yields batches of images (B, 3, S, S), normalised float32 in channels-last memory.
+        """Yields batches of images (V * B, 3, S, S), normalised float32 in channels-last memory.
 
         The workers serve one epoch at a time: finish it, or leave it, before the next.
 
@@ -118,10 +122,11 @@ class ImageLoader:
                 self._on_corrupt_image(error)
             if samples is None:
                 continue
-            images, changes, labels = (torch.as_tensor(part).to(self._device, non_blocking=True) for part in samples)
-            if all_labels is not None:
-                labels = all_labels[batch.batch]
-            yield Batch(self._finish(images, changes), labels, rows_of(batch))
+            views, own_labels = samples
+            labels = self._to_device(own_labels) if all_labels is None else all_labels[batch.batch]
+            finished = [self._finish(*map(self._to_device, view)) for view in views]
+            inputs = finished[0] if len(finished) == 1 else torch.cat(finished)
+            yield Batch(inputs, labels, rows_of(batch), num_views=len(views))
 
     def _decoded(self) -> Iterator[tuple[Samples | None, list[InputError]]]:
         """The batches of the `DataLoader`, which itself would wait for ever."""
@@ -185,6 +190,9 @@ class ImageLoader:
         is_killed = isinstance(error, _WorkerKilledError | EOFError | ConnectionError)
         return "a process that decodes images was killed" if is_killed or str(error).startswith("DataLoader w") else ""
 
+    def _to_device(self, values: Any) -> Tensor:
+        return torch.as_tensor(values).to(self._device, non_blocking=True)
+
     def _finish(self, images: Tensor, changes: Tensor) -> Tensor:
         if not changes.shape[1]:
             return self._normalise(images)
@@ -226,12 +234,12 @@ class _WorkerKilledError(RuntimeError):
 class _ImageFiles(Dataset[Sample]):
     """Decodes and augments one image."""
 
-    def __init__(self, split: ImageSplit, transform: Transform | FileCrop, seed: int) -> None:
+    def __init__(self, split: ImageSplit, transforms: list[Transform | FileCrop], seed: int) -> None:
         assert split.paths is not None
         # One array of bytes: with a million Python objects, each would be copied into every worker at its first use.
         self._paths = np.array([os.fsencode(path) for path in split.paths])
         self._labels = split.labels
-        self._transform = transform
+        self._transforms = transforms
         self._seed = seed
 
     def __getitem__(self, key: Key) -> Sample:
@@ -240,19 +248,19 @@ class _ImageFiles(Dataset[Sample]):
         # 1 + id, because seeding ignores a last 0: the result would be the generator of the order.
         numbers = (self._seed, epoch, 1 + augment_id)
         try:
-            return *self._augmented(path, numbers), int(self._labels[position])
+            return self._views(path, numbers), int(self._labels[position])
         except InputError as error:
             # Returned, because a DataLoader would raise it with the worker's traceback as its message.
             return error
 
-    def _augmented(self, path: Path, numbers: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        transform = self._transform
-        if isinstance(transform, FileCrop):
-            with seeded(*numbers, only_torch=transform.draws_only_from_torch):
-                return transform(path)
-        image = decode(path)
+    def _views(self, path: Path, numbers: tuple[int, ...]) -> list[View]:
+        if isinstance(self._transforms[0], FileCrop):  # then all are; each decodes another part of the file
+            crops = cast("list[FileCrop]", self._transforms)
+            with seeded(*numbers, only_torch=all(crop.draws_only_from_torch for crop in crops)):
+                return [crop(path) for crop in crops]
+        transforms, image = cast("list[Transform]", self._transforms), decode(path)
         with seeded(*numbers):
-            return transform(image), color_jitter.NONE
+            return [(transform(image), color_jitter.NONE) for transform in transforms]
 
 
 class _BatchKeys(Sampler[list[Key]]):
@@ -297,15 +305,21 @@ def _collate(samples: list[Sample]) -> tuple[Any, list[InputError]]:
     decoded = [sample for sample in samples if not isinstance(sample, InputError)]
     if not decoded:
         return None, errors
-    images, changes, labels = zip(*decoded, strict=True)
-    # In the memory order of images: stacking in another order takes four times as long.
-    stacked = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
-    batch = stacked, torch.stack(changes), torch.tensor(labels)
-    worker = get_worker_info()
-    if worker is not None and not _fits_into_shared_memory(2 * worker.num_workers * stacked.nbytes):
+    images, labels = zip(*decoded, strict=True)
+    views = [_stacked(view) for view in zip(*images, strict=True)]
+    targets = torch.tensor(labels)
+    worker, num_bytes = get_worker_info(), sum(pixels.nbytes for pixels, _ in views)
+    if worker is not None and not _fits_into_shared_memory(2 * worker.num_workers * num_bytes):
         # Arrays travel through a pipe, which is slower. A tensor that does not fit would be lost.
-        return tuple(part.numpy() for part in batch), errors
-    return batch, errors
+        return ([(pixels.numpy(), changes.numpy()) for pixels, changes in views], targets.numpy()), errors
+    return (views, targets), errors
+
+
+def _stacked(view: Sequence[View]) -> View:
+    """One view of several images."""
+    images, changes = zip(*view, strict=True)
+    # In the memory order of images: stacking in another order takes four times as long.
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2), torch.stack(changes)
 
 
 def _fits_into_shared_memory(size: int) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from longtail.data.batch_augment import AugmentParams, apply_augment, draw_augment_params
+from longtail.data.batch_augment import BatchAugmentation, DrawnAugmentation
 from longtail.data.samplers import LongTailSampler
 from longtail.data.splits import ImageSplit
 from longtail.runtime.seed import generator
@@ -18,8 +18,8 @@ class Batch(NamedTuple):
     """A batch of N images, of which this process holds B; all tensors are on the device."""
 
     inputs: Any
-    """Images (B, 3, H, W), normalised; or, for these images, the output (B, ...) of the frozen part of the network or
-    the `ExpertOutput` of frozen experts"""
+    """Images (B, 3, H, W), normalised, or several views of each; or, for these images, the output (B, ...) of the
+    frozen part of the network or the `ExpertOutput` of frozen experts"""
 
     labels: Tensor
     """(N,), of the full batch"""
@@ -33,9 +33,12 @@ class Batch(NamedTuple):
     teacher_logits: Tensor | None = None
     """(B, C), if they were computed before"""
 
+    num_views: int = 1
+    """V, views of each image: the inputs are (V * B, ...), with all images of one view after those of another"""
+
     @property
     def own_labels(self) -> Tensor:
-        """The labels of the inputs: (B,)."""
+        """The labels of the images of this process: (B,)."""
         return self.labels if self.rows is None else self.labels[self.rows]
 
     def divide(self, parts: int) -> list["Batch"]:
@@ -43,16 +46,16 @@ class Batch(NamedTuple):
         if parts == 1:
             return [self]
         start = 0 if self.rows is None else self.rows.start
+        views = [view.tensor_split(parts) for view in self.inputs.chunk(self.num_views)]
+        soft_targets, teacher_logits = (
+            [None] * parts if part is None else part.tensor_split(parts)
+            for part in (self.soft_targets, self.teacher_logits)
+        )
         divided = []
-        for inputs, *others in zip(
-            *(
-                [None] * parts if part is None else part.tensor_split(parts)
-                for part in (self.inputs, self.soft_targets, self.teacher_logits)
-            ),
-            strict=True,
-        ):
-            rows = slice(start, start + len(inputs))
-            divided.append(Batch(inputs, self.labels, rows, *others))
+        for of_views, soft, teacher in zip(zip(*views, strict=True), soft_targets, teacher_logits, strict=True):
+            rows = slice(start, start + len(of_views[0]))
+            inputs = of_views[0] if self.num_views == 1 else torch.cat(of_views)
+            divided.append(Batch(inputs, self.labels, rows, soft, teacher, self.num_views))
             start = rows.stop
         return divided
 
@@ -163,17 +166,9 @@ class Normalise:
         return images.sub_(self.mean).div_(self.std)
 
 
-class BatchAugmentation(NamedTuple):
-    """Random crop, flip and rotation of small images, a batch at a time."""
-
-    padding: int = 0
-    """Of the random crop, pixels"""
-
-    flip: bool = False
-    """Mirror half of the images"""
-
-    rotation: float = 0.0
-    """Largest angle, degrees"""
+CPU_CHUNK, GPU_CHUNK = 2**20, 2**22
+"""Pixels that are augmented at once, but at least those of a batch. On a CPU they stay in its caches. On a GPU the time
+is that of starting operations, whose number does not depend on the number of images"""
 
 
 class MemoryLoader:
@@ -185,6 +180,7 @@ class MemoryLoader:
         device: where the images are kept.
         normalise: pixels to network inputs.
         augmentation: random changes; none by default.
+        other_views: further views of each image in a batch, with other random changes.
     """
 
     def __init__(
@@ -195,41 +191,59 @@ class MemoryLoader:
         device: torch.device,
         normalise: Normalise,
         augmentation: BatchAugmentation | None = None,
+        other_views: Sequence[BatchAugmentation] = (),
     ):
         assert split.pixels is not None
         self._images = torch.from_numpy(split.pixels).to(device)
         self._labels = torch.from_numpy(split.labels).to(device)
         self._order, self._device = order, device
         self._normalise = normalise
-        self._augmentation = augmentation
+        assert augmentation is not None or not other_views
+        self._views = [] if augmentation is None else [augmentation, *other_views]
         self.num_images, self.batch_size, self.shard = order.num_images, order.batch_size, order.shard
 
     def __len__(self) -> int:
         return len(self._order)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """Yields batches of images (B, 3, H, W) in channels-last memory."""
+        """Yields batches of images (V * B, 3, H, W) in channels-last memory."""
         random = generator(self._order.seed, epoch)
         positions, augment_ids = self._order.draw(epoch, random)
-        params, padding = None, 0
-        if self._augmentation is not None:
-            padding = self._augmentation.padding
-            params = draw_augment_params(len(self._labels), *self._augmentation, random)
-            params = AugmentParams(*(part.to(self._device) for part in params))
-        positions, augment_ids = positions.to(self._device), augment_ids.to(self._device)
-        for batch in self._order.batches(first):
-            own = positions[batch.own]
-            if params is None:
-                images = self._images[own]
-            else:
-                images = apply_augment(self._images, own, params.take(augment_ids[batch.own]), padding)
-            yield Batch(
-                self._normalise(images.permute(0, 3, 1, 2)), self._labels[positions[batch.batch]], rows_of(batch)
-            )
+        height, width = self._images.shape[1:3]
+        views = [DrawnAugmentation(view, len(self._labels), (height, width), random) for view in self._views]
+        labels, batches = self._labels[positions.to(self._device)], self._order.batches(first)
+        if not batches:
+            return
+        # The images of this process, one after the other.
+        own = torch.cat([torch.arange(batch.own.start, batch.own.stop) for batch in batches])
+        chunks = self._chunks(batches)
+        for view in views:
+            view.prepare(augment_ids[own], self._device, [chunk for chunk, _ in chunks])
+        positions = positions[own].to(self._device)
+        for chunk, members in chunks:
+            of_chunk = positions[chunk]
+            augmented = [view(self._images, of_chunk, chunk) for view in views] or [self._images[of_chunk]]
+            sizes = [batch.rows.stop - batch.rows.start for batch in members]
+            for batch, *parts in zip(members, *(torch.split(images, sizes) for images in augmented), strict=True):
+                images = parts[0] if len(parts) == 1 else torch.cat(parts)
+                inputs = self._normalise(images.permute(0, 3, 1, 2))
+                yield Batch(inputs, labels[batch.batch], rows_of(batch), num_views=len(parts))
 
     def labels(self, epoch: int) -> Tensor:
         """The labels of an epoch's images in their order: (num_images,), on the CPU."""
         return self._labels.cpu()[self._order.draw(epoch).positions]
+
+    def _chunks(self, batches: list[BatchSlice]) -> list[tuple[slice, list[BatchSlice]]]:
+        """Groups batches that are augmented at once, with their slice of this process's images."""
+        pixels = CPU_CHUNK if self._device.type == "cpu" else GPU_CHUNK
+        size = max(1, pixels // (self.batch_size * self._images[0, :, :, 0].numel()))
+        chunks, start = [], 0
+        for number in range(0, len(batches), size):
+            members = batches[number : number + size]
+            stop = start + sum(batch.rows.stop - batch.rows.start for batch in members)
+            chunks.append((slice(start, stop), members))
+            start = stop
+        return chunks
 
 
 def rows_of(batch: BatchSlice) -> slice | None:

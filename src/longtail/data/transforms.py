@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import AutoAugmentPolicy, InterpolationMode, v2
 
+from longtail.data.auto_augment import Policy
 from longtail.utils.errors import InputError
 
 Transform = Callable[[Image.Image], Tensor]
@@ -21,7 +23,7 @@ Step = Callable[[Image.Image], Image.Image]
 
 @dataclass(frozen=True)
 class ImageAugmentation:
-    """Random changes to an image, in this order, which is RIDE's. RandAugment is the last one."""
+    """Random changes to an image, in this order. RIDE's changes come first, in its order."""
 
     crop: Literal["none", "padded", "resized"] = "none"
     """resized: a random part. padded: the test image, shifted by up to ``padding`` pixels and filled with black"""
@@ -43,6 +45,12 @@ class ImageAugmentation:
 
     rand_augment: str | None = None
     """RandAugment (Cubuk et al., 2020) in timm's notation, such as ``rand-m9-mstd0.5-inc1``"""
+
+    auto_augment: Policy = "none"
+    """Policy of AutoAugment (Cubuk et al., 2019)"""
+
+    cutout: int = 0
+    """Cutout (DeVries & Taylor, 2017): side of a square that is filled with black, pixels; 0: none"""
 
 
 def eval_transform(image_size: int, resize: int | None, interpolation: Interpolation = "bilinear") -> Transform:
@@ -105,7 +113,31 @@ def steps_after_flip(
         steps.append(v2.ColorJitter(*augmentation.color_jitter))
     if augmentation.rand_augment:
         steps.append(_rand_augment(augmentation.rand_augment, image_size, interpolation, mean))
+    if augmentation.auto_augment != "none":
+        steps.append(v2.AutoAugment(AutoAugmentPolicy(augmentation.auto_augment)))
+    if augmentation.cutout:
+        steps.append(Cutout(augmentation.cutout))
     return steps
+
+
+class Cutout:
+    """Fills a square with black, as far as it is inside the image: DeVries & Taylor, 2017, section 3.2.
+
+    The centre is uniform over the image. Draws from torch's global generator.
+
+    Args:
+        length: of the sides, pixels.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Returns a changed copy."""
+        left, top = (int(torch.randint(side, ())) - self._length // 2 for side in image.size)
+        result = image.copy()
+        result.paste((0, 0, 0), (left, top, left + self._length, top + self._length))
+        return result
 
 
 def default_resize(image_size: int) -> int:

@@ -29,3 +29,5 @@ from longtail.losses.ride import RIDELoss as RIDELoss
 from longtail.losses.ride import divergence as divergence
 from longtail.losses.router import router_loss as router_loss
 from longtail.losses.router import router_targets as router_targets
+from longtail.losses.self_distillation import SelfDistilledLoss as SelfDistilledLoss
+from longtail.losses.self_distillation import self_distillation as self_distillation

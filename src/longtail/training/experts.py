@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 
+from longtail.config.schema import epoch_of
 from longtail.data.loaders import Loader
 from longtail.evaluation.outputs import Features, collect_features, collect_outputs, evaluate_outputs
-from longtail.losses import DistilledLoss
+from longtail.losses import DistilledLoss, SelfDistilledLoss
 from longtail.losses.build import build_criterion
 from longtail.models.activation_checkpointing import checkpoint_activations
 from longtail.models.decoupled_heads import class_means
@@ -176,13 +177,18 @@ class ExpertStage:
             options = {"compute": frozen.rest if is_computed else frozen.run, "fixed": [*frozen.modules]}
         if self.context.config.training.freeze_batch_norms:
             options["fixed"] += batch_norms(model)
+        criterion: Any = self.criterion
+        if teacher is not None:
+            criterion = DistilledLoss(
+                criterion, temperature=how.temperature, factor=how.factor, published=how.published
+            )
+        if self.context.config.augmentation.views != "one":
+            rampup = epoch_of(how.self_rampup, self.context.config.training.epochs)
+            criterion = SelfDistilledLoss(criterion, factor=how.self_factor, rampup=rampup)
         if teacher is None:
-            return TrainExperts(model, self.criterion, **options)
-        distilled = DistilledLoss(
-            self.criterion, temperature=how.temperature, factor=how.factor, published=how.published
-        )
+            return TrainExperts(model, criterion, **options)
         # RIDE's code leaves its teacher in training mode.
-        return DistillExperts(model, distilled, teacher_function(teacher, batch_statistics=how.published), **options)
+        return DistillExperts(model, criterion, teacher_function(teacher, batch_statistics=how.published), **options)
 
     def _prepared_model(self) -> MultiExpert:
         """The same weights, compiled and with synchronised batch norms if the settings ask for it."""

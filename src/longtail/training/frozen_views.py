@@ -72,7 +72,8 @@ class FrozenViews:
         for batch in self._order.batches(first):
             inputs, *teacher_logits = self._read(rows[batch.own].numpy())
             labels = self._labels[positions[batch.batch]].to(self._device)
-            yield Batch(inputs, labels, rows_of(batch), None, *teacher_logits)
+            teacher = teacher_logits[0] if teacher_logits else None
+            yield Batch(inputs, labels, rows_of(batch), teacher_logits=teacher)
 
     def first_view(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields outputs for the first view of all images, in their own order, and their labels; batch by batch."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from longtail.data.loaders import Batch
-from longtail.losses import Criterion, DistilledLoss, cross_entropy, router_loss, router_targets
+from longtail.losses import Criterion, DistilledLoss, SelfDistilledLoss, cross_entropy, router_loss, router_targets
 from longtail.models.heads import classify_each
 from longtail.models.multi_expert import ExpertOutput, MultiExpert
 from longtail.models.router import Router
@@ -39,7 +39,7 @@ class TrainExperts(nn.Module):
     def __init__(
         self,
         model: MultiExpert,
-        criterion: Criterion | DistilledLoss,
+        criterion: Criterion | DistilledLoss | SelfDistilledLoss,
         compute: Callable[[Tensor], ExpertOutput] | None = None,
         fixed: Sequence[nn.Module] = (),
     ):
@@ -61,7 +61,9 @@ class TrainExperts(nn.Module):
         extra = self.extra_targets(batch)
         with full_precision(batch.inputs):
             loss = self.criterion(output.logits, batch.labels, epoch, batch.soft_targets, batch.rows, **extra)
-        correct = (output.ensemble.detach().argmax(dim=1) == batch.own_labels).sum()
+        labels = batch.own_labels
+        # Of the first view, if there are several.
+        correct = (output.ensemble.detach()[: len(labels)].argmax(dim=1) == labels).sum()
         return Step(loss, correct)
 
     def extra_targets(self, batch: Batch) -> dict[str, Tensor]:
@@ -80,7 +82,13 @@ class DistillExperts(TrainExperts):
         options: of `TrainExperts`.
     """
 
-    def __init__(self, model: MultiExpert, criterion: DistilledLoss, teach: Callable[[Tensor], Tensor], **options: Any):
+    def __init__(
+        self,
+        model: MultiExpert,
+        criterion: DistilledLoss | SelfDistilledLoss,
+        teach: Callable[[Tensor], Tensor],
+        **options: Any,
+    ):
         super().__init__(model, criterion, **options)
         self.teach = teach
 

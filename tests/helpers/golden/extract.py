@@ -12,7 +12,7 @@ import numpy as np
 
 HERE = Path(__file__).parents[2] / "golden"
 
-# File -> arrays to keep (npz) or the entries to keep (json), as one regular expression over names.
+# File -> arrays to keep (npz) or the entries to keep (json), as one regular expression over names. Lists are kept.
 KEPT_ARRAYS = {
     "models/cifar_resnet32_e1_rd0_un0/outputs.npz": ".*",
     "models/cifar_resnet32_e3_rd1_un1/outputs.npz": ".*",
@@ -22,6 +22,7 @@ KEPT_ARRAYS = {
     "|forceall_(logits|num_experts)",
     "losses/swin_losses.npz": r"ldam(_hard|_soft)?/.*|soft_ce/.*|ride/f020_rf002/epoch24[01]/.*"
     "|ride/(margins|class_weights|diversity_temperature)|expert_logits|hard_targets|soft_targets",
+    "losses/mdcs_losses.npz": r"[14]_.*",
     "schedules/ride_lr.npz": ".*",
     "schedules/swin_lr.npz": r"batch512_7steps/lr_after_update",
     "data/cifar_lt_indices.npz": r"indices_cifar(10|100)_exp_0.01",
@@ -34,6 +35,7 @@ KEPT_TABLES = {
     "models/cifar_resnet32ea_e3/keys.json": ".*",
     "losses/ride_losses.json": ".*",
     "losses/swin_losses.json": ".*",
+    "losses/mdcs_losses.json": ".*",
     "schedules/ride_lr.json": ".*",
     "schedules/swin_lr.json": ".*",
     "data/cifar_lt_counts.json": "counts",
@@ -50,7 +52,8 @@ def main() -> None:
         np.savez_compressed(_target(name), **arrays)
     for name, kept in KEPT_TABLES.items():
         entries = json.loads((source / name).read_text())
-        entries = {key: value for key, value in entries.items() if re.fullmatch(kept, key)}
+        if isinstance(entries, dict):
+            entries = {key: value for key, value in entries.items() if re.fullmatch(kept, key)}
         _target(name).write_text(json.dumps(entries, separators=(",", ":")) + "\n")
     sizes = [(HERE / name).stat().st_size for name in (*KEPT_ARRAYS, *KEPT_TABLES)]
     print(f"{len(sizes)} files, {sum(sizes) / 1e6:.2f} MB")
