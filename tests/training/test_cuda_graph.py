@@ -7,7 +7,7 @@ import torch
 from helpers.loaders import small_split
 
 from longtail.data.loaders import BatchAugmentation, EpochOrder, MemoryLoader, Normalise
-from longtail.losses import DistilledLoss, LDAMLoss, RIDELoss
+from longtail.losses import DistilledLoss, LDAMLoss, RIDELoss, SelfDistilledLoss
 from longtail.models.multi_expert import create_model
 from longtail.runtime.device import Runtime
 from longtail.training.ema import WeightAverage
@@ -21,15 +21,19 @@ COUNTS = [9, 5, 4, 2]
 @pytest.mark.parametrize("reweight_after", [None, 0, 2, 5])
 def test_a_loss_changes_with_the_epoch_only_between_phases(reweight_after):
     torch.manual_seed(0)
-    logits, labels, teacher = torch.randn(6, 3, 4), torch.tensor([0, 0, 1, 2, 3, 1]), torch.randn(6, 4)
-    criterion = RIDELoss(COUNTS, reweight_after=reweight_after)
-    for loss, extra in ((criterion, {}), (DistilledLoss(criterion), {"teacher_logits": teacher})):
+    views, labels, teacher = torch.randn(2, 6, 3, 4), torch.tensor([0, 0, 1, 2, 3, 1]), torch.randn(6, 4)
+    criterion = RIDELoss(COUNTS, max_margin=0.01, reweight_after=reweight_after)
+    num_phases = 2 if reweight_after else 1
+    for loss, logits, extra, phases in (
+        (criterion, views[0], {}, num_phases),
+        (DistilledLoss(criterion), views[0], {"teacher_logits": teacher}, num_phases),
+        (SelfDistilledLoss(criterion, rampup=4), views.flatten(0, 1), {}, 4 + (reweight_after == 5)),
+    ):
         values = {}
         for epoch in range(1, 8):
             values.setdefault(loss.phase(epoch), set()).add(loss(logits, labels, epoch, **extra).item())
         assert all(len(same) == 1 for same in values.values())
-        assert len(values) == (2 if reweight_after else 1)
-        assert len(set.union(*values.values())) == len(values)
+        assert len(values) == phases == len(set.union(*values.values()))
 
 
 def trained(task, graph, *, adamw=False, precision="float32", clip=None, ema=False, epochs=6):

@@ -3,6 +3,7 @@
 Letters in shapes: B images, V views of each, E experts, C classes.
 """
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch.nn.functional as F
@@ -88,3 +89,7 @@ class SelfDistilledLoss(nn.Module):
         distance = sum(self_distillation(weak, strong, own_labels) for strong in others) / len(others)
         factor = self.factor * min(epoch / self.rampup, 1.0) if self.rampup else self.factor
         return loss + factor * distance
+
+    def phase(self, epoch: int) -> Hashable:
+        """As of `Criterion`."""
+        return self.criterion.phase(epoch), min(epoch, self.rampup)

@@ -95,7 +95,7 @@ class ExpertStage:
             runtime=runtime,
             checkpoint=self.checkpoint,
             average=average,
-            graph_phase=self.criterion.phase if training.cuda_graph and runtime.can_capture else None,
+            graph_phase=task.criterion.phase if training.cuda_graph and runtime.can_capture else None,
             on_step=progress.step,
         )
         epochs = fit(task, loader, optimizer(training, task), learning_rate(training), training.epochs, options)
