@@ -72,6 +72,8 @@ def test_nothing_is_trained_twice(finished, monkeypatch, capsys):
     assert "2 of them finished before" in capsys.readouterr().out
     assert len(json.loads((folder / "again.json").read_text())["rows"]) == 4  # every finished row
     assert {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("*/*")} == before
+    assert main(["experiment", "small.yaml", "--output", "runs", "--rows", "student", "tau"]) == 2  # not with a comma
+    assert "unknown argument 'tau'" in capsys.readouterr().err
 
 
 def test_stop_and_resume(tmp_path):
