@@ -147,6 +147,10 @@ ARGUMENTS = {
     "misspelt setting": Case("train --trainig.epochs 3", "did you mean 'training.epochs'"),
     "value out of range": Case("train --training.epochs -3", "training.epochs is -3; .* at least 1"),
     "value of another type": Case("train --training.epochs many", "training.epochs is 'many'"),
+    "one image and maps of 1 x 1": Case(
+        "train --training.batch_size 1 --model.backbone resnet18 --output out",
+        "training.batch_size is 1: .* batch norms of resnet18 at 8 pixels; use at least 2",
+    ),
     "unknown choice": Case("train --data.on_corrupt_image ignore", "'ignore'.*error or skip"),
     "unknown data set": Case("train --data.name cifar1000", "data.name.*'cifar1000'.*did you mean 'cifar100'"),
     "unknown loss": Case("train --loss.name rides", "loss.name.*'rides'.*did you mean 'ride'"),

@@ -17,7 +17,7 @@ from longtail.training.tasks import DistillExperts, Step, TrainExperts, teacher_
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 COUNTS = [9, 5, 4, 2]
 TOLERANCE = 0.03
-"""A GPU adds gradients in any order, and training amplifies the differences: two trainings without graphs differ as much"""
+"""A GPU adds gradients in any order, and training amplifies the differences, also without graphs"""
 
 
 @pytest.mark.parametrize("reweight_after", [None, 0, 2, 5])

@@ -1,5 +1,6 @@
 """Stage 1: training of the experts."""
 
+import copy
 import logging
 from dataclasses import replace
 from typing import Any
@@ -65,6 +66,7 @@ class ExpertStage:
         counts, epochs = context.dataset.class_counts, config.training.epochs
         self.criterion = build_criterion(config.loss, counts, epochs, config.model.scale)
         self.loader = context.train_loader()
+        self._check_single_images()
         self.checkpoint = stage_checkpoint(context, "experts")
 
     def train(self, val_loader: Loader | None, teacher: MultiExpert | None) -> ModelMetadata:
@@ -128,6 +130,28 @@ class ExpertStage:
         if views is not None:
             views.remove()
         return metadata
+
+    def _check_single_images(self) -> None:
+        """Finds steps with one image, if a batch norm in training then sees a single value of each channel.
+
+        Raises:
+            InputError: the network has maps of 1 x 1, and a process can get a single image.
+        """
+        loader, training = self.loader, self.context.config.training
+        batches = loader.shard.batches(loader.num_images, loader.batch_size)
+        if min(batch.rows.stop - batch.rows.start for batch in batches) > 1:
+            return
+        if training.freeze_batch_norms or training.trained_parts == "heads":
+            return
+        model, size = copy.deepcopy(self.model).to("meta").train(), self.metadata.image_size
+        model.trunk.train(training.trained_parts == "all")
+        try:
+            model(torch.empty(1, 3, size, size, device="meta"))
+        except ValueError as error:
+            raise InputError(
+                f"training.batch_size is {training.batch_size}: a single image in a process is too few for the batch norms "
+                f"of {self.context.config.model.backbone} at {size} pixels; use at least 2 per process"
+            ) from error
 
     def _views(self, frozen: FrozenPart, teacher: MultiExpert | None) -> FrozenViews | None:
         if self.context.config.training.views == 0:
