@@ -231,7 +231,7 @@ def test_auto_augment_and_cutout_without_views():
         batches.append(next(iter(run.train_loader().epoch(1))))
     plain, strong = (batch.inputs for batch in batches)
     assert plain.shape == strong.shape
-    assert (plain != strong).flatten(1).any(1).float().mean() > 0.9
+    assert (plain != strong).flatten(1).any(1).float().mean() > 0.7
     assert (plain == strong).float().mean() > 0
     assert torch.equal(batches[0].labels, batches[1].labels)
 
