@@ -20,11 +20,13 @@ def small_split(num=20, num_classes=4, size=8):
     return ImageSplit(rng.integers(0, num_classes, num), pixels=pixels)
 
 
-def loader(split, batch_size=8, *, seed=0, shuffle=False, sampler=None, shard=SINGLE_SHARD, **augmentation):
+def loader(
+    split, batch_size=8, *, seed=0, shuffle=False, sampler=None, shard=SINGLE_SHARD, other_views=(), **augmentation
+):
     """A loader of images in memory; ``augmentation`` are the fields of `BatchAugmentation`."""
     order = EpochOrder(len(split), batch_size, seed, shuffle, sampler, shard)
     changes = BatchAugmentation(**augmentation) if augmentation else None
-    return MemoryLoader(split, order, device=CPU, normalise=NORMALISE, augmentation=changes)
+    return MemoryLoader(split, order, device=CPU, normalise=NORMALISE, augmentation=changes, other_views=other_views)
 
 
 def images_and_labels(batches):

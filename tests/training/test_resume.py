@@ -11,12 +11,13 @@ from helpers.runs import are_equal, assert_same_runs, digits, untimed
 
 import longtail
 from longtail.config.recipes import load_recipe
+from longtail.data.batch_augment import BatchAugmentation
 from longtail.data.image_loader import ImageLoader
 from longtail.data.loaders import EpochOrder
 from longtail.data.mixup import MixedLoader, MixSettings
 from longtail.data.splits import ImageSplit, as_paths
 from longtail.data.transforms import ImageAugmentation, train_transform
-from longtail.losses import RIDELoss
+from longtail.losses import RIDELoss, SelfDistilledLoss
 from longtail.models.multi_expert import create_model, create_router
 from longtail.runtime.device import Runtime
 from longtail.runtime.process import Signals, Stopped
@@ -35,6 +36,11 @@ CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.before.safetensors"
 
 def memory_loader(folder):
     return loader(small_split(num=20), 8, shuffle=True, padding=1, flip=True, rotation=9.0)
+
+
+def strong_views_loader(folder):
+    strong = BatchAugmentation(1, True, 0.0, "cifar10", 4)
+    return loader(small_split(num=20), 8, shuffle=True, padding=1, flip=True, rotation=9.0, other_views=[strong])
 
 
 def mixed_loader(folder):
@@ -80,6 +86,10 @@ CASES = {
     ),
     "accumulated, fp16": lambda folder: (
         experts(), memory_loader(folder), sgd, {"accumulation": 2, "runtime": Runtime(CPU, "fp16")}
+    ),
+    "two views, accumulated": lambda folder: (
+        TrainExperts(experts().model, SelfDistilledLoss(RIDELoss([9, 5, 3, 1], reweight_after=1), rampup=2)),
+        strong_views_loader(folder), sgd, {"accumulation": 2}
     ),
     "files": lambda folder: (experts(), image_loader(folder), sgd, {}),
     "files and workers": lambda folder: (
