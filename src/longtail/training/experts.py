@@ -149,8 +149,8 @@ class ExpertStage:
             model(torch.empty(1, 3, size, size, device="meta"))
         except ValueError as error:
             raise InputError(
-                f"training.batch_size is {training.batch_size}: a single image in a process is too few for the batch norms "
-                f"of {self.context.config.model.backbone} at {size} pixels; use at least 2 per process"
+                f"training.batch_size is {training.batch_size}: a single image in a process is too few for the batch "
+                f"norms of {self.context.config.model.backbone} at {size} pixels; use at least 2 per process"
             ) from error
 
     def _views(self, frozen: FrozenPart, teacher: MultiExpert | None) -> FrozenViews | None:
