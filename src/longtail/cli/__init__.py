@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         parsed, settings = _parser().parse_known_args(arguments)
-        if settings and not (parsed.takes_settings and settings[0].startswith("-")):
+        if settings and not parsed.takes_settings:
             raise InputError(f"unknown argument '{settings[0]}'; see 'longtail {parsed.command} --help'")
         parsed.settings = settings
         parsed.run(parsed)

@@ -9,6 +9,7 @@ import shlex
 import sys
 
 from longtail.cli._shared import comma_separated
+from longtail.utils.errors import InputError
 
 TAKES_SETTINGS = True
 
@@ -35,6 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     from longtail.experiments.runner import ExperimentOptions, run_experiment
 
+    if arguments.settings and not arguments.settings[0].startswith("-"):
+        raise InputError(f"unknown argument '{arguments.settings[0]}'; rows and seeds are separated by commas: a,b")
     options = ExperimentOptions(
         table=arguments.table,
         rows=arguments.rows.split(",") if arguments.rows else None,
