@@ -25,7 +25,8 @@ def report(lines: Iterable[str], name: str, note: str = "") -> None:
     command = shlex.join(["python", script.as_posix(), *sys.argv[1:]])
     versions = f"torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}"
     threads = f"{torch.get_num_threads()} CPU thread{'s' * (torch.get_num_threads() > 1)} of {os.cpu_count()} cores"
-    text = [command, versions, f"{_processor()}, {threads}", *([note] if note else []), ""]
+    gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    text = [command, versions, ", ".join([_processor(), threads, *gpu]), *([note] if note else []), ""]
     print(*text, sep="\n")
     for line in lines:
         print(line, flush=True)
