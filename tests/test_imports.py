@@ -21,7 +21,7 @@ FLOORS = [
     ["runs"],
     ["data"],
     ["losses", "models"],
-    ["config", "runtime"],
+    ["config", "runtime", "tracking"],
     ["utils"],
 ]
 MODULES = [path for path in sorted(SOURCE.rglob("*.py")) if path != SOURCE / "__init__.py"]

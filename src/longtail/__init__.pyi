@@ -8,6 +8,7 @@ from .api import check as check
 from .api import evaluate as evaluate
 from .api import resume as resume
 from .api import retrain_classifier as retrain_classifier
+from .api import track as track
 from .api import train as train
 from .config.recipes import list_recipes as list_recipes
 from .config.recipes import load_recipe as load_recipe

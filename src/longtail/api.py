@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from longtail.config.recipes import checked_types, config_fingerprint
+from longtail.config.recipes import as_dict, checked_types, config_fingerprint, flat
 from longtail.config.schema import Config
 from longtail.data.build import find_corrupt_images, find_corrupt_test_images, load_data
 from longtail.data.check.findings import Finding, FindingMaker, ImageChecks
@@ -43,6 +43,8 @@ from longtail.runs.run import ADJUSTED_RESULTS, Run, new_run
 from longtail.runtime.device import Runtime, environment, pick_device, warn_slow_precision
 from longtail.runtime.distributed import Group, init_distributed
 from longtail.runtime.process import GRACE, Signals, Stopped
+from longtail.tracking import TrackedRun, list_trackers
+from longtail.tracking.trackers import Trackers
 from longtail.training.decoupled import train_classifier
 from longtail.training.experts import ExpertStage
 from longtail.training.frozen_stage import save_stages
@@ -253,6 +255,29 @@ def retrain_classifier(run: Run | str | Path, *, config: Config | None = None) -
     return run
 
 
+def track(run: Run | str | Path, to: str) -> None:
+    """Sends a finished run to trackers, from its files: metrics, results, settings and plots.
+
+    A tracker that has the run already gets what it lacks.
+
+    Args:
+        run: a run or its folder.
+        to: trackers, separated by commas, see `longtail.config.schema.Config.track`.
+
+    Raises:
+        InputError: there is no such run, it is not finished, or it is in use; there is no such tracker, or it fails.
+    """
+    run, trackers = _open(run), Trackers(to, strict=True)
+    if not trackers.names:
+        raise InputError(f"track '{to}' names no tracker; there are {', '.join(list_trackers())}")
+    if not run.is_finished:
+        raise InputError(f"'{run.folder}' is not finished; finish it with: longtail train --resume {run.folder}")
+    with run.lock(), trackers.sending(_tracked(run, run.config)):
+        _send_epochs(run, trackers)
+        _send_results(run, trackers)
+    logger.info("Sent %s to %s", run.folder, " and ".join(trackers.names))
+
+
 def check(
     config: Config | None = None,
     *,
@@ -322,6 +347,7 @@ def _has_settings(run: Run, config: Config) -> bool:
 def _train(run: Run, config: Config, group: Group, student: RunContext | None = None) -> Run:
     """Trains a run as far as it is not trained; ``student`` is the run whose teacher it is."""
     is_started = run.config_path.is_file()
+    trackers = Trackers(config.track, is_active=run.writes)
     signals = Signals(GRACE) if student is None else student.signals
     group.barrier()  # before anything is written that the others look for
     with signals.caught(), ExitStack() as stack:
@@ -329,6 +355,7 @@ def _train(run: Run, config: Config, group: Group, student: RunContext | None = 
             stack.enter_context(_stops_resumably(run))
             stack.enter_context(run.lock())
         context = _context(run, config, group, signals, None if student is None else student.skipped)
+        context = replace(context, trackers=trackers)
         stack.enter_context(context.runtime.tf32(config.training.tf32))
         context, plan = _make_plan(context, is_teacher=student is not None)
         if not is_started:
@@ -338,9 +365,12 @@ def _train(run: Run, config: Config, group: Group, student: RunContext | None = 
         if context.skipped is not None:
             run.write_skipped(context.skipped)
         try:
-            with _timed(run):
-                model, metadata = plan.run()
-            results = _evaluate(context, model, metadata, plan.loaders, choose_temperature=True)
+            with trackers.sending(_tracked(run, config)):
+                _send_epochs(run, trackers)
+                with _timed(run):
+                    model, metadata = plan.run()
+                results = _evaluate(context, model, metadata, plan.loaders, choose_temperature=True)
+                _send_results(run, trackers)
         except KeyboardInterrupt:
             if student is None:  # otherwise the student's run is the one to resume
                 plan.log_interrupted()
@@ -353,6 +383,21 @@ def _train(run: Run, config: Config, group: Group, student: RunContext | None = 
             raise
     log_results(context, results, "test")
     return run
+
+
+def _tracked(run: Run, config: Config) -> TrackedRun:
+    return TrackedRun(run.folder.resolve().name, run.tracking_folder, flat(as_dict(config)))
+
+
+def _send_epochs(run: Run, trackers: Trackers) -> None:
+    """Sends the epochs that are in the run folder; trackers leave out those that they have."""
+    for stage, records in run.stage_records().items() if trackers.names else ():
+        trackers.epochs(stage, *records)
+
+
+def _send_results(run: Run, trackers: Trackers) -> None:
+    if trackers.names and run.writes:
+        trackers.results(run.results(), run.plots())
 
 
 @contextmanager

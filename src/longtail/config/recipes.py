@@ -25,7 +25,7 @@ DEFAULT_RECIPE, FOLDER_RECIPE = "digits-lt-ride", "folder"
 RENAMED = {"data.on_bad_image": "data.on_corrupt_image", "data.max_bad_images": "data.max_corrupt_images"}
 """Settings of earlier versions -> their names now"""
 
-INCIDENTAL = ("device", "data.root", "data.workers", "training.checkpoint_every", "training.cuda_graph")
+INCIDENTAL = ("device", "track", "data.root", "data.workers", "training.checkpoint_every", "training.cuda_graph")
 """Settings that do not change what is trained"""
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
@@ -105,17 +105,17 @@ def checked_types(config: Config) -> Config:
     Raises:
         InputError: a value is of the wrong type.
     """
-    return _parsed(_as_dict(config))
+    return _parsed(as_dict(config))
 
 
 def to_yaml(config: Config) -> str:
     """Returns all settings as YAML, which `load_recipe` reads."""
-    return _dump(_as_dict(config))
+    return _dump(as_dict(config))
 
 
 def config_fingerprint(config: Config) -> str:
     """Returns the settings that determine the trained model, as YAML. Compare fingerprints with `same_fingerprint`."""
-    return _dump(_without_incidental(_as_dict(config)))
+    return _dump(_without_incidental(as_dict(config)))
 
 
 def same_fingerprint(first: str, second: str) -> bool:
@@ -131,7 +131,7 @@ def same_fingerprint(first: str, second: str) -> bool:
 
 def diff_configs(first: Config, second: Config) -> list[tuple[str, Any, Any]]:
     """Returns the name and both values of each setting that differs and can change the trained model."""
-    ours, theirs = (flat(_without_incidental(_as_dict(config))) for config in (first, second))
+    ours, theirs = (flat(_without_incidental(as_dict(config))) for config in (first, second))
     return [(key, value, theirs[key]) for key, value in ours.items() if value != theirs[key]]
 
 
@@ -227,7 +227,7 @@ def _load(name: str, derived: tuple[str, ...] = ()) -> tuple[Settings, dict[str,
 @cache
 def _known() -> dict[str, Any]:
     """The default of every setting, by ``section.field``."""
-    return flat(_as_dict(Config()))
+    return flat(as_dict(Config()))
 
 
 def _check_known(key: str, source: str = "") -> None:
@@ -278,7 +278,7 @@ def _warn_renamed(old: tuple[str, ...], source: str) -> None:
     logger.warning("%s%s", source, ", ".join(f"{key} is now {RENAMED[key]}" for key in old))
 
 
-def _as_dict(config: Config) -> Settings:
+def as_dict(config: Config) -> Settings:
     """Returns nested settings as YAML holds them, with lists instead of tuples."""
     settings: Settings = _listed(dataclasses.asdict(config))
     return settings

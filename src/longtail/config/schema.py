@@ -649,6 +649,10 @@ class Config(_Checked):
     """Teacher for distillation: a run folder, a model file, a checkpoint of the original RIDE, or a recipe. The teacher
     of a recipe is trained first, on the same data, in the folder teacher of the run."""
 
+    track: str | None = None
+    """Trackers that metrics and results are sent to, separated by commas: tensorboard, wandb, mlflow. They do not
+    change the training, and a tracker that fails does not end it."""
+
     data: DataConfig = field(default_factory=DataConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -24,6 +24,7 @@ from longtail.runs.model_file import ModelMetadata
 from longtail.runs.run import Run
 from longtail.runtime.device import Runtime
 from longtail.runtime.process import Signals
+from longtail.tracking.trackers import Trackers
 from longtail.utils.errors import InputError
 
 
@@ -38,6 +39,9 @@ class RunContext:
     signals: Signals = field(default_factory=Signals)
     skipped: list[CorruptImage] | None = None
     """Images that were skipped because they do not decode; None if images were not checked"""
+
+    trackers: Trackers = field(default_factory=Trackers)
+    """Where the metrics of the training are sent, besides the run folder"""
 
     @cached_property
     def training_images(self) -> str:

@@ -1,6 +1,7 @@
 """The run folder: what training writes, and everything later reads."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -112,6 +113,11 @@ class Run:
         return self.folder / "frozen-views"
 
     @property
+    def tracking_folder(self) -> Path:
+        """Files of the trackers."""
+        return self.folder / "tracking"
+
+    @property
     def epochs_folder(self) -> Path:
         """The models that are kept every so many epochs."""
         return self.folder / "epochs"
@@ -134,6 +140,19 @@ class Run:
         path = self.folder / "metrics.jsonl"
         lines = path.read_bytes().splitlines() if path.is_file() else []
         return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+    def stage_records(self) -> dict[str, list[dict[str, Any]]]:
+        """The metrics of the epochs of each complete stage: train (the experts), classifier, router."""
+        records = {"train": self.history()}
+        for stage in ("classifier", "router"):
+            path = self.folder / f"{stage}.json"
+            if path.is_file():
+                records[stage] = list(_parse(path.read_bytes(), str(path)).get("epochs", ()))
+        return records
+
+    def plots(self) -> dict[str, Path]:
+        """The plots of the report by name."""
+        return {path.stem: path for path in sorted((self.folder / "plots").glob("*.png"))}
 
     def results(self) -> dict[str, Any]:
         """The results by split: test, and val if there is one.
@@ -248,6 +267,7 @@ class Run:
         """Removes what `start` wrote."""
         for name in ("config.yaml", "environment.json", "metrics.jsonl", MODEL_FILE, SKIPPED_FILE):
             (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.tracking_folder, ignore_errors=True)
         with suppress(OSError):  # it may hold other files
             self.folder.rmdir()
 

@@ -117,6 +117,7 @@ class ExpertStage:
                     if training.keep_every and metadata.epoch % training.keep_every == 0:
                         run.keep_model(complete, metadata)
                     run.write_history(records)
+                    context.trackers.epochs("train", *records)
                     progress.epoch(record)
         except KeyboardInterrupt:
             if not run.model_path.exists():

@@ -105,5 +105,6 @@ def train_on_frozen(
     with progress, context.signals.postponed():
         for record in fit(task, loader, optimizer, epoch_cosine(settings), settings.epochs, options):
             records.append(record)
+            context.trackers.epochs(stage, *records)
             progress.epoch(record)
     return records
