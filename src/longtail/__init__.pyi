@@ -19,6 +19,7 @@ from .folder_settings import choose_settings as choose_settings
 from .inference import Prediction as Prediction
 from .inference import Predictor as Predictor
 from .inference import predict as predict
+from .interop.hub import push as push
 from .models.backbones import list_backbones as list_backbones
 from .models.multi_expert import ExpertOutput as ExpertOutput
 from .models.multi_expert import MultiExpert as MultiExpert

@@ -39,6 +39,7 @@ from longtail.reports.check import check_table, write_findings
 from longtail.reports.results import log_results, report_label_shift, report_prior_test, write_results
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
+from longtail.runs.pulled import open_run
 from longtail.runs.run import ADJUSTED_RESULTS, Run, new_run
 from longtail.runtime.device import Runtime, environment, pick_device, warn_slow_precision
 from longtail.runtime.distributed import Group, init_distributed
@@ -102,7 +103,7 @@ def resume(run: Run | str | Path) -> Run:
     if not run.config_path.is_file():
         raise InputError(f"'{run.folder}' is not a run folder: it has no {run.config_path.name}")
     if run.is_converted:
-        raise InputError(f"'{run.folder}' was converted, not trained here: there is nothing to resume")
+        raise InputError(f"'{run.folder}' was converted or downloaded, not trained here: there is nothing to resume")
     if run.is_finished:
         raise InputError(f"'{run.folder}' is finished; 'longtail evaluate {run.folder}' evaluates it again")
     with init_distributed(run.config.device) as group:
@@ -123,7 +124,7 @@ def evaluate(
     """Evaluates a run, and writes its results.json, report.md and plots again.
 
     Args:
-        run: a run or its folder; the run may be interrupted.
+        run: a run or its folder; the run may be interrupted. ``hf://owner/name`` is downloaded to runs/name.
         split: the split whose result is returned. Results of all splits are written.
         config: the run's own settings by default. Other settings may name the device, where the data are, how results
             are counted, or how the experts are averaged (evaluation.average) and the temperature of the probabilities
@@ -579,7 +580,7 @@ def _on_main(group: Group, find: Callable[[], list[CorruptImage]]) -> list[Corru
 
 
 def _open(run: Run | str | Path) -> Run:
-    return run if isinstance(run, Run) else Run.open(run)
+    return run if isinstance(run, Run) else open_run(run)
 
 
 class _OpenedModel(NamedTuple):

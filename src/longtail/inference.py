@@ -49,7 +49,7 @@ class Predictor:
     Batch norms are fused into convolutions, which is faster and changes the last digits of probabilities.
 
     Args:
-        model: a run folder or a model file.
+        model: a run folder, a model file, or a model on the Hub: ``hf://owner/name``.
         device: where the model runs: auto, cpu, cuda, ...
         precision: of matrix products and convolutions. Half precision is faster on hardware that supports it; close
             decisions, between two classes or about one more expert, may change.

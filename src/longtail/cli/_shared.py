@@ -67,10 +67,10 @@ def open_run(folder: str, settings: Sequence[str], sections: Sequence[str]) -> "
         InputError: a setting is wrong or of another section; or there is no such run.
     """
     from longtail.config.recipes import resolve
-    from longtail.runs.run import Run
+    from longtail.runs.pulled import open_run as open_any
 
     for name in (argument[2:].partition("=")[0] for argument in settings if argument.startswith("--")):
         if name != "device" and name.partition(".")[0] not in sections:
             raise InputError(f"'{name}' cannot change here; device and settings of {', '.join(sections)} can")
-    run = Run.open(folder)
+    run = open_any(folder)
     return run, resolve(str(run.config_path), arguments=settings)

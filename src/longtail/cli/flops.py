@@ -11,7 +11,7 @@ TAKES_SETTINGS = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument("model", metavar="MODEL", help="recipe, YAML file, run folder or model file")
+    parser.add_argument("model", metavar="MODEL", help="recipe, YAML file, run folder, model file, or hf://owner/name")
     parser.add_argument(
         "--experts_used",
         metavar="SHARES",
@@ -28,11 +28,12 @@ def run(arguments: argparse.Namespace) -> None:
     from longtail.config.recipes import list_recipes, resolve
     from longtail.reports.cost_table import cost_table, planned_model
     from longtail.runs.context import planned_architecture
-    from longtail.runs.model_file import load_model_file, reject_original
+    from longtail.runs.hub import is_hub_address
+    from longtail.runs.model_file import load_model_file, model_path, reject_original
     from longtail.runs.run import Run
     from longtail.utils.console import show
 
-    path = Path(arguments.model)
+    path = model_path(arguments.model) if is_hub_address(arguments.model) else Path(arguments.model)
     reject_original(path)
     if arguments.model not in list_recipes() and (path.is_dir() or path.suffix == ".safetensors"):
         if arguments.settings or arguments.num_classes is not None:

@@ -9,7 +9,7 @@ from longtail.runtime.process import num_processors
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument("model", metavar="RUN", help="run folder or model file")
+    parser.add_argument("model", metavar="RUN", help="run folder, model file, or hf://owner/name")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image, or folder that is searched for images")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument(

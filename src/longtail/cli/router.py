@@ -12,7 +12,7 @@ TAKES_SETTINGS = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument("folder", metavar="RUN", help="run folder")
+    parser.add_argument("folder", metavar="RUN", help="run folder, or hf://owner/name")
     add_threshold_options(parser)
 
 

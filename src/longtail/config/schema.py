@@ -255,9 +255,9 @@ class ModelConfig(_Checked):
     hierarchical network or plain vision transformer of timm."""
 
     pretrained: bool | str = False
-    """true: start from timm's pretrained weights. A path: start from the weights of a run folder, a model file, a
-    checkpoint of RIDE, or a file of timm's. Of a run or a checkpoint, trunk, experts and heads are taken as far as they
-    fit. Narrowed stages start from random weights otherwise."""
+    """true: start from timm's pretrained weights. A path: start from the weights of a run folder, a model file,
+    hf://owner/name, a checkpoint of RIDE, or a file of timm's. Of a run or a checkpoint, trunk, experts and heads are
+    taken as far as they fit. Narrowed stages start from random weights otherwise."""
 
     expert_stages: int | None = bounded(None, min=1)
     """Number of last stages that each expert has for itself. null: 2, or a quarter of the blocks of a plain vision
@@ -646,8 +646,8 @@ class Config(_Checked):
     """auto (a GPU if there is one), cpu, cuda, cuda:1 or mps."""
 
     teacher: str | None = None
-    """Teacher for distillation: a run folder, a model file, a checkpoint of the original RIDE, or a recipe. The teacher
-    of a recipe is trained first, on the same data, in the folder teacher of the run."""
+    """Teacher for distillation: a run folder, a model file, hf://owner/name, a checkpoint of the original RIDE, or a
+    recipe. The teacher of a recipe is trained first, on the same data, in the folder teacher of the run."""
 
     track: str | None = None
     """Trackers that metrics and results are sent to, separated by commas: tensorboard, wandb, mlflow. They do not

@@ -12,6 +12,7 @@ from torch import Tensor
 from longtail.data.sources.image_files import is_printable
 from longtail.data.transforms import Interpolation
 from longtail.models.multi_expert import MultiExpert, create_model
+from longtail.runs.hub import download, is_hub_address, parse_address
 from longtail.utils.errors import InputError
 from longtail.utils.files import read_metadata, read_tensors, write_tensors
 
@@ -139,7 +140,7 @@ def load_metadata(path: Path) -> ModelMetadata:
 
 
 def load_model(source: str | Path) -> MultiExpert:
-    """Loads the model of a run folder or of a model file, on the CPU in eval mode.
+    """Loads the model of a run folder, of a model file or of ``hf://owner/name``, on the CPU in eval mode.
 
     Raises:
         InputError: there is no model, or it is damaged.
@@ -148,7 +149,13 @@ def load_model(source: str | Path) -> MultiExpert:
 
 
 def model_path(source: str | Path) -> Path:
-    """The model file of a run folder, or the file itself."""
+    """The model file of a run folder, the file itself, or the downloaded file of ``hf://owner/name``.
+
+    Raises:
+        InputError: an address on the Hub is wrong, or the download fails.
+    """
+    if is_hub_address(source):
+        return download(parse_address(str(source)), MODEL_FILE).path
     path = Path(source)
     return path / MODEL_FILE if path.is_dir() else path
 

@@ -178,8 +178,8 @@ class Run:
 
     @property
     def is_converted(self) -> bool:
-        """Whether the run was made from a checkpoint of the original code."""
-        return "converted_from" in self.environment()
+        """Whether the run was made from a checkpoint of the original code, or downloaded: it was not trained here."""
+        return not {"converted_from", "pulled_from"}.isdisjoint(self.environment())
 
     def progress(self) -> Progress:
         """How far the run is."""

@@ -12,7 +12,8 @@ from torch import Tensor
 from longtail.interop.original.architecture import load_original
 from longtail.interop.original.checkpoint import read_original
 from longtail.models.multi_expert import MultiExpert
-from longtail.runs.model_file import MODEL_FILE, ORIGINAL_SUFFIXES, ModelMetadata, load_model_file
+from longtail.runs.hub import is_hub_address
+from longtail.runs.model_file import MODEL_FILE, ORIGINAL_SUFFIXES, ModelMetadata, load_model_file, model_path
 from longtail.utils.errors import InputError
 from longtail.utils.files import METADATA_KEY
 from longtail.utils.format import pluralize, shortened_list
@@ -38,7 +39,7 @@ def load_initial(source: str) -> InitialModel | None:
     Raises:
         InputError: it is a folder without a model, or a damaged model.
     """
-    path = Path(source)
+    path = model_path(source) if is_hub_address(source) else Path(source)
     if path.is_dir():
         if not (path / MODEL_FILE).is_file():
             raise InputError(f"model.pretrained is '{source}', which is not a run folder: it has no {MODEL_FILE}")

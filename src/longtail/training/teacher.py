@@ -10,6 +10,7 @@ from longtail.interop.original.architecture import load_original
 from longtail.interop.original.checkpoint import read_original
 from longtail.models.multi_expert import MultiExpert
 from longtail.runs.context import RunContext
+from longtail.runs.hub import is_hub_address
 from longtail.runs.model_file import ORIGINAL_SUFFIXES, ModelMetadata, load_model_file, model_path
 from longtail.runs.run import Run
 from longtail.utils.errors import InputError
@@ -27,9 +28,11 @@ def find_teacher(config: Config) -> Config | Path | None:
         if changes:
             raise InputError(f"distillation.teacher_settings is {changes}, and there is no teacher")
         return None
+    if is_hub_address(name) and not changes:
+        return model_path(name)
     path = Path(name)
     if name not in list_recipes() and path.suffix not in (".yaml", ".yml"):
-        if changes and path.exists():
+        if changes and (path.exists() or is_hub_address(name)):
             raise InputError(f"teacher '{name}' is trained already; distillation.teacher_settings is for recipes")
         if path.is_dir():
             return Run.open(path).model_path
