@@ -137,9 +137,11 @@ def test_nothing_is_imported_that_is_not_used():
 class TestTensorBoard:
     def test_a_finished_run_is_sent_as_often_as_one_likes(self, digits_run_copy, capsys):
         run = digits_run_copy
-        for _ in range(2):
-            assert main(["track", str(run.folder), "--to", "tensorboard"]) == 0
-        events = event_reader(run.tracking_folder)
+        assert main(["track", str(run.folder), "--to", "tensorboard"]) == 0
+        events = event_reader(run.tracking_folder)  # as a TensorBoard that stays open
+        assert main(["track", str(run.folder), "--to", "tensorboard"]) == 0
+        events.Reload()
+        assert steps_by_tag(run.tracking_folder).items() >= {"train/loss": [1, 2], "results/test/few": [2]}.items()
         losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
         assert losses == [(n, pytest.approx(record["loss"])) for n, record in enumerate(run.history(), start=1)]
         results = run.results()["test"]
