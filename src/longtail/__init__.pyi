@@ -15,7 +15,6 @@ from .config.schema import Config as Config
 from .evaluation import flops as flops
 from .evaluation.metrics import Evaluation as Evaluation
 from .folder_settings import choose_settings as choose_settings
-from .inference import Prediction as Prediction
 from .inference import Predictor as Predictor
 from .inference import predict as predict
 from .models.backbones import list_backbones as list_backbones
@@ -29,5 +28,6 @@ from .runs.model_file import save_model as save_model
 from .runs.run import Run as Run
 from .runtime.process import Stopped as Stopped
 from .utils.errors import InputError as InputError
+from .utils.predictions import Prediction as Prediction
 
 __version__: str

@@ -43,7 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from longtail.inference import Predictor, find_images
+    from longtail.data.find_images import find_images
+    from longtail.inference import Predictor
     from longtail.utils.console import console, log_to_console, printable
     from longtail.utils.csv_lines import csv_line, path_cell
 
