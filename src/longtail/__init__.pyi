@@ -6,6 +6,7 @@ from . import models as models
 from .api import add_router as add_router
 from .api import check as check
 from .api import evaluate as evaluate
+from .api import export as export
 from .api import resume as resume
 from .api import retrain_classifier as retrain_classifier
 from .api import train as train
@@ -17,6 +18,7 @@ from .evaluation.metrics import Evaluation as Evaluation
 from .folder_settings import choose_settings as choose_settings
 from .inference import Predictor as Predictor
 from .inference import predict as predict
+from .interop.onnx.predictor import OnnxPredictor as OnnxPredictor
 from .models.backbones import list_backbones as list_backbones
 from .models.multi_expert import ExpertOutput as ExpertOutput
 from .models.multi_expert import MultiExpert as MultiExpert
