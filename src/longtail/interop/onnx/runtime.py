@@ -3,7 +3,9 @@
 Letters in shapes: B images, E experts, C classes, S height and width of the images.
 """
 
+import platform
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +33,9 @@ from longtail.utils.paths import check_regular
 
 PROVIDERS = ("CPUExecutionProvider",)
 """Where ONNX Runtime computes by default"""
+
+PRECISE_INT8 = ("session.x64quantprecision", "1")
+"""Option of ONNX Runtime that is slower, and prevents `saturates`"""
 
 Thresholds = float | Sequence[float] | None
 """Of the router: one for all steps, one for each, or those of the model"""
@@ -159,6 +164,8 @@ def open_session(source: Path | bytes, threads: int | None, providers: Sequence[
     options = runtime.SessionOptions()
     options.intra_op_num_threads = num_processors() if threads is None else threads
     options.log_severity_level = 3  # errors; it warns of inputs with default values
+    if saturates():
+        options.add_session_config_entry(*PRECISE_INT8)
     if isinstance(source, Path):
         check_regular(source)
     try:
@@ -167,6 +174,18 @@ def open_session(source: Path | bytes, threads: int | None, providers: Sequence[
         )
     except Exception as error:  # the type depends on the damage
         raise _not_ours(source, " ".join(str(error).split())[:200]) from error
+
+
+@cache
+def saturates() -> bool:
+    """Whether sums of two 8-bit products saturate at 16 bits: on x86 processors without VNNI instructions."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    path = Path("/proc/cpuinfo")  # elsewhere, slow and correct
+    flags = (
+        next((line for line in path.read_text().splitlines() if line.startswith("flags")), "") if path.exists() else ""
+    )
+    return "avx512_vnni" not in flags and "avx_vnni" not in flags
 
 
 def read_metadata(source: Path | bytes, session: Any) -> OnnxMetadata:
