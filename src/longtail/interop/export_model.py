@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from longtail import __version__
 from longtail.data.loaders import Normalise
 from longtail.evaluation.flops import cost
 from longtail.interop.export import REGISTRY, Exported, Format, Images, Source
@@ -137,7 +137,7 @@ def describe(model: MultiExpert, metadata: ModelMetadata) -> OnnxMetadata:
         mean=tuple(metadata.mean),
         std=tuple(metadata.std),
         backbone=str(metadata.architecture["name"]),
-        version=__version__,
+        version=version("longtail"),
     )
 
 
