@@ -165,13 +165,14 @@ def compare(exported: Exported, source: Source, pixels: NDArray[np.uint8]) -> Co
         logits, used, close = _expected(source, batch, threshold, exported.is_routed)
         if outputs.logits.shape != logits.shape:
             raise InputError(f"the exported model's logits are {outputs.logits.shape}, those of PyTorch {logits.shape}")
-        scale, temperature = max(1.0, float(np.abs(logits).max())), source.model.temperature
+        scale = max(1.0, float(np.abs(logits).max()))
         errors = np.abs(outputs.logits - logits).max(axis=1)
-        probabilities = torch.from_numpy(logits / temperature).softmax(dim=1).numpy()
-        limit = TOLERANCE * scale
+        probabilities = (
+            (torch.from_numpy(np.ascontiguousarray(outputs.logits)) / source.model.temperature).softmax(dim=1).numpy()
+        )
         wrong = (
-            ~(errors <= limit)  # also nan
-            | ~(np.abs(outputs.probabilities - probabilities).max(axis=1) <= limit / min(1.0, temperature))
+            ~(errors <= TOLERANCE * scale)  # also nan
+            | ~(np.abs(outputs.probabilities - probabilities).max(axis=1) <= TOLERANCE)
             | (outputs.experts_used != used)
         ) & ~close
         if wrong.any():
