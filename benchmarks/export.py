@@ -11,10 +11,12 @@ Writes benchmarks/results/export.txt.
 
 import argparse
 import gc
+import logging
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,8 +224,8 @@ def files(root: str, number: int, digits: longtail.Run) -> Iterator[str]:
             largest = max(abs(a.probability - b.probability) for a, b in zip(ours, theirs, strict=True))
             different = len({prediction.class_name for prediction in theirs})
             yield (
-                f"{title:42} same class {same} of {len(ours)} ({different} classes), largest difference of a probability "
-                f"{largest:.1e}, time {onnx_seconds / torch_seconds:.2f} of PyTorch's"
+                f"{title:42} same class {same} of {len(ours)} ({different} classes), largest difference of a "
+                f"probability {largest:.1e}, time {onnx_seconds / torch_seconds:.2f} of PyTorch's"
             )
 
 
@@ -235,23 +237,19 @@ def timed(predictor: Any, paths: list[Path]) -> tuple[list[Any], float]:
 
 def int8(run: longtail.Run) -> Iterator[str]:
     yield "8-bit integers, digits run"
-    lines: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         for tolerance in (0.0, 1.0, 100.0):
             try:
-                for line in _noted(lambda tolerance=tolerance: longtail.export(
-                    run, Path(folder) / "model.onnx", int8=True, tolerance=tolerance
-                )):  # fmt: skip
-                    lines.append(f"tolerance {tolerance:g}: {line}")
+                text = " | ".join(
+                    _noted(partial(longtail.export, run, Path(folder) / "model.onnx", int8=True, tolerance=tolerance))
+                )
             except longtail.InputError as error:
-                lines.append(f"tolerance {tolerance:g}: refused: {error}")
-    yield from lines
+                text = f"refused: {error}"
+            yield f"tolerance {tolerance:g}: {text}"
 
 
 def _noted(action: Callable[[], Any]) -> list[str]:
     """The log lines of an export."""
-    import logging
-
     records: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]

@@ -51,7 +51,7 @@ from longtail.training.experts import ExpertStage
 from longtail.training.frozen_stage import save_stages
 from longtail.training.router import set_threshold, train_router
 from longtail.training.teacher import check_recipe, find_teacher, load_teacher
-from longtail.utils.console import show
+from longtail.utils.console import show, without_notes
 from longtail.utils.errors import InputError
 from longtail.utils.format import duration, macs, pluralize, shortened_list
 
@@ -383,7 +383,8 @@ def _images_for_export(
     """Returns validation images or, if only a comparison needs them, test images; None if there are none here."""
     try:
         opened = _open(run)
-        context = _context(opened, checked_types(config or opened.config), SINGLE_PROCESS, Signals())
+        with without_notes():  # training said them
+            context = _context(opened, checked_types(config or opened.config), SINGLE_PROCESS, Signals())
         dataset, data = context.dataset, context.config.data
         if dataset.class_names != metadata.class_names:
             raise InputError(f"data set '{data.name}' has other classes than the model")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.exported import CLASSES, metadata, pixels, small_model
-from helpers.runs import python
+from helpers.runs import SOURCE, python
 from PIL import Image
 
 import longtail
@@ -313,6 +313,7 @@ def test_int8_that_loses_accuracy_is_refused(digits_run, tmp_path, monkeypatch):
 def test_torch_program_needs_no_longtail(tmp_path):
     model = small_model(temperature=1.5, average="probabilities")
     export_model(model, metadata(), tmp_path / "model.pt2", "torch")
+    assert str(SOURCE).encode() not in (tmp_path / "model.pt2").read_bytes()
     code = """if True:
         import sys, torch
         files = {"longtail.json": ""}

@@ -50,6 +50,9 @@ def build(source: Source) -> Exported:
         program = torch.export.export(
             _Program(source).eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
         )
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # lines of code, with paths of this machine
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={METADATA_FILE: json.dumps(asdict(source.properties))})
     content = file.getvalue()

@@ -61,10 +61,15 @@ class Int8:
     def __init__(self, source: Source, stages: Sequence[Stage]):
         assert source.calibration is not None
         self._source, self._images = source, source.calibration
-        self._before, self.stages = stages, quantise(stages, self._images.pixels[:NUM_CALIBRATION])
+        self._before, self.stages = stages, quantise(stages, self._spaced(NUM_CALIBRATION))
         self.metadata = replace(source.properties, precision="int8")
         if steps := len(source.properties.thresholds):
             self.metadata = replace(self.metadata, thresholds=(self._threshold(),) * steps)
+
+    def _spaced(self, number: int) -> NDArray[np.uint8]:
+        """Returns at most this many images, of all classes even if the images are in their order."""
+        pixels = self._images.pixels
+        return pixels[:: -(-len(pixels) // number)]
 
     def _threshold(self) -> float:
         pixels, labels = self._images.pixels, torch.from_numpy(self._images.labels)
@@ -107,7 +112,7 @@ class Int8:
                 f"{numbers}; export without int8, or raise the tolerance"
             )
         size = sum(s.graph.ByteSize() for s in self.stages) / sum(s.graph.ByteSize() for s in self._before)
-        speed = _time_ratio(quantised, model, pixels[:SPEED_IMAGES])
+        speed = _time_ratio(quantised, model, self._spaced(SPEED_IMAGES))
         return (f"int8 {numbers}", f"int8 has {size:.2f} of the size and takes {speed:.2f} of the time on this machine")
 
 

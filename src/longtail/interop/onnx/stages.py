@@ -71,8 +71,10 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], out
             verbose=False,
         )
     assert program is not None
-    graph: onnx.ModelProto = program.model_proto
-    return graph
+    model: onnx.ModelProto = program.model_proto
+    for part in (model.graph, *model.graph.node, *model.graph.value_info):
+        del part.metadata_props[:]  # lines of code, with paths of this machine
+    return model
 
 
 @contextmanager
