@@ -1,12 +1,13 @@
 """Exported ONNX models compared with PyTorch: outputs, size, seconds, speed, answers from image files, 8-bit integers.
 
-    python benchmarks/export.py CIFAR_ROOT [--images 1000] [--part backbones speed files int8]
+    python benchmarks/export.py backbones|speed|int8
+    python benchmarks/export.py files --root CIFAR_ROOT
 
 Weights are random but for the digits run of the last two parts, which is trained here. CIFAR_ROOT holds
 cifar-100-python or its archive; its test images become PNG and JPEG files of several sizes.
 
 Times are CPU times of one thread, relative to each other: medians over rounds in which all variants run in turn.
-Writes benchmarks/results/export.txt.
+Writes benchmarks/results/export-PART.txt.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from longtail.data.build import load_data
 from longtail.data.find_images import find_images
 from longtail.interop.export import REGISTRY, Source
 from longtail.interop.export_model import compare, describe, random_pixels
-from longtail.interop.onnx.runtime import OnnxFile
+from longtail.interop.onnx.runtime import OnnxFile, OnnxParts
 from longtail.models.fuse import fuse_batch_norms
 from longtail.models.multi_expert import MultiExpert, create_model
 from longtail.runs.model_file import ModelMetadata, save_model
@@ -51,7 +52,7 @@ BACKBONES = {
 VARIANTS = [(1, False), (3, False), (3, True)]
 """Number of experts, and whether there is a router"""
 
-CLASSES, ROUNDS = 100, 9
+CLASSES, NUM_IMAGES, ROUNDS = 100, 8, 9
 
 
 def source(name: str, experts: int, routed: bool, average: str = "logits", size: int | None = None) -> Source:
@@ -73,8 +74,8 @@ def source(name: str, experts: int, routed: bool, average: str = "logits", size:
     )
     if model.router is not None:
         with torch.no_grad():
-            scores = model.router(*model(inputs(random_pixels(size, 24), metadata))[:2]).sigmoid()
-        first = float(scores[:, 0].sort().values[11:13].mean())
+            scores = model.router(*model(inputs(random_pixels(size, NUM_IMAGES), metadata))[:2]).sigmoid()
+        first = float(scores[:, 0].sort().values[NUM_IMAGES // 2 - 1 :][:2].mean())
         second = scores[scores[:, 0] > first, 1].sort().values
         model.router.threshold = [first, float(second[len(second) // 2 - 1 : len(second) // 2 + 1].mean())]
     return Source(model, metadata, describe(model, metadata))
@@ -95,7 +96,7 @@ def backbones(names: Sequence[str]) -> Iterator[str]:
             start = time.process_time()
             exported = REGISTRY["onnx"].build(what)
             seconds = time.process_time() - start
-            pixels = random_pixels(BACKBONES[name], 16)
+            pixels = random_pixels(BACKBONES[name], NUM_IMAGES)
             try:
                 result = compare(exported, what, pixels)
                 difference = f"{result.difference:10.1e}"
@@ -134,6 +135,12 @@ def ratios(variants: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict
     }
 
 
+def one_thread(what: Source) -> OnnxFile:
+    content = REGISTRY["onnx"].build(what).content
+    assert isinstance(content, bytes)
+    return OnnxFile(content, 1)
+
+
 def speed() -> Iterator[str]:
     yield "CPU time relative to a flat graph of all experts (no If), in parentheses MACs relative to all experts"
     yield "backbone                  batch  one expert   routed       all    parts, all  PyTorch: one  routed  all"
@@ -148,10 +155,12 @@ def speed() -> Iterator[str]:
         ).eval()
         flat_source = Source(flat_model, what.metadata, describe(flat_model, what.metadata))
         files = {
-            "routed": OnnxFile(REGISTRY["onnx"].build(what).content, 1),
-            "flat": OnnxFile(REGISTRY["onnx"].build(flat_source).content, 1),
+            "routed": one_thread(what),
+            "flat": one_thread(flat_source),
         }
-        parts = REGISTRY["onnx-parts"].build(what)
+        contents = REGISTRY["onnx-parts"].build(what).content
+        assert isinstance(contents, dict)
+        parts = OnnxParts(contents, 1)
         fused = fuse_batch_norms(what.model, size).to(memory_format=torch.channels_last)
         macs = what.properties.macs
         for batch in batches:
@@ -173,7 +182,7 @@ def speed() -> Iterator[str]:
                 "parts": lambda parts=parts, pixels=pixels: parts.run(pixels, -1.0),
                 **{f"torch {t}": lambda t=t, run=torch_run: run(t) for t in (2.0, None, -1.0)},
             }
-            measured = ratios(variants, ROUNDS if batch == 1 or size < 100 else 4)
+            measured = ratios(variants, ROUNDS if batch == 1 else 5)
             used = own(None).experts_used
             routed_macs = np.mean([macs[number - 1] for number in used]) / macs[-1]
             yield (
@@ -265,28 +274,22 @@ def _noted(action: Callable[[], Any]) -> list[str]:
 
 
 def lines(arguments: argparse.Namespace) -> Iterator[str]:
-    if "backbones" in arguments.part:
+    if arguments.part == "backbones":
         yield from backbones(arguments.backbone or list(BACKBONES))
-        yield ""
-    if "speed" in arguments.part:
+    elif arguments.part == "speed":
         yield from speed()
-        yield ""
-    if {"files", "int8"} & set(arguments.part):
+    else:
         with tempfile.TemporaryDirectory() as folder:
-            config = longtail.load_recipe("digits-lt-ride", {"device": "cpu"})
-            run = longtail.train(config, Path(folder) / "digits")
-            if "files" in arguments.part:
-                yield from files(arguments.root, arguments.images, run)
-                yield ""
-            if "int8" in arguments.part:
-                yield from int8(run)
+            run = longtail.train(longtail.load_recipe("digits-lt-ride", {"device": "cpu"}), Path(folder) / "digits")
+            yield from int8(run) if arguments.part == "int8" else files(arguments.root, arguments.images, run)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("root")
+    parser.add_argument("part", choices=("backbones", "speed", "files", "int8"))
+    parser.add_argument("--backbone", nargs="*", choices=BACKBONES)
+    parser.add_argument("--root", help="folder of CIFAR-100, for files")
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--part", nargs="*", default=["backbones", "speed", "files", "int8"])
-    parser.add_argument("--backbone", nargs="*")
     torch.set_num_threads(1)
-    report(lines(parser.parse_args()), "export.txt")
+    parsed = parser.parse_args()
+    report(lines(parsed), f"export-{parsed.part}.txt")
