@@ -6,6 +6,7 @@ from . import models as models
 from .api import add_router as add_router
 from .api import check as check
 from .api import evaluate as evaluate
+from .api import export as export
 from .api import resume as resume
 from .api import retrain_classifier as retrain_classifier
 from .api import track as track
@@ -16,10 +17,10 @@ from .config.schema import Config as Config
 from .evaluation import flops as flops
 from .evaluation.metrics import Evaluation as Evaluation
 from .folder_settings import choose_settings as choose_settings
-from .inference import Prediction as Prediction
 from .inference import Predictor as Predictor
 from .inference import predict as predict
 from .interop.hub import push as push
+from .interop.onnx.predictor import OnnxPredictor as OnnxPredictor
 from .models.backbones import list_backbones as list_backbones
 from .models.multi_expert import ExpertOutput as ExpertOutput
 from .models.multi_expert import MultiExpert as MultiExpert
@@ -31,5 +32,6 @@ from .runs.model_file import save_model as save_model
 from .runs.run import Run as Run
 from .runtime.process import Stopped as Stopped
 from .utils.errors import InputError as InputError
+from .utils.predictions import Prediction as Prediction
 
 __version__: str

@@ -1,21 +1,18 @@
 """Classification of images with a trained model."""
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from os import PathLike
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from longtail.data.image_io import decoding, load_rgb
+from longtail.data.find_images import find_images
+from longtail.data.image_io import copied_rgb
 from longtail.data.image_loader import ImageLoader
 from longtail.data.loaders import EpochOrder, Normalise
-from longtail.data.sources.image_files import find_images_below, log_skipped_files
 from longtail.data.splits import ImageSplit, as_paths
 from longtail.data.transforms import eval_transform
 from longtail.data.views import NUM_VIEWS, Views, make_views, source_size
@@ -24,23 +21,7 @@ from longtail.runs.model_file import load_model_file, model_path
 from longtail.runtime.device import Precision, Runtime, pick_device, warn_slow_precision
 from longtail.runtime.process import num_processors
 from longtail.utils.errors import InputError, raise_all
-
-
-class ClassProbability(NamedTuple):
-    """A class and its probability."""
-
-    class_name: str
-    probability: float
-
-
-class Prediction(NamedTuple):
-    """The most probable class of an image."""
-
-    path: Path
-    class_name: str
-    probability: float
-    others: tuple[ClassProbability, ...] = ()
-    """The next most probable classes, as many as were asked for"""
+from longtail.utils.predictions import ClassProbability, Prediction, check_min
 
 
 class Predictor:
@@ -98,26 +79,17 @@ class Predictor:
             InputError: ``top`` is below 1; or an image has no pixels, or so many that they would exhaust memory.
             Exception: Pillow's error if an image cannot be loaded.
         """
-        _check_min(top=(top, 1))
+        check_min(top=(top, 1))
         if not images:
             return []
-        pixels = torch.stack([self._pixels(image, number) for number, image in enumerate(images)])
+        pixels = torch.stack([self._transform(image) for image in copied_rgb(images)])
         return self._top_classes(self._normalise(pixels.to(self._runtime.device)), top)
-
-    def _pixels(self, image: Image.Image, number: int) -> Tensor:
-        turn = ExitStack()
-        try:
-            turn.enter_context(decoding(image))
-        except ValueError as error:
-            raise InputError(f"image {number}: {error}") from error
-        with turn:
-            return self._transform(load_rgb(image.copy()))
 
     def predict(
         self, images: str | Path | Sequence[str | Path], *, batch_size: int = 64, top: int = 1, workers: int = 0
     ) -> Iterator[Prediction]:
         """Classifies image files; see `predict`."""
-        _check_min(batch_size=(batch_size, 1), top=(top, 1), workers=(workers, 0))
+        check_min(batch_size=(batch_size, 1), top=(top, 1), workers=(workers, 0))
         return self._predictions(find_images(images), batch_size, top, workers)
 
     def _predictions(self, paths: list[Path], batch_size: int, top: int, workers: int) -> Iterator[Prediction]:
@@ -184,35 +156,3 @@ def predict(
     """
     predictor = Predictor(model, device=device, precision=precision, all_experts=all_experts, views=views)
     return predictor.predict(images, batch_size=batch_size, top=top, workers=workers)
-
-
-def find_images(locations: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Returns image files, and those in folders, in order.
-
-    Raises:
-        InputError: a location is neither an image nor a folder with images.
-    """
-    if isinstance(locations, str | PathLike):  # one location; its letters are none
-        locations = [locations]
-    return [path for location in locations for path in _images_at(location)]
-
-
-def _images_at(location: str | Path) -> list[Path]:
-    path = Path(location)
-    if not os.fspath(location):  # for pathlib the current folder
-        raise InputError("'' is neither an image nor a folder")
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise InputError(f"'{path}' is neither an image nor a folder")
-    images, skipped = find_images_below(path)
-    log_skipped_files(path, skipped)
-    if not images:
-        raise InputError(f"no images in '{path}'")
-    return images
-
-
-def _check_min(**numbers: tuple[int, int]) -> None:
-    for name, (value, minimum) in numbers.items():
-        if value < minimum:
-            raise InputError(f"{name} is {value}; it must be at least {minimum}")

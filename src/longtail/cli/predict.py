@@ -1,16 +1,32 @@
-"""Classify images, and print CSV with one line per image: image, class, probability."""
+"""Classify images, and print CSV with one line per image: image, class, probability.
+
+An exported ONNX model is run by onnxruntime, without PyTorch.
+"""
 
 import argparse
 import io
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from longtail.runtime.process import num_processors
+from longtail.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from longtail.inference import Predictor
+    from longtail.interop.onnx.predictor import OnnxPredictor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument("model", metavar="RUN", help="run folder, model file, or hf://owner/name")
+    parser.add_argument("model", metavar="RUN", help="run folder, model file, hf://owner/name, or exported ONNX model")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image, or folder that is searched for images")
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "torch", "onnx"),
+        default="auto",
+        help="what runs the model; auto: onnx for ONNX files and for folders of format onnx-parts (default: auto)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument(
         "--precision",
@@ -38,25 +54,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all_experts", action="store_true", help="use all experts instead of the router")
 
 
+def _predictor(arguments: argparse.Namespace) -> "Predictor | OnnxPredictor":
+    from longtail.interop.onnx.runtime import is_onnx
+
+    if arguments.engine == "torch" or (arguments.engine == "auto" and not is_onnx(Path(arguments.model))):
+        from longtail.inference import Predictor
+
+        return Predictor(
+            arguments.model,
+            device=arguments.device,
+            precision=arguments.precision,
+            all_experts=arguments.all_experts,
+            views=arguments.views,
+        )
+    from longtail.interop.onnx.predictor import OnnxPredictor
+
+    for name, only in (("device", ("auto", "cpu")), ("precision", ("float32",)), ("views", ("one",))):
+        if getattr(arguments, name) not in only:
+            raise InputError(
+                f"--{name} is {getattr(arguments, name)}, which an exported model has not; use the run folder, or "
+                f"leave out --{name}"
+            )
+    return OnnxPredictor(arguments.model, all_experts=arguments.all_experts)
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     from rich.console import Console
     from rich.progress import track
 
-    from longtail.inference import Predictor, find_images
+    from longtail.data.find_images import find_images
     from longtail.utils.console import console, log_to_console, printable
     from longtail.utils.csv_lines import csv_line, path_cell
 
     log_to_console(Console(stderr=True))  # standard output is the table
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names can hold any bytes
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-    predictor = Predictor(
-        arguments.model,
-        device=arguments.device,
-        precision=arguments.precision,
-        all_experts=arguments.all_experts,
-        views=arguments.views,
-    )
+    predictor = _predictor(arguments)
     images = find_images(arguments.images)
     predictions = predictor.predict(
         images, batch_size=arguments.batch_size, top=arguments.top, workers=arguments.workers

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from rich.progress import track
+from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
@@ -239,6 +240,10 @@ class LoaderFactory:
         if split.pixels is not None:
             return MemoryLoader(split, order, device=self.runtime.device, normalise=self._normalise)
         return self._image_loader(split, [eval_transform(*self.preprocessing[:3])], order)
+
+    def pixels(self, inputs: Tensor) -> Tensor:
+        """Returns the pixels of normalised images: (B, 3, H, W), uint8."""
+        return self._normalise.inverse(inputs)
 
     @property
     def decodes_repeatedly(self) -> bool:

@@ -4,8 +4,8 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from longtail.data.repair import JPEG_END, JPEG_START, MAX_BEFORE, with_end, without_metadata
 from longtail.utils.errors import InputError, one_line
-from longtail.utils.files import is_pipe_or_device
+from longtail.utils.paths import is_pipe_or_device
 
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Formats that Pillow may read. It would try all formats otherwise, and run Ghostscript for PostScript"""
@@ -167,6 +167,23 @@ def load_rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def copied_rgb(images: Iterable[Image.Image]) -> Iterator[Image.Image]:
+    """Yields images in memory as `decode` returns those of files; the given ones are not changed.
+
+    Raises:
+        InputError: an image has no pixels, or so many that they would exhaust memory.
+        Exception: Pillow's error if an image cannot be loaded.
+    """
+    for number, image in enumerate(images):
+        with ExitStack() as turn:
+            try:
+                turn.enter_context(decoding(image))
+            except ValueError as error:
+                raise InputError(f"image {number}: {error}") from error
+            rgb = load_rgb(image.copy())
+        yield rgb
 
 
 def _open(path: Path) -> Image.Image:

@@ -165,6 +165,10 @@ class Normalise:
         """Normalises float32 images (B, 3, H, W) in place."""
         return images.sub_(self.mean).div_(self.std)
 
+    def inverse(self, inputs: Tensor) -> Tensor:
+        """Returns the pixels of network inputs (B, 3, H, W), uint8."""
+        return (inputs * self.std + self.mean).round().to(torch.uint8)
+
 
 CPU_CHUNK, GPU_CHUNK = 2**20, 2**22
 """Pixels that are augmented at once, but at least those of a batch. On a CPU they stay in its caches. On a GPU the time

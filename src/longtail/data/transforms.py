@@ -5,6 +5,7 @@ Random transforms draw from the global generators of torch; RandAugment draws fr
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode, v2
 
 from longtail.data.auto_augment import Policy
+from longtail.data.central_crop import crop_centre, resize_shorter
 from longtail.utils.errors import InputError
 
 Transform = Callable[[Image.Image], Tensor]
@@ -149,8 +151,10 @@ def _central_crop(image_size: int, resize: int | None, interpolation: Interpolat
     shorter_side = default_resize(image_size) if resize is None else resize
     if shorter_side < image_size:
         raise InputError(f"data.resize is {resize}; it must be at least data.image_size, {image_size}")
-    mode = InterpolationMode(interpolation)
-    return [v2.Resize(shorter_side, interpolation=mode, antialias=True), v2.CenterCrop(image_size)]
+    return [
+        partial(resize_shorter, side=shorter_side, interpolation=interpolation),
+        partial(crop_centre, side=image_size),
+    ]
 
 
 def _rand_augment(notation: str, image_size: int, interpolation: Interpolation, mean: Sequence[float]) -> Step:

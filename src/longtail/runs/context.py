@@ -7,7 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from longtail.config.recipes import config_fingerprint
 from longtail.config.schema import Config
@@ -91,6 +93,12 @@ class RunContext:
     def eval_loader(self, split: ImageSplit, views: Views = "one") -> Loader:
         """Images in their own order, without augmentation; or the views of each."""
         return self._loaders.eval(split, self.config.evaluation.batch_size, views)
+
+    def eval_pixels(self, split: ImageSplit) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Returns images as test images are cropped, (N, 3, S, S), and their labels (N,)."""
+        loader = self.eval_loader(split)
+        batches = [self._loaders.pixels(batch.inputs).cpu() for batch in loader.epoch(0)]
+        return torch.cat(batches).contiguous().numpy(), split.labels
 
     def new_metadata(self) -> ModelMetadata:
         """The metadata of the model before any training."""

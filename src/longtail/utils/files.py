@@ -15,6 +15,7 @@ from torch import Tensor
 
 from longtail.utils.csv_lines import csv_line
 from longtail.utils.errors import InputError
+from longtail.utils.paths import check_regular
 
 METADATA_KEY = "longtail"
 """Key of a file's metadata, as JSON. The only key, because safetensors writes several keys in any order"""
@@ -27,21 +28,6 @@ UNFINISHED = ".unfinished"
 
 _ZEROS = "0" * 64
 _CHUNK = 2**20
-
-
-def is_pipe_or_device(path: Path) -> bool:
-    """Whether a path is neither a file nor a folder nor missing. To read it may never end."""
-    return path.exists() and not (path.is_file() or path.is_dir())
-
-
-def check_regular(path: Path) -> None:
-    """Checks that a path is not a pipe or a device. A missing file is left to who reads it.
-
-    Raises:
-        InputError: it is one.
-    """
-    if is_pipe_or_device(path):
-        raise InputError(f"{path}: is a pipe or a device; it must be a file")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

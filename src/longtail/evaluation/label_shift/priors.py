@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtail.utils.errors import InputError, did_you_mean
-from longtail.utils.files import check_regular
+from longtail.utils.paths import check_regular
 
 UNIFORM = "uniform"
 

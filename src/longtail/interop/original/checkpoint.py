@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from longtail.utils.errors import InputError
-from longtail.utils.files import check_regular
+from longtail.utils.paths import check_regular
 
 OLD_FORMAT = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 """First bytes of files of PyTorch before 1.6"""
