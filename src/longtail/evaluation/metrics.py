@@ -130,6 +130,29 @@ class Evaluation(Scores):
             "calibration": bins and {name: values.tolist() for name, values in bins._asdict().items()},
         }
 
+    @classmethod
+    def from_dict(
+        cls,
+        content: Mapping[str, Any],
+        confusion: NDArray[np.int64],
+        thresholds: ShotThresholds,
+        average: Average,
+    ) -> "Evaluation":
+        """Returns the evaluation of which `as_dict` made ``content``; the other arguments are not part of it."""
+        names = cls.__dataclass_fields__.keys() & content.keys()
+        plain = {name: tuple(content[name]) if isinstance(content[name], list) else content[name] for name in names}
+        bins = content["calibration"]
+        return cls(
+            **plain
+            | {
+                "experts": tuple(Scores(**scores) for scores in content["experts"]),
+                "calibration": bins and Calibration(**{name: torch.tensor(values) for name, values in bins.items()}),
+                "confusion": confusion,
+                "thresholds": thresholds,
+                "average": average,
+            }
+        )
+
 
 def confusion_counts(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Counts images by true class (row) and predicted class (column): (N,) and (N,) -> (C, C), int64."""
