@@ -81,9 +81,7 @@ def image_outputs(outputs: ModelOutputs, test_images: str, learned_log_prior: Te
     """
     ensembles = (ensemble(block, outputs.average) for block in torch.split(outputs.logits, BLOCK))
     metrics = image_metrics(ensembles, outputs.labels, outputs.temperature)
-    best = [
-        (block / outputs.temperature).log_softmax(dim=2).max(dim=2) for block in torch.split(outputs.logits, BLOCK)
-    ]
+    best = [(block / outputs.temperature).log_softmax(dim=2).max(dim=2) for block in torch.split(outputs.logits, BLOCK)]
     doubts = None
     if learned_log_prior is not None and len(outputs.labels) * outputs.logits.shape[2] <= MAX_DOUBT_NUMBERS:
         doubts = _doubts(outputs, learned_log_prior)
@@ -136,4 +134,6 @@ def load_image_outputs(path: Path) -> ImageOutputs:
     try:
         return ImageOutputs(**tensors, test_images=str(metadata["test_images"]))
     except (TypeError, KeyError) as error:
-        raise InputError(f"{path}: holds no outputs of an evaluation; 'longtail evaluate RUN' writes it again") from error
+        raise InputError(
+            f"{path}: holds no outputs of an evaluation; 'longtail evaluate RUN' writes it again"
+        ) from error

@@ -32,7 +32,7 @@ MAX_SHARE = 0.2
 
 INVERSE_TEMPERATURES = np.geomspace(0.03, 300, 60)
 
-MAX_FIT_NUMBERS = 20_000_000
+MAX_FIT_NUMBERS = 5_000_000
 """The temperature is chosen on a part of the images, evenly spread, if there are more logits"""
 
 

@@ -26,14 +26,18 @@ def class_chart(evaluation: Evaluation, class_names: Sequence[str], class_counts
     tested = [k for k in np.argsort(-counts, kind="stable").tolist() if evaluation.per_class[k] is not None]
     # A class without training images is left of those with one.
     axis = Axis("training images of the class", 0.7 * max(1, counts.min()), 1.3 * max(1, counts.max()), log=True)
-    chart = Chart("classes", "Accuracy of each class by its number of training images", axis, percent_axis("accuracy (%)"))
+    chart = Chart(
+        "classes", "Accuracy of each class by its number of training images", axis, percent_axis("accuracy (%)")
+    )
     accuracy = np.array([math.nan if value is None else value for value in evaluation.per_class])
     if len(tested) <= MAX_WHISKERS:
         totals = np.asarray(evaluation.test_counts)
         low, high = wilson_interval(np.rint(accuracy * totals), totals)
         for k in tested:
             chart.line([(counts[k], 100 * low[k]), (counts[k], 100 * high[k])], "whisker")
-    shown = [tested[i] for i in np.unique(np.linspace(0, len(tested) - 1, min(len(tested), MAX_POINTS)).round().astype(int))]
+    shown = [
+        tested[i] for i in np.unique(np.linspace(0, len(tested) - 1, min(len(tested), MAX_POINTS)).round().astype(int))
+    ]
     for shot in SHOTS:
         members = [k for k in shown if shots[k] == shot]
         titles = [f"{clean(class_names[k])}: {percent(accuracy[k])} %, {counts[k]:,} training images" for k in members]
@@ -62,7 +66,7 @@ def calibration_charts(evaluation: Evaluation, outputs: ImageOutputs) -> list[tu
 
 def _reliability(name: str, binned: Calibration) -> Markup:
     axes = (Axis("confidence (%)", 0, 100), Axis("accuracy (%)", 0, 100))
-    chart = Chart(name, "Accuracy of images by confidence", *axes, width=360)
+    chart = Chart(name, "Accuracy of images by confidence", *axes)
     width = 100 / len(binned.counts)
     for k, (count, confidence, accuracy) in enumerate(zip(*(values.tolist() for values in binned), strict=True)):
         if count:
@@ -85,26 +89,26 @@ def history_charts(history: Sequence[dict[str, Any]]) -> list[tuple[str, Markup]
     if not history:
         return []
     last = max(entry["epoch"] for entry in history)
-    epochs = Axis("epoch", min(1, last - 1), last, format="{:,.0f}".format)
+    epochs = Axis("epoch", min(1, last - 1), last)
     charts = []
     loss = points("loss")
     if loss:
         chart = Chart("loss", "Training loss by epoch", epochs, axis_around("mean loss", [value for _, value in loss]))
         _curve(chart, loss, "strong")
         charts.append(("Training loss", chart.render()))
-    lines = {"strong": points("val_balanced", 100), "medium": points("val_accuracy", 100), "weak": points("accuracy", 100)}
-    names = {"strong": "validation, balanced", "medium": "validation", "weak": "training"}
-    everything = [value for line in lines.values() for _, value in line]
-    if everything:
+    names = {"val_balanced": "validation, balanced", "val_accuracy": "validation", "accuracy": "training"}
+    lines = [(name, line) for key, name in names.items() if (line := points(key, 100))]
+    if lines:
         chart = Chart("accuracy", "Accuracy by epoch", epochs, percent_axis("accuracy (%)"))
-        for kind, line in lines.items():
+        shown = []
+        for (name, line), (kind, look) in zip(lines, LINE_KINDS.items(), strict=False):
             _curve(chart, line, kind)
-        shown = [f"{names[kind]} {_LINES[kind]}" for kind, line in lines.items() if line]
+            shown.append(f"{name} ({look})" if len(lines) > 1 else name)
         charts.append((f"Accuracy: {', '.join(shown)}", chart.render()))
     return charts
 
 
-_LINES = {"strong": "(solid)", "medium": "(dashed)", "weak": "(dotted)"}
+LINE_KINDS = {"strong": "solid", "medium": "dashed", "weak": "dotted"}
 
 
 def _curve(chart: Chart, points: Sequence[tuple[float, float]], kind: str) -> None:
@@ -116,14 +120,14 @@ def _curve(chart: Chart, points: Sequence[tuple[float, float]], kind: str) -> No
 def routing_chart(routing: RoutingReport) -> Chart:
     """Balanced accuracy by cost: of the router at all thresholds, random routing, the oracle, and without a router."""
     unit, size = unit_of(routing.curve[0].cost)
-    everything = [routing.curve, routing.prefixes, routing.random_curve]
-    costs = [point.cost / size for points in everything for point in points]  # type: ignore[attr-defined]
-    heights = [point.balanced for point in (*routing.curve, *routing.prefixes)]
+    costs = [point.cost / size for point in routing.curve] + [point.cost / size for point in routing.prefixes]
+    heights = [point.balanced for point in routing.curve] + [point.balanced for point in routing.prefixes]
     x = axis_around(f"multiply-accumulates per image ({unit})", costs)
-    # The oracle is far above the rest; the axis has a third of its height left for it.
-    room = max(heights) + 0.5 * (max(heights) - min(heights))
-    y = percent_axis("balanced accuracy (%)", [*heights, min(room, max(p.accuracy for p in routing.oracle_curve))])
-    chart = Chart("routing", "Balanced accuracy of routing by cost", x, y, width=640, height=340)
+    # The oracle may be far above the rest: the axis has a third of its height for it. Names are below the dots.
+    spread = max(heights) - min(heights)
+    top = min(max(heights) + 0.5 * spread, max(point.accuracy for point in routing.oracle_curve))
+    y = percent_axis("balanced accuracy (%)", [*heights, top, max(0.0, min(heights) - 0.12 * spread)])
+    chart = Chart("routing", "Balanced accuracy of routing by cost", x, y)
 
     def scaled(points: Sequence[Any], key: str) -> list[tuple[float, float]]:
         return [(point.cost / size, 100 * getattr(point, key)) for point in points]

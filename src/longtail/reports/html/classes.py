@@ -46,14 +46,15 @@ def class_rows(outputs: ImageOutputs, num_classes: int) -> list[ClassRow]:
     )
     is_best = (of_experts == of_experts.max(dim=0).values) & (totals > 0)  # (E, C)
     low, high = wilson_interval(hits.numpy(), totals.numpy())
-    worst: dict[int, tuple[int, int]] = {}
+    nothing: tuple[int | None, int] = (None, 0)
+    worst: dict[int, tuple[int | None, int]] = {}
     for (true, predicted), count in confusions(outputs, num_classes).items():
-        if count > worst.get(true, (0, 0))[1]:
+        if count > worst.get(true, nothing)[1]:
             worst[true] = predicted, count
     best: list[list[int]] = [[] for _ in range(num_classes)]
     for expert, k in torch.nonzero(is_best).tolist():
         best[k].append(expert + 1)
     return [
-        ClassRow(k, hit, total, float(low[k]), float(high[k]), *worst.get(k, (None, 0)), tuple(best[k]))
+        ClassRow(k, hit, total, float(low[k]), float(high[k]), *worst.get(k, nothing), tuple(best[k]))
         for k, (hit, total) in enumerate(zip(hits.tolist(), totals.tolist(), strict=True))
     ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from longtail.evaluation.image_outputs import ImageOutputs
 from longtail.evaluation.label_errors import most_doubtful
 
-NUM_IMAGES = 24
+NUM_IMAGES = 18
 """Images of a section, at most"""
 
 NUM_PAIRS, NUM_OF_A_CLASS = 6, 3
@@ -44,7 +44,8 @@ def wrong_labels(outputs: ImageOutputs, limit: int = NUM_IMAGES) -> Positions | 
     doubts = outputs.doubts
     if doubts is None:
         return None
-    return most_doubtful(doubts.log_odds.numpy(), outputs.labels.numpy())[:limit].tolist()
+    found: Positions = most_doubtful(doubts.log_odds.numpy(), outputs.labels.numpy())[:limit].tolist()
+    return found
 
 
 class ConfusedPair(NamedTuple):
@@ -73,7 +74,9 @@ def confusions(outputs: ImageOutputs, num_classes: int) -> dict[tuple[int, int],
     labels, predicted = outputs.labels.numpy(), outputs.predictions.numpy()
     wrong = labels != predicted
     cells, counts = np.unique(labels[wrong] * num_classes + predicted[wrong], return_counts=True)
-    return dict(zip(zip(*(part.tolist() for part in divmod(cells, num_classes)), strict=True), counts.tolist(), strict=True))
+    return dict(
+        zip(zip(*(part.tolist() for part in divmod(cells, num_classes)), strict=True), counts.tolist(), strict=True)
+    )
 
 
 def images_of(outputs: ImageOutputs, true: int, predicted: int, limit: int = NUM_OF_A_CLASS) -> Positions:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from longtail.config.recipes import to_yaml
 from longtail.data.imbalance import SHOTS
@@ -33,7 +32,7 @@ from longtail.reports.html.text import clean, interval, probability
 from longtail.reports.page import RunReport, class_size_table, plain, results_table
 from longtail.reports.tables import accuracy_table, routing_notes, routing_table, speed_note
 from longtail.utils.files import write_atomically
-from longtail.utils.format import duration, macs, percent, pluralize
+from longtail.utils.format import duration, macs, percent, pluralize, unit_of
 
 HTML_FILE = "report.html"
 
@@ -58,8 +57,8 @@ def _content(folder: Path, report: RunReport, outputs: ImageOutputs, images: Ima
     rows = class_rows(outputs, len(names))
     return {
         "title": clean(config.name),
-        "result": _result(evaluation, outputs),
-        "routed_result": None if routing is None else _routed_result(evaluation, routing, outputs, report),
+        "result": _result(evaluation),
+        "routed_result": None if routing is None else _routed_result(evaluation, routing),
         "facts": dict(_facts(report)),
         "tables": {
             "results": results_table(report.evaluations),
@@ -68,7 +67,7 @@ def _content(folder: Path, report: RunReport, outputs: ImageOutputs, images: Ima
             "routing": None if routing is None else routing_table(routing),
         },
         "disagreement": evaluation.disagreement,
-        "routing_notes": [] if routing is None else routing_notes(routing)[1:],
+        "routing_notes": [] if routing is None else routing_notes(routing),
         "budget": None if routing is None else _budget(report, routing, outputs),
         "class_chart": charts.class_chart(evaluation, report.class_names, report.class_counts),
         "class_rows": [_class_cells(row, report, names) for row in _most_common(rows, report.class_counts)],
@@ -91,7 +90,7 @@ def _content(folder: Path, report: RunReport, outputs: ImageOutputs, images: Ima
     }
 
 
-def _result(evaluation: Evaluation, outputs: ImageOutputs) -> dict[str, str]:
+def _result(evaluation: Evaluation) -> dict[str, str]:
     low, high = wilson_interval(round(evaluation.accuracy * evaluation.num_images), evaluation.num_images)
     totals = np.asarray(evaluation.test_counts)
     return {
@@ -103,9 +102,7 @@ def _result(evaluation: Evaluation, outputs: ImageOutputs) -> dict[str, str]:
     }
 
 
-def _routed_result(
-    evaluation: Evaluation, routing: RoutingReport, outputs: ImageOutputs, report: RunReport
-) -> dict[str, str]:
+def _routed_result(evaluation: Evaluation, routing: RoutingReport) -> dict[str, str]:
     low, high = wilson_interval(round(routing.accuracy * evaluation.num_images), evaluation.num_images)
     return {
         "mean_experts": f"{routing.mean_experts:.2f}",
@@ -122,7 +119,10 @@ def _facts(report: RunReport) -> Iterator[tuple[str, str]]:
     largest, smallest = max(report.class_counts), min(report.class_counts)
     rarest = f"{smallest:,} ({largest / smallest:,.4g} to 1)" if smallest else "none"
     yield "Data", clean(config.data.name)
-    yield "Training images", f"{sum(report.class_counts):,} in {pluralize(len(report.class_counts), 'class', 'classes')}"
+    yield (
+        "Training images",
+        f"{sum(report.class_counts):,} in {pluralize(len(report.class_counts), 'class', 'classes')}",
+    )
     yield "Most common, rarest class", f"{largest:,}, {rarest}"
     yield "Model", f"{clean(config.model.backbone)}, {pluralize(config.model.num_experts, 'expert')}"
     if report.history:
@@ -147,7 +147,7 @@ def _budget(report: RunReport, routing: RoutingReport, outputs: ImageOutputs) ->
     assert report.cost is not None
     points, chosen = budget_points(outputs, routing, report.cost, report.class_counts, report.evaluation.thresholds)
     chart = charts.routing_chart(routing)
-    _, size = charts.unit_of(routing.curve[0].cost)
+    _, size = unit_of(routing.curve[0].cost)
     positions = [
         [
             *chart.place((point.cost / size, 100 * point.scores.balanced)),
@@ -239,8 +239,8 @@ class _Examples:
                     {
                         "name": self.names[true],
                         "other": self.names[predicted],
-                        "count": pluralize(count, "image"),
-                        "share": percent(count / self.evaluation.test_counts[true]) if count else "0.0",
+                        "count": pluralize(count, "image") if count else "no image",
+                        "share": percent(count / self.evaluation.test_counts[true]) if count else "",
                         "examples": [self.of(k) for k in images_of(self.outputs, true, predicted)],
                     }
                     for true, predicted, count in sides

@@ -1,11 +1,11 @@
 """Small charts as inline SVG. Their colours are those of the page's style sheet, which follows light and dark schemes.
 
-Matplotlib draws the plots of report.md. Its SVG holds fixed colours and styles inside its elements, and its text does not
-fit a telephone. These charts have classes instead of styles, and a title for each point.
+Matplotlib draws the plots of report.md. Its SVG has fixed colours, styles inside the elements, which the security policy
+of the page refuses, and text that is too small on a telephone. These charts have classes instead, and titles of points.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
@@ -27,7 +27,6 @@ class Axis:
     low: float
     high: float
     log: bool = False
-    format: Callable[[float], str] = "{:,g}".format
 
     def fraction(self, value: float) -> float:
         """Where a value is, from 0 to 1; values outside are moved to the end."""
@@ -49,19 +48,27 @@ class Axis:
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [round(k * step, 12) for k in range(first, last + 1)]
 
+    def marks(self) -> list[tuple[float, str]]:
+        """The ticks with their texts, which have equally many digits after the point."""
+        ticks = self.ticks()
+        if self.log:
+            return [(value, f"{value:,g}") for value in ticks]
+        digits = max((len(f"{value:.6f}".rstrip("0").partition(".")[2]) for value in ticks), default=0)
+        return [(value, f"{value:,.{digits}f}") for value in ticks]
 
-def axis_around(label: str, values: Iterable[float], **options: object) -> Axis:
-    """Returns a linear axis that contains the values, with a margin."""
+
+def axis_around(label: str, values: Iterable[float]) -> Axis:
+    """Returns a linear axis that contains the values, with a margin; none of it is below 0 if no value is."""
     finite = [value for value in values if math.isfinite(value)] or [0.0]
     low, high = min(finite), max(finite)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    return Axis(label, low - margin, high + margin, **options)  # type: ignore[arg-type]
+    return Axis(label, low - margin if low < 0 else max(0.0, low - margin), high + margin)
 
 
 def percent_axis(label: str, values: Iterable[float] = (0.0, 1.0)) -> Axis:
-    """Returns an axis for fractions, named in percent, that contains the values, with a margin, and ends at 0 and 100."""
+    """Returns an axis in percent that contains these fractions, with a margin, within 0 to 100."""
     around = axis_around(label, [100 * value for value in values])
-    return Axis(label, max(0.0, around.low), min(100.0, around.high))
+    return Axis(label, around.low, min(100.0, around.high))
 
 
 @dataclass
@@ -79,15 +86,13 @@ class Chart:
     title: str
     x: Axis
     y: Axis
-    width: int = WIDTH
-    height: int = HEIGHT
     elements: list[Markup] = field(default_factory=list)
 
     def place(self, point: Point) -> Point:
         """Returns where a point is, in units of the drawing."""
-        inner_width, inner_height = self.width - LEFT - RIGHT, self.height - TOP - BOTTOM
+        inner_width, inner_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
         x, y = self.x.fraction(point[0]), self.y.fraction(point[1])
-        return round(LEFT + x * inner_width, 1), round(self.height - BOTTOM - y * inner_height, 1)
+        return round(LEFT + x * inner_width, 1), round(HEIGHT - BOTTOM - y * inner_height, 1)
 
     def line(self, points: Sequence[Point], kind: str) -> None:
         """Adds a line through the points; a point that is not finite interrupts it. ``kind`` names its styles."""
@@ -129,26 +134,28 @@ class Chart:
 
     def render(self) -> Markup:
         """Returns the SVG element."""
-        bottom, right = self.height - BOTTOM, self.width - RIGHT
+        bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
         parts = []
-        for value in self.y.ticks():
+        for value, text in self.y.marks():
             y = self.place((self.x.low, value))[1]
             parts.append(Markup('<path class="grid" d="M{} {:g}H{}"/>').format(LEFT, y, right))
             form = Markup('<text class="tick" x="{}" y="{:g}" text-anchor="end">{}</text>')
-            parts.append(form.format(LEFT - 6, y + 4, self.y.format(value)))
-        for value in self.x.ticks():
+            parts.append(form.format(LEFT - 6, y + 4, text))
+        for value, text in self.x.marks():
             x = self.place((value, self.y.low))[0]
             parts.append(Markup('<path class="grid" d="M{:g} {}v5"/>').format(x, bottom))
             form = Markup('<text class="tick" x="{:g}" y="{}" text-anchor="middle">{}</text>')
-            parts.append(form.format(x, bottom + 17, self.x.format(value)))
+            parts.append(form.format(x, bottom + 17, text))
         parts.append(Markup('<path class="axis" d="M{} {}H{}"/>').format(LEFT, bottom, right))
         label = Markup('<text class="label" x="{:g}" y="{}" text-anchor="middle">{}</text>')
-        parts.append(label.format((LEFT + right) / 2, self.height - 6, self.x.label))
+        parts.append(label.format((LEFT + right) / 2, HEIGHT - 6, self.x.label))
         side = Markup('<text class="label" transform="translate(13 {:g})rotate(-90)" text-anchor="middle">{}</text>')
         parts.append(side.format((TOP + bottom) / 2, self.y.label))
-        frame = Markup('<svg viewBox="0 0 {0} {1}" role="img" aria-labelledby="{2}"><title id="{2}">{3}</title>{4}</svg>')
+        frame = Markup(
+            '<svg viewBox="0 0 {0} {1}" role="img" aria-labelledby="{2}"><title id="{2}">{3}</title>{4}</svg>'
+        )
         content = Markup("").join([*parts, *self.elements])
-        return frame.format(self.width, self.height, f"chart-{self.name}", self.title, content)
+        return frame.format(WIDTH, HEIGHT, f"chart-{self.name}", self.title, content)
 
 
 def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> Sequence[Point]:
@@ -165,5 +172,7 @@ def stacked_bar(shares: Sequence[float], title: str) -> Markup:
         form = Markup('<rect x="{:.2f}" y="0" width="{:.2f}" height="12"/>')
         parts.append(form.format(100 * left, 100 * share))
         left += share
-    frame = Markup('<svg class="stack" viewBox="0 0 100 12" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>')
+    frame = Markup(
+        '<svg class="stack" viewBox="0 0 100 12" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
+    )
     return frame.format(title, Markup("").join(parts))

@@ -26,11 +26,16 @@ def interval(low: float, high: float) -> str:
 
 def p_value(p: float) -> str:
     """Returns a p-value with two digits; a tiny one as its bound."""
-    return "below 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+def points(difference: float) -> str:
+    """Returns a difference of fractions in percentage points, with its sign."""
+    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def probability(value: float) -> str:
     """Returns a probability in percent; close to 100 with more digits."""
     if not math.isfinite(value):
         return "n/a"
-    return f"{100 * value:.1f} %" if value < 0.9995 else "over 99.9 %"
+    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%" if value < 0.9995 else "> 99.9\N{NO-BREAK SPACE}%"

@@ -16,7 +16,7 @@
 
     const values = new Map(rows.map((row) => [row, [...row.cells].map((cell) => {
       const content = cell.textContent.trim();
-      const number = parseFloat(content.replace(/,/g, "").replace("−", "-"));
+      const number = parseFloat(content.replace(/[,<>\s]/g, "").replace("−", "-"));
       return [content, content === "" || content === "n/a" ? null : number];
     })]));
 
