@@ -139,7 +139,7 @@ class Evaluation(Scores):
         bins = content["calibration"]
         special = {
             "experts": tuple(Scores(**scores) for scores in content["experts"]),
-            "calibration": bins and Calibration(**{name: torch.tensor(values) for name, values in bins.items()}),
+            "calibration": bins and Calibration(**{name: torch.from_numpy(np.array(bins[name])) for name in bins}),
             "thresholds": ShotThresholds(**content["thresholds"]),
             "confusion": confusion,
         }

@@ -164,8 +164,8 @@ def _summary(runs: Sequence[ComparedRun], names: Sequence[str], pairs: Sequence[
         "best_accuracy": percent(runs[best].report.evaluation.accuracy),
         "second_accuracy": percent(runs[second].report.evaluation.accuracy),
         "images": f"{num_images:,}",
-        "interval": interval(*difference_interval(*counts, num_images)),
-        "difference": points((counts[0] - counts[1]) / num_images),
+        "interval": " to ".join(map(points, difference_interval(*counts, num_images))),
+        "difference": f"{100 * (counts[0] - counts[1]) / num_images:.1f}",
         "p": f"p {p}" if p.startswith("<") else f"p = {p}",
         "is_significant": found.adjusted < SIGNIFICANT,
     }

@@ -94,7 +94,7 @@ def _result(evaluation: Evaluation) -> dict[str, str]:
     low, high = wilson_interval(round(evaluation.accuracy * evaluation.num_images), evaluation.num_images)
     totals = np.asarray(evaluation.test_counts)
     return {
-        "images": f"{evaluation.num_images:,}",
+        "images": pluralize(evaluation.num_images, "test image") + (" is" if evaluation.num_images == 1 else " are"),
         "accuracy": percent(evaluation.accuracy),
         "accuracy_interval": interval(float(low), float(high)),
         "balanced": percent(evaluation.balanced),

@@ -1,7 +1,7 @@
 """Small charts as inline SVG. Their colours are those of the page's style sheet, which follows light and dark schemes.
 
-Matplotlib draws the plots of report.md. Its SVG has fixed colours, styles inside the elements, which the security policy
-of the page refuses, and text that is too small on a telephone. These charts have classes instead, and titles of points.
+Matplotlib draws the plots of report.md. Its SVG has fixed colours, text that is too small on a telephone, and styles
+inside the elements, which the security policy of the page refuses. These charts have classes, and titles of points.
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 480, 300
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 60, 12, 12, 42
 
 MAX_POINTS = 600
 """Points of a line or a cloud, at most"""
@@ -149,7 +149,7 @@ class Chart:
         parts.append(Markup('<path class="axis" d="M{} {}H{}"/>').format(LEFT, bottom, right))
         label = Markup('<text class="label" x="{:g}" y="{}" text-anchor="middle">{}</text>')
         parts.append(label.format((LEFT + right) / 2, HEIGHT - 6, self.x.label))
-        side = Markup('<text class="label" transform="translate(13 {:g})rotate(-90)" text-anchor="middle">{}</text>')
+        side = Markup('<text class="label" transform="translate(12 {:g})rotate(-90)" text-anchor="middle">{}</text>')
         parts.append(side.format((TOP + bottom) / 2, self.y.label))
         frame = Markup(
             '<svg viewBox="0 0 {0} {1}" role="img" aria-labelledby="{2}"><title id="{2}">{3}</title>{4}</svg>'

@@ -31,7 +31,8 @@ def p_value(p: float) -> str:
 
 def points(difference: float) -> str:
     """Returns a difference of fractions in percentage points, with its sign."""
-    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "\N{MINUS SIGN}")
 
 
 def probability(value: float) -> str:
