@@ -59,11 +59,11 @@ def test_the_table_of_classes(example):
         wrong = [predicted[n] for n in members if predicted[n] != k]
         other = min(set(wrong), key=lambda c: (-wrong.count(c), c))
         assert row[1:] == [
-            report.evaluation.shots[k],
-            f"{COUNTS[k]:,}",
-            str(len(members)),
             f"{100 * hits / len(members):.1f}",
             f"{100 * limits.low:.1f} to {100 * limits.high:.1f}",
+            f"{COUNTS[k]:,}",
+            str(len(members)),
+            report.evaluation.shots[k],
             f"class {other}",
             f"{100 * wrong.count(other) / len(members):.0f} %",
             "all" if len(best) == 3 else ", ".join(map(str, best)),

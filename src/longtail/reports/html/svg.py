@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 480, 300
-LEFT, RIGHT, TOP, BOTTOM = 60, 12, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 60, 18, 12, 42
 
 MAX_POINTS = 600
 """Points of a line or a cloud, at most"""

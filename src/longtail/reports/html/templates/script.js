@@ -8,6 +8,7 @@
   for (const table of all("table.sortable")) {
     const body = table.tBodies[0];
     const headers = all("thead th", table);
+    const groupColumn = headers.findIndex((header) => header.dataset.column === "group");
     const section = table.closest("section");
     const control = (name) => section.querySelector(`[data-filter="${name}"]`);
     const [text, group, count, more] = ["text", "group", "count", "more"].map(control);
@@ -25,7 +26,7 @@
       let found = 0;
       for (const row of rows) {
         const cells = values.get(row);
-        const matches = cells[0][0].toLocaleLowerCase().includes(wanted) && (!group.value || cells[1][0] === group.value);
+        const matches = cells[0][0].toLocaleLowerCase().includes(wanted) && (!group.value || cells[groupColumn][0] === group.value);
         found += matches;
         row.hidden = !matches || (!showsAll && found > MAX_ROWS);
       }
