@@ -37,7 +37,7 @@ def test_labels_are_judged_as_by_longtail_check():
     expected = label_doubts((outputs.logits - PRIOR).mean(dim=1), outputs.labels)
     assert torch.allclose(kept.log_odds, expected.log_odds, atol=1e-4)
     assert torch.equal(kept.suggested, expected.suggested)
-    assert image_outputs(outputs, "").doubts is None
+    assert image_outputs(outputs, "").log_odds is None
 
 
 def test_too_many_logits_to_judge_labels(monkeypatch):

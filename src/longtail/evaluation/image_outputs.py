@@ -62,13 +62,6 @@ class ImageOutputs(NamedTuple):
         """The model's predictions, (N,)."""
         return self.prefixes[:, -1]
 
-    @property
-    def doubts(self) -> LabelDoubts | None:
-        """Doubts about the labels; without probabilities."""
-        if self.log_odds is None or self.suggested is None:
-            return None
-        return LabelDoubts(self.log_odds, self.suggested, torch.full_like(self.log_odds, torch.nan))
-
 
 def image_outputs(outputs: ModelOutputs, test_images: str, learned_log_prior: Tensor | None = None) -> ImageOutputs:
     """Reduces the outputs of a model.
@@ -81,7 +74,9 @@ def image_outputs(outputs: ModelOutputs, test_images: str, learned_log_prior: Te
     """
     ensembles = (ensemble(block, outputs.average) for block in torch.split(outputs.logits, BLOCK))
     metrics = image_metrics(ensembles, outputs.labels, outputs.temperature)
-    best = [(block / outputs.temperature).log_softmax(dim=2).max(dim=2) for block in torch.split(outputs.logits, BLOCK)]
+    best = [block.max(dim=2) for block in torch.split(outputs.logits, BLOCK)]
+    log_sums = [(block / outputs.temperature).logsumexp(dim=2) for block in torch.split(outputs.logits, BLOCK)]
+    log_probabilities = torch.cat([part.values for part in best]) / outputs.temperature - torch.cat(log_sums)
     doubts = None
     if learned_log_prior is not None and len(outputs.labels) * outputs.logits.shape[2] <= MAX_DOUBT_NUMBERS:
         doubts = _doubts(outputs, learned_log_prior)
@@ -89,7 +84,7 @@ def image_outputs(outputs: ModelOutputs, test_images: str, learned_log_prior: Te
         outputs.labels,
         prefix_predictions(outputs.logits, outputs.average),
         torch.cat([part.indices for part in best]),
-        torch.cat([part.values for part in best]).exp(),
+        log_probabilities.exp(),
         metrics.confidences.float(),
         metrics.uncalibrated.float(),
         outputs.router_logits,

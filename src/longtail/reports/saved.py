@@ -44,7 +44,7 @@ def _report(run: Run, results: dict[str, Any], outputs: ImageOutputs) -> RunRepo
     confusion = confusion_counts(outputs.predictions, outputs.labels, len(names)).numpy()
     evaluations = {"test": Evaluation.from_dict(test, confusion)}
     if "val" in results:  # its outputs are not kept, and its confusions not shown
-        evaluations["val"] = Evaluation.from_dict(results["val"], np.zeros_like(confusion))
+        evaluations["val"] = Evaluation.from_dict(results["val"], np.zeros(confusion.shape, dtype=np.int64))
     speed = results.get("images_per_second")
     return RunReport(
         _evaluated_config(run.config, evaluations["test"], results["views"]),

@@ -41,10 +41,9 @@ def disagreements(outputs: ImageOutputs, limit: int = NUM_IMAGES) -> Positions:
 
 def wrong_labels(outputs: ImageOutputs, limit: int = NUM_IMAGES) -> Positions | None:
     """Returns the positions of labels that are likely to be wrong, the most doubtful first; None: not judged."""
-    doubts = outputs.doubts
-    if doubts is None:
+    if outputs.log_odds is None:
         return None
-    found: Positions = most_doubtful(doubts.log_odds.numpy(), outputs.labels.numpy())[:limit].tolist()
+    found: Positions = most_doubtful(outputs.log_odds.numpy(), outputs.labels.numpy())[:limit].tolist()
     return found
 
 

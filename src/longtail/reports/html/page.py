@@ -172,7 +172,7 @@ def _budget(report: RunReport, routing: RoutingReport, outputs: ImageOutputs) ->
 
 
 BUDGET_NAMES = (
-    *("cost, × one expert", "multiply-accumulates", "experts per image"),
+    *("cost, × one expert", "MACs per image", "experts per image"),
     *("accuracy (%)", "balanced (%)", "many (%)", "medium (%)", "few (%)", "images/s, estimated", "threshold"),
 )
 """Of the texts beside the slider"""

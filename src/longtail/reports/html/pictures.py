@@ -2,7 +2,6 @@
 
 import base64
 import os
-from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -75,11 +74,6 @@ class Pictures:
         image.thumbnail((SIDE, SIDE))
         kind, content = _encode(image, is_small)
         return Picture(f"data:image/{kind};base64,{base64.b64encode(content).decode()}", *image.size, is_small)
-
-    @cached_property
-    def has_any(self) -> bool:
-        """Whether pictures can be made at all."""
-        return self.images is not None
 
 
 def _encode(image: Image.Image, is_small: bool) -> tuple[str, bytes]:
