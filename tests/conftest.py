@@ -21,7 +21,8 @@ torch.set_num_threads(1)
 
 
 def skip_plots(monkeypatch):
-    monkeypatch.setattr("longtail.reports.results.write_report", lambda *arguments, **options: None)
+    for name in ("write_report", "write_html"):
+        monkeypatch.setattr(f"longtail.reports.results.{name}", lambda *arguments, **options: None)
     monkeypatch.setattr("longtail.evaluation.evaluator.SPEED_SECONDS", 0.01)
 
 

@@ -47,7 +47,7 @@ def folder_config(root, **changes):
 def test_a_run_folder_is_complete(digits_run):
     assert {path.name for path in digits_run.folder.iterdir()} == {
         "config.yaml", "metrics.jsonl", "model.safetensors", "results.json", "environment.json", "report.md", "plots",
-        "router.json", ".lock",
+        "router.json", ".lock", "report.html", "outputs.safetensors",
     }  # fmt: skip
     plots = {path.name for path in (digits_run.folder / "plots").iterdir()}
     assert plots >= {"classes.png", "history.png", "confusion.png"}

@@ -5,8 +5,10 @@ from . import losses as losses
 from . import models as models
 from .api import add_router as add_router
 from .api import check as check
+from .api import compare as compare
 from .api import evaluate as evaluate
 from .api import export as export
+from .api import report as report
 from .api import resume as resume
 from .api import retrain_classifier as retrain_classifier
 from .api import track as track

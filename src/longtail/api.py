@@ -1,9 +1,9 @@
-"""What Python and the command line share: train, resume, evaluate, add a router, retrain the classifier."""
+"""What Python and the command line share: train, resume, evaluate, add a router, retrain the classifier, report."""
 
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from longtail.data.copies import AllImages, log_copies
 from longtail.data.corrupt_images import SKIPPED_FILE, CorruptImage, from_text, to_text, without
 from longtail.data.loaders import Loader
 from longtail.data.memory_cache import CorruptImagesError
+from longtail.data.splits import ImageSplit
 from longtail.data.views import NUM_VIEWS
 from longtail.evaluation.evaluator import (
     EvaluationResults,
@@ -39,7 +40,10 @@ from longtail.interop.export import Images
 from longtail.interop.export_model import BATCHES, check_target, export_model
 from longtail.models.multi_expert import MultiExpert
 from longtail.reports.check import check_table, write_findings
+from longtail.reports.html.compare import ComparedRun, check_comparable, write_comparison
+from longtail.reports.html.page import HTML_FILE, write_html
 from longtail.reports.results import log_results, report_label_shift, report_prior_test, write_results
+from longtail.reports.saved import load_report
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata, load_model_file, model_path
 from longtail.runs.pulled import open_run
@@ -127,7 +131,7 @@ def evaluate(
     label_shift: bool = False,
     fit_temperature: bool = False,
 ) -> Evaluation:
-    """Evaluates a run, and writes its results.json, report.md and plots again.
+    """Evaluates a run, and writes its results.json, reports and plots again.
 
     Args:
         run: a run or its folder; the run may be interrupted. ``hf://owner/name`` is downloaded to runs/name.
@@ -327,6 +331,90 @@ def check(
     show(check_table(findings, checks.summary(), has_run=run is not None))
     logger.info("All findings: %s", path)
     return findings
+
+
+def report(run: Run | str | Path, *, config: Config | None = None) -> Path:
+    """Writes the HTML page of an evaluated run again, from its saved outputs and without the network.
+
+    A run that was not evaluated, or by an earlier version, is evaluated, see `evaluate`.
+
+    Args:
+        run: a run or its folder.
+        config: the run's own settings by default; other ones may say where the data are. If these cannot be read, or
+            are not those of the evaluation, the page has no pictures.
+
+    Returns:
+        The page, report.html in the run folder.
+
+    Raises:
+        InputError: there is no such run; another process uses it; or it has to be evaluated, and cannot be.
+    """
+    run = _open(run)
+    config = checked_types(config or run.config)
+    saved = load_report(run)
+    if saved is None:
+        _evaluate_first(run, config)
+    else:
+        content, outputs = saved
+        content = replace(content, config=replace(content.config, data=config.data))
+        with run.lock():
+            write_html(run.folder, content, outputs, _test_images(run, config, outputs.test_images))
+        logger.info("Report: %s", run.folder / HTML_FILE)
+    return run.folder / HTML_FILE
+
+
+def compare(runs: Sequence[Run | str | Path], output: str | Path = "compare.html") -> Path:
+    """Writes an HTML page that compares runs with the same test images.
+
+    It shows accuracies and costs, the difference of each pair of runs with McNemar's exact test, and the differences
+    by class. Runs that were not evaluated, or by an earlier version, are evaluated first.
+
+    Args:
+        runs: two or more runs or their folders.
+        output: the page.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: there is no such run; the runs have different test images; or the page cannot be written.
+    """
+    path = Path(output)
+    if len(runs) < 2:
+        raise InputError(f"compare needs two or more runs, and got {len(runs)}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"output is '{path}'; it must be a file in a folder that exists")
+    compared = []
+    for run in map(_open, runs):
+        saved = load_report(run)
+        if saved is None:
+            _evaluate_first(run, run.config)
+            saved = load_report(run)
+            assert saved is not None
+        compared.append(ComparedRun(run.folder, *saved))
+    check_comparable(compared)
+    write_comparison(path, compared)
+    logger.info("Comparison: %s", path)
+    return path
+
+
+def _evaluate_first(run: Run, config: Config) -> None:
+    logger.info("%s has no outputs of an evaluation by this version; it is evaluated", run.folder)
+    evaluate(run, config=config)
+
+
+def _test_images(run: Run, config: Config, fingerprint: str) -> ImageSplit | None:
+    """The test images of an evaluation, for pictures; None if they cannot be read or are other ones."""
+    try:
+        with without_notes():
+            images = load_data(config.data, run.skipped() or ()).test
+    except InputError as error:
+        logger.warning("The report has no pictures: %s", error)
+        return None
+    if images.fingerprint(Path(config.data.root)) != fingerprint:
+        logger.warning("The report has no pictures: the test images have changed; longtail evaluate %s", run.folder)
+        return None
+    return images
 
 
 def _wrong_labels(opened: "_OpenedModel") -> Iterator[Finding]:

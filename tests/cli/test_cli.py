@@ -29,7 +29,7 @@ def test_train_shows_its_progress_and_results(tmp_path, capsys):
     out = capsys.readouterr().out
     for words in ("a[/x]: 600 test images", "epoch 1/1", "images/s", "ensemble", "expert 2", "balanced"):
         assert words in out
-    assert f"{folder / 'report.md'}\n" in out  # neither taken for markup nor broken into lines
+    assert f"{folder / 'report.html'}\n" in out  # neither taken for markup nor broken into lines
 
 
 @pytest.mark.usefixtures("no_plots")

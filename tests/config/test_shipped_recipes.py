@@ -103,6 +103,7 @@ def test_a_recipe_trains_and_evaluates(name, data, tmp_path, steps):
     assert steps == [{"sgd": "SGD", "adamw": "AdamW"}[config.training.optimizer]] * 2 + ["SGD"] * 2 * stages
     assert {file.name for file in run.folder.iterdir()} == {
         *("config.yaml", "environment.json", "metrics.jsonl", "model.safetensors", "plots", "report.md"),
+        *("report.html", "outputs.safetensors"),
         *("results.json", ".lock", *["router.json"] * config.router.train),
         *["predictions.csv"] * (dataset.test.paths is not None),
         *["classifier.json", "heads.safetensors"] * (config.classifier.method != "none"),

@@ -9,7 +9,7 @@ from helpers import golden
 from helpers.scores import are_close, average, slow_scores
 
 from longtail.data.imbalance import SHOTS, ShotThresholds, shot_groups
-from longtail.evaluation.metrics import calibration, confusion_counts, evaluate_logits
+from longtail.evaluation.metrics import Evaluation, calibration, confusion_counts, evaluate_logits
 
 CONVENTIONS = {"ride_test": ShotThresholds(100, 20), "swin_main": ShotThresholds(99, 21)}
 
@@ -168,8 +168,12 @@ def test_json_round_trip(case):
     result = evaluate_logits(*example(num_images, num_experts, len(counts), tested=tested), counts)
     plain = result.as_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
-    names = {field.name for field in dataclasses.fields(result)} - {"confusion", "thresholds", "average"}
+    names = {field.name for field in dataclasses.fields(result)} - {"confusion"}
     assert names == set(plain) - {"confusions"}
+    again = Evaluation.from_dict(json.loads(json.dumps(plain)), result.confusion)
+    assert again.as_dict() == plain
+    assert all(torch.equal(*pair) for pair in zip(again.calibration, result.calibration, strict=True))
+    assert (again.thresholds, again.average, again.shots) == (result.thresholds, result.average, result.shots)
     assert len(plain["experts"]) == num_experts
     assert sum(plain["calibration"]["counts"]) == num_images
 

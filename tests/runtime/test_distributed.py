@@ -153,7 +153,7 @@ def run(tmp_path_factory) -> Path:
 def test_two_processes_write_one_run(run, tmp_path):
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "metrics.jsonl", "model.safetensors", "results.json", "environment.json", "report.md", "plots",
-        "router.json", ".lock",
+        "router.json", ".lock", "report.html", "outputs.safetensors",
     }  # fmt: skip
     history = longtail.Run(run).history()
     assert [record["epoch"] for record in history] == [1, 2]

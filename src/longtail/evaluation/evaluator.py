@@ -10,7 +10,7 @@ from torch import Tensor
 from longtail.data.imbalance import ShotThresholds
 from longtail.data.loaders import Loader
 from longtail.data.views import num_views
-from longtail.evaluation.flops import cost
+from longtail.evaluation.flops import Cost, cost
 from longtail.evaluation.metrics import Evaluation
 from longtail.evaluation.outputs import ModelOutputs, evaluate_outputs
 from longtail.evaluation.routing import RoutingReport, evaluate_routing
@@ -40,6 +40,9 @@ class EvaluationResults(NamedTuple):
 
     speed: Speed | None = None
     """Of a model without a router, in the process that writes; with a router it is part of the routing report"""
+
+    cost: Cost | None = None
+    """For one image, counting all its views; in the process that writes"""
 
 
 def eval_loaders(context: RunContext) -> dict[SplitName, Loader]:
@@ -88,8 +91,8 @@ def evaluate_splits(
     threshold = THRESHOLD if model.router is None else model.router.threshold
     images, views = _some_images(loaders["test"]), num_views(loaders["test"])
     speed = images_per_second(model, images, SPEED_BATCH, SPEED_SECONDS, threshold=threshold, num_views=views)
+    model_cost = cost(model, metadata.image_size)
     if model.router is not None:
-        model_cost = cost(model, metadata.image_size)
         for split in outputs:
             routings[split] = evaluate_routing(
                 outputs[split],
@@ -101,7 +104,9 @@ def evaluate_splits(
                 chosen_on="val" if metadata.threshold_for else None,
                 images_per_second=speed,
             )
-    return EvaluationResults(evaluations, routings, outputs, speed if model.router is None else None)
+    return EvaluationResults(
+        evaluations, routings, outputs, speed if model.router is None else None, model_cost.times(views)
+    )
 
 
 def _some_images(loader: Loader) -> Tensor:

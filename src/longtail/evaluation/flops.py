@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,11 @@ class Cost:
             tuple(number * macs for macs in part) for part in (self.branches, self.heads, self.router)
         )
         return Cost(number * self.trunk, branches, heads, router)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Cost":
+        """Returns the cost of which `dataclasses.asdict` made ``content``, also if it was JSON meanwhile."""
+        return cls(content["trunk"], *(tuple(content[name]) for name in ("branches", "heads", "router")))
 
     def expected(self, shares: Sequence[float]) -> float:
         """Returns the mean cost of images of which ``shares[k]`` use k + 1 experts.

@@ -121,14 +121,29 @@ class Evaluation(Scores):
         plain: dict[str, Any] = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in vars(self).items()
-            if name not in ("experts", "confusion", "calibration", "thresholds", "average")
+            if name not in ("experts", "confusion", "calibration", "thresholds")
         }
         bins = self.calibration
         return plain | {
             "experts": [dict(vars(scores)) for scores in self.experts],
             "confusions": self.frequent_confusions(),
             "calibration": bins and {name: values.tolist() for name, values in bins._asdict().items()},
+            "thresholds": self.thresholds._asdict(),
         }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], confusion: NDArray[np.int64]) -> "Evaluation":
+        """Returns the evaluation of which `as_dict` made ``content``, which has no confusion matrix."""
+        names = cls.__dataclass_fields__.keys() & content.keys()
+        plain = {name: tuple(content[name]) if isinstance(content[name], list) else content[name] for name in names}
+        bins = content["calibration"]
+        special = {
+            "experts": tuple(Scores(**scores) for scores in content["experts"]),
+            "calibration": bins and Calibration(**{name: torch.from_numpy(np.array(bins[name])) for name in bins}),
+            "thresholds": ShotThresholds(**content["thresholds"]),
+            "confusion": confusion,
+        }
+        return cls(**plain | special)
 
 
 def confusion_counts(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:

@@ -6,7 +6,7 @@ N images, E experts, C classes. Costs are multiply-accumulates (MACs) for one im
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -124,6 +124,21 @@ class RoutingReport(CostedScores):
         """Returns JSON-ready values."""
         curves = {name: getattr(self, name) for name in ("curve", "random_curve", "oracle_curve")}
         return asdict(self) | {name: [point._asdict() for point in points] for name, points in curves.items()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "RoutingReport":
+        """Returns the report of which `as_dict` made ``content``."""
+        speed = content["images_per_second"]
+        return cls(
+            **dict(content)
+            | {
+                "prefixes": [CostedScores(**scores) for scores in content["prefixes"]],
+                "images_per_second": speed and Speed(**speed),
+                "curve": [OperatingPoint(**point) for point in content["curve"]],
+                "random_curve": [CurvePoint(**point) for point in content["random_curve"]],
+                "oracle_curve": [CurvePoint(**point) for point in content["oracle_curve"]],
+            }
+        )
 
 
 def prefix_predictions(logits: Tensor, average: Average = "logits") -> Tensor:

@@ -11,6 +11,7 @@ from longtail.config.recipes import to_yaml
 from longtail.config.schema import Config
 from longtail.data.imbalance import SHOTS
 from longtail.data.views import NUM_VIEWS
+from longtail.evaluation.flops import Cost
 from longtail.evaluation.metrics import Evaluation
 from longtail.evaluation.routing import RoutingReport
 from longtail.evaluation.throughput import Speed
@@ -58,6 +59,9 @@ class RunReport:
     predictions: str | None = None
     """Name of the file with the prediction for each test image, if any"""
 
+    cost: Cost | None = None
+    """For one image, counting all its views"""
+
     @property
     def evaluation(self) -> Evaluation:
         """The evaluation of the test images."""
@@ -84,7 +88,7 @@ def write_report(folder: Path, report: RunReport) -> None:
         "## Settings",
         f"```yaml\n{to_yaml(report.config).rstrip()}\n```",
         "## Environment",
-        "\n".join(f"- {escape(key)}: {escape(_plain(value), 1000)}" for key, value in report.environment.items()),
+        "\n".join(f"- {escape(key)}: {escape(plain(value), 1000)}" for key, value in report.environment.items()),
     ]
     # Names of folders may hold bytes that are not text.
     (folder / "report.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8", errors="replace")
@@ -97,8 +101,8 @@ def write_label_shift(folder: Path, table: ReportTable) -> None:
     (folder / "label_shift.md").write_text(text, encoding="utf-8", errors="replace")
 
 
-def _plain(value: Any) -> str:
-    """A value of environment.json as text."""
+def plain(value: Any) -> str:
+    """Returns a value of environment.json as text."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {version}" for name, version in value.items())
     return " ".join(value) if isinstance(value, list) else str(value)
@@ -133,18 +137,24 @@ def _introduction(report: RunReport) -> str:
     return " ".join(sentences)
 
 
-def _results(evaluations: Mapping[str, Evaluation]) -> list[str]:
+def results_table(evaluations: Mapping[str, Evaluation]) -> ReportTable:
+    """Accuracies, calibration error and likelihood of each split."""
     rows = []
     for split, e in evaluations.items():
         nll = "n/a" if e.nll is None else f"{e.nll:.3f}"
         rows.append([split, f"{e.num_images:,}", *accuracies(e), percent(e.top5), percent(e.ece), nll])
-    header = ["accuracy (%)", "images", *ACCURACIES, "top-5", "calibration error", "NLL"]
-    explanations = [
-        ReportTable(header, rows).markdown(),
+    notes = [
         "Overall: every image has the same weight. Balanced: every class has the same weight. Many, medium and few: "
         "balanced over the classes of a group. Calibration error (ECE): gap between confidence and accuracy, in "
-        "percentage points. NLL: mean negative log-likelihood of the true class, in nats.",
+        "percentage points. NLL: mean negative log-likelihood of the true class, in nats."
     ]
+    header = ["accuracy (%)", "images", *ACCURACIES, "top-5", "calibration error", "NLL"]
+    return ReportTable(header, rows, notes=notes)
+
+
+def _results(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    table = results_table(evaluations)
+    explanations = [table.markdown(), *table.notes]
     if (temperature := evaluations["test"].temperature) != 1:
         before = ", ".join(f"{split} {percent(e.uncalibrated_ece)} %" for split, e in evaluations.items())
         explanations.append(
@@ -155,7 +165,8 @@ def _results(evaluations: Mapping[str, Evaluation]) -> list[str]:
     return explanations
 
 
-def _class_sizes(report: RunReport) -> list[str]:
+def class_size_table(report: RunReport) -> ReportTable:
+    """Size and accuracy of each shot group, and the groups of the classes that its images are predicted to be of."""
     evaluation = report.evaluation
     shots, counts = np.asarray(evaluation.shots), np.asarray(report.class_counts)
     has_images = evaluation.confusion.sum(axis=1) > 0
@@ -170,11 +181,16 @@ def _class_sizes(report: RunReport) -> list[str]:
         numbers = map(percent, (getattr(evaluation, shot), *predicted))
         rows.append([shot, class_size(shot, evaluation.thresholds), classes, *sizes, *numbers])
     header = ["group", "training images per class", "classes", "training images", "test images", "accuracy (%)"]
-    return [
-        ReportTable([*header, *(f"predicted {shot} (%)" for shot in SHOTS)], rows, text_columns=2).markdown(),
+    notes = [
         "The last columns: the percentage of the group's test images that the model predicts to be of a class of each "
-        "group.",
+        "group."
     ]
+    return ReportTable([*header, *(f"predicted {shot} (%)" for shot in SHOTS)], rows, notes=notes, text_columns=2)
+
+
+def _class_sizes(report: RunReport) -> list[str]:
+    table = class_size_table(report)
+    return [table.markdown(), *table.notes]
 
 
 def _experts(report: RunReport) -> list[str]:

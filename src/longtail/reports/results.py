@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from longtail.evaluation.evaluator import EvaluationResults, SplitName
+from longtail.evaluation.image_outputs import OUTPUTS_FILE, ImageOutputs, image_outputs, save_image_outputs
 from longtail.evaluation.label_shift.evaluators import LabelShiftReport, LabelShiftTest, PriorTest
+from longtail.evaluation.label_shift.learned_prior import learned_prior
 from longtail.evaluation.label_shift.priors import UNIFORM
 from longtail.evaluation.metrics import BLOCK
 from longtail.evaluation.outputs import ModelOutputs
+from longtail.reports.html.page import HTML_FILE, write_html
 from longtail.reports.page import RunReport, write_label_shift, write_report
 from longtail.reports.tables import accuracy_table, label_shift_table, routing_table, speed_note
 from longtail.runs.context import RunContext
@@ -27,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_results(context: RunContext, results: EvaluationResults, metadata: ModelMetadata) -> None:
-    """Writes results.json, report.md, plots/ and, if test images are files, predictions.csv."""
+    """Writes results.json, outputs.safetensors, both reports, plots/ and, if test images are files, predictions.csv."""
     run, config, test = context.run, context.config, context.dataset.test
     if not run.writes:
         return
@@ -47,13 +50,25 @@ def write_results(context: RunContext, results: EvaluationResults, metadata: Mod
         results.routings.get("test"),
         results.speed,
         None if test.paths is None else PREDICTIONS_FILE,
+        results.cost,
     )
     write_report(run.folder, page)
+    outputs = _image_outputs(context, results.outputs["test"], metadata)
+    save_image_outputs(run.folder / OUTPUTS_FILE, outputs)
+    write_html(run.folder, page, outputs, test)
+    cost = {} if results.cost is None else {"cost": asdict(results.cost)}
     speed = {} if results.speed is None else {"images_per_second": asdict(results.speed)}
     classes = {"class_names": list(metadata.class_names), "class_counts": list(metadata.class_counts)}
     views = {"views": config.evaluation.views}
     # Last: this file marks the evaluation as complete.
-    run.write_json("results.json", {"epoch": metadata.epoch, **views, **content, **speed, **classes})
+    run.write_json("results.json", {"epoch": metadata.epoch, **views, **content, **speed, **cost, **classes})
+
+
+def _image_outputs(context: RunContext, outputs: ModelOutputs, metadata: ModelMetadata) -> ImageOutputs:
+    config, learned = context.config, None
+    if min(metadata.class_counts) > 0:  # otherwise the class shares that the experts assume are not known
+        learned = learned_prior(config, metadata.class_counts, metadata.classifier, metadata.epoch).log_prior
+    return image_outputs(outputs, context.dataset.test.fingerprint(Path(config.data.root)), learned)
 
 
 def log_results(context: RunContext, results: EvaluationResults, split: SplitName) -> None:
@@ -67,7 +82,7 @@ def log_results(context: RunContext, results: EvaluationResults, split: SplitNam
         show(routing_table(report, f"{name}: routing of {images}"))
     if results.speed is not None:
         logger.info(speed_note(results.speed))
-    logger.info("Results, plots and settings: %s", context.run.folder / "report.md")
+    logger.info("Results, plots and settings: %s", context.run.folder / HTML_FILE)
 
 
 def report_prior_test(test: PriorTest, outputs: ModelOutputs) -> None:

@@ -54,8 +54,8 @@ class Run:
     """A run folder.
 
     It holds ``config.yaml`` (every setting), ``metrics.jsonl`` (one line for each epoch), ``model.safetensors``,
-    ``results.json``, ``environment.json``, ``report.md`` and ``plots/``; if test images are files, ``predictions.csv``;
-    while a stage is trained, its checkpoint.
+    ``results.json``, ``outputs.safetensors``, ``environment.json``, ``report.html``, ``report.md`` and ``plots/``; if
+    test images are files, ``predictions.csv``; while a stage is trained, its checkpoint.
 
     Args:
         folder: path of the run.
