@@ -444,7 +444,7 @@ def export(
     written if it computes something else.
 
     Args:
-        run: a run, its folder, or a model file.
+        run: a run, its folder, a model file, or ``hf://owner/name``.
         output: file to write, such as ``model.onnx``. An earlier file is replaced; a folder must be new.
         format: ``onnx``, one file in which experts that the router skips are not computed; ``onnx-parts``, a folder
             with a file for each expert; ``torch``, a program of `torch.export` (``.pt2``) with all experts.
@@ -496,7 +496,8 @@ def _images_for_export(
 ) -> Images | None:
     """Returns validation images or, if only a comparison needs them, test images; None if there are none here."""
     try:
-        opened = _open(run)
+        # A comparison alone does not download a run from the Hub.
+        opened = _open(run) if needs_validation or isinstance(run, Run) else Run.open(run)
         with without_notes():  # training said them
             context = _context(opened, checked_types(config or opened.config), SINGLE_PROCESS, Signals())
         dataset, data = context.dataset, context.config.data

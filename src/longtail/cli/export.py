@@ -13,7 +13,7 @@ TAKES_SETTINGS = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument("model", metavar="RUN", help="run folder or model file")
+    parser.add_argument("model", metavar="RUN", help="run folder, model file, or hf://owner/name")
     parser.add_argument("output", metavar="OUT", help="file to write, such as model.onnx; for onnx-parts, a new folder")
     parser.add_argument(
         "--format",
