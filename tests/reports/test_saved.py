@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.html import Page
+from helpers.html_pages import Page
 from PIL import Image
 
 import longtail

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.html import CHROMIUM, launch, open_page
+from helpers.html_pages import CHROMIUM, launch, open_page
 from helpers.reports import saved_report
 
 from longtail.config.schema import Config

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.html import Page
+from helpers.html_pages import Page
 from helpers.reports import COUNTS, saved_report
 from scipy.stats import binomtest
 

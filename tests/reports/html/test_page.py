@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers.html import Page
+from helpers.html_pages import Page
 from helpers.reports import COUNTS, SPEED, cost_of, saved_report
 from PIL import Image
 from scipy.stats import binomtest
