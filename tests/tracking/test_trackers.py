@@ -50,7 +50,7 @@ def test_a_training_sends_every_epoch_and_the_results_and_stays_the_same(recorde
     assert are_equal(weights(run), weights(digits_run))
     assert {path.name for path in run.folder.iterdir()} - {"tracking"} == {
         path.name for path in digits_run.folder.iterdir()
-    } - {"plots", "report.md", "report.html", "outputs.safetensors"}
+    } - {"plots", "report.md", "report.html"}
 
 
 @pytest.mark.usefixtures("no_plots")
