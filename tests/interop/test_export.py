@@ -209,6 +209,7 @@ def test_wrong_options(experts_run, tmp_path, capsys, options, reason):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_images_of_the_comparison(fake, digits_run, tmp_path, capsys):
     """Those of the run or, for a model file or a run whose data are absent, random ones."""
     model = str(tmp_path / "model.fake")

@@ -22,6 +22,8 @@ from longtail.runs.hub import parse_address
 from longtail.training.initial_weights import load_initial
 from longtail.training.teacher import find_teacher
 
+pytestmark = pytest.mark.slow
+
 ADDRESS = "hf://owner/digits"
 
 

@@ -54,7 +54,10 @@ def test_a_training_sends_every_epoch_and_the_results_and_stays_the_same(recorde
 
 
 @pytest.mark.usefixtures("no_plots")
-@pytest.mark.parametrize(("stage", "epoch"), [("train", 1), ("train", 2), ("router", 1)])
+@pytest.mark.parametrize(
+    ("stage", "epoch"),
+    [("train", 1), *(pytest.param(*at, marks=pytest.mark.slow) for at in (("train", 2), ("router", 1)))],
+)
 def test_a_resumed_run_sends_each_epoch_once(recorder, stage, epoch, tmp_path):
     """It is interrupted after an epoch was sent, and before a checkpoint has it."""
     recorder.fails_at = (stage, epoch, Stopped)
@@ -73,7 +76,9 @@ def test_a_resumed_run_sends_each_epoch_once(recorder, stage, epoch, tmp_path):
 
 
 @pytest.mark.usefixtures("no_plots")
-@pytest.mark.parametrize("where", ["start", ("train", 1), "results", "close"])
+@pytest.mark.parametrize(
+    "where", ["start", *(pytest.param(at, marks=pytest.mark.slow) for at in (("train", 1), "results", "close"))]
+)
 def test_a_tracker_that_fails_gives_one_warning(recorder, where, tmp_path, caplog):
     caplog.set_level(logging.WARNING, "longtail")
     recorder.fails_at = (*(where if isinstance(where, tuple) else (where, None)), ConnectionError)
@@ -125,6 +130,7 @@ def test_tracking_is_no_other_training():
     assert config_fingerprint(config) == config_fingerprint(load_recipe("digits-lt-ride"))
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_that_is_not_used():
     code = (
         "import sys, timm\nbefore = set(sys.modules)\n"  # timm imports wandb, if it is installed

@@ -19,6 +19,8 @@ from longtail.models.multi_expert import create_model
 from longtail.runs.model_file import ModelMetadata, save_model
 from longtail.utils.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)
 
