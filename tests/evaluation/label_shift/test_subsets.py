@@ -81,7 +81,7 @@ def test_every_class_keeps_an_image_at_the_largest_ratio():
 
 
 def test_valid_ratios():
-    assert valid_ratios(LABELS, 5) == [50, 25, 10, 5, 2]
-    assert valid_ratios(np.repeat(np.arange(3), 7), 3) == [5, 2]
-    with pytest.raises(InputError, match=r"has 0 .* 2"):
-        valid_ratios(LABELS, 6)
+    assert valid_ratios(LABELS, "abcde") == [50, 25, 10, 5, 2]
+    assert valid_ratios(np.repeat(np.arange(3), 7), "abc") == [5, 2]
+    with pytest.raises(InputError, match=r"class 'f' has 0 .* 2"):
+        valid_ratios(LABELS, "abcdef")

@@ -67,7 +67,7 @@ class LabelShiftTest:
         assert images is not None
         self.images = images
         self.learned = _learned_prior(context, metadata)
-        valid_ratios(images.labels, len(metadata.class_names))
+        valid_ratios(images.labels, metadata.class_names)
 
     def evaluate(self, model: MultiExpert, outputs: ModelOutputs) -> "LabelShiftReport | None":
         """Returns the scores, or None in processes that do not write. All processes must call it.
@@ -158,7 +158,7 @@ def evaluate_label_shift(
         InputError: a class has too few images for all ratios.
     """
     all_labels, average = outputs.labels, outputs.average
-    valid = valid_ratios(all_labels.numpy(), len(class_counts), ratios)
+    valid = valid_ratios(all_labels.numpy(), range(len(class_counts)), ratios)
     rows = []
     for name, subset in label_shifts(all_labels.numpy(), class_counts, valid).items():
         positions = torch.from_numpy(subset.positions)

@@ -90,14 +90,18 @@ def label_shifts(
     }
 
 
-def valid_ratios(labels: Indices, num_classes: int, ratios: Sequence[int] = RATIOS) -> list[int]:
-    """Returns the ratios for which every class has enough images, of labels (N,).
+def valid_ratios(labels: Indices, classes: Sequence[object], ratios: Sequence[int] = RATIOS) -> list[int]:
+    """Returns the ratios for which every class, given by name or number, has enough images, of labels (N,).
 
     Raises:
         InputError: there is none.
     """
-    rarest = int(np.bincount(labels, minlength=num_classes).min())
-    valid = [ratio for ratio in ratios if ratio <= rarest]
+    counts = np.bincount(labels, minlength=len(classes))
+    valid = [ratio for ratio in ratios if ratio <= counts.min()]
     if not valid:
-        raise InputError(f"a class has {rarest} of the images; label shift needs at least {min(ratios)} of each class")
+        label = int(counts.argmin())
+        raise InputError(
+            f"class '{classes[label]}' has {counts[label]} of the images; label shift needs at least {min(ratios)} of "
+            "each class"
+        )
     return valid
