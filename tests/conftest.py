@@ -26,6 +26,11 @@ def skip_plots(monkeypatch):
     monkeypatch.setattr("longtail.evaluation.evaluator.SPEED_SECONDS", 0.01)
 
 
+def pytest_collection_modifyitems(items):
+    # The longest ones first, so that no worker waits for another at the end.
+    items.sort(key=lambda item: "test_every_write" not in item.nodeid)
+
+
 @pytest.fixture
 def no_plots(monkeypatch):
     """Skips report, plots and long speed measurements, which take most of the time of a short run."""

@@ -181,7 +181,7 @@ class TestTensorBoard:
         folder = tmp_path / "run"
         settings = ["--training.epochs", "3", "--router.epochs", "2", "--training.checkpoint_every", "0", *VALIDATED]
         command = ["train", "--output", folder, "--device", "cpu", "--track", "tensorboard", *settings]
-        for file, number in (("metrics", 2), ("metrics", 2), ("checkpoint-router", 2), ("router", 1), ("results", 1)):
+        for file, number in (("metrics", 2), ("checkpoint-router", 2), ("results", 1)):
             done = python(kill_at.__file__, "after", file, number, *command)
             assert done.returncode == -signal.SIGKILL, (file, done.stdout, done.stderr)
         assert "results/test/few" not in steps_by_tag(folder / "tracking")  # complete, but not sent

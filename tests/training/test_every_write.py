@@ -11,15 +11,20 @@ from helpers.runs import assert_same_runs, digits, python
 
 import longtail
 
-DIGITS = ["--device", "cpu", "--training.epochs", "1", "--router.epochs", "1", "--model.backbone", "resnet20"]
-DISTILLED = {"teacher": "digits-lt-ce", "training.epochs": 1, "router.epochs": 1, "model.backbone": "resnet20"}
+SMALL = {
+    "training.epochs": 1,
+    "router.epochs": 1,
+    "model.backbone": "resnet20",
+    "model.num_experts": 2,
+    "model.width": [8, 8],
+}
+DIGITS = ["--device", "cpu", *(word for name, value in SMALL.items() for word in (f"--{name}", str(value)))]
 TAU = ["--classifier.method", "tau", "--classifier.tau", "1"]
 
 
 def routed(folder):
     """A run with a router whose classifiers can be replaced by all methods."""
-    settings = {"training.epochs": 1, "model.backbone": "resnet20", "router.epochs": 1, "model.head": "linear"}
-    return longtail.train(digits(settings), folder / "run")
+    return longtail.train(digits(SMALL | {"model.head": "linear"}), folder / "run")
 
 
 def with_other_heads(folder):
