@@ -45,6 +45,7 @@ def evaluate(run, *options):
     assert main(["evaluate", str(run.folder), "--device", "cpu", *options]) == 0
 
 
+@pytest.mark.slow
 def test_everything_uses_the_average_of_the_run(run, tmp_path, capsys):
     evaluate(run, "--evaluation.temperature", "1")
     config_text = run.config_path.read_bytes()

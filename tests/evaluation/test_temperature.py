@@ -186,6 +186,7 @@ def test_an_evaluation_changes_no_temperature(run):
         assert (found["ece"] == found["uncalibrated_ece"]) == (temperature == 1)
 
 
+@pytest.mark.slow
 def test_temperature_is_set_or_chosen_again(run, capsys):
     before, chosen = results(run), stored(run)[0]
     model_bytes, config_bytes = run.model_path.read_bytes(), run.config_path.read_bytes()

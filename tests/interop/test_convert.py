@@ -194,6 +194,7 @@ def few_images(num_classes, names):
     return DataSplits(split, None, split, tuple(names))
 
 
+@pytest.mark.slow
 def test_evaluation_with_known_classes(file, tmp_path, monkeypatch, no_plots):
     run = convert(file, tmp_path / "run")
     monkeypatch.setattr("longtail.api.load_data", lambda *arguments: few_images(100, CLASS_NAMES["cifar100"]))
@@ -321,6 +322,7 @@ def test_scale_in_the_settings(file, tmp_path):
     assert convert(file, tmp_path / "run").load_model()[1].architecture["scale"] == 20
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_swin_with_an_absolute_position_embedding(tmp_path):
     """Compared with timm's network, with the embedding added between its parts; settings in the checkpoint as YACS."""

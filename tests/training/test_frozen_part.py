@@ -107,6 +107,7 @@ def test_training_on_cached_outputs_equals_training_on_the_images(tmp_path, monk
     assert are_equal(weights(cached), weights(direct))
 
 
+@pytest.mark.slow
 def test_a_teacher_sees_the_images_of_each_view(experts_run, tmp_path, monkeypatch):
     plain = {"augmentation.crop": "none", "augmentation.rotation": 0, "augmentation.flip": False}
     monkeypatch.setattr("longtail.training.frozen_views.STORED", torch.float32)
@@ -270,6 +271,7 @@ def test_heads_start_from_class_means(trained, tmp_path):
         assert 0.9 < cosines.min() < 1 - 1e-4
 
 
+@pytest.mark.slow
 def test_experts_with_the_same_pretrained_weights_differ(tmp_path):
     torch.manual_seed(0)
     torch.save(timm.create_model("resnet10t", num_classes=0).state_dict(), tmp_path / "weights.pth")

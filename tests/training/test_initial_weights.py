@@ -66,6 +66,7 @@ def test_other_widths_of_the_branches():
     assert {name for name in before if not name.startswith("trunk.")} <= kept
 
 
+@pytest.mark.slow
 def test_other_depths_of_the_branches():
     """The first blocks of a deeper network are not those of a shallower one."""
     other, model = (network(seed, name, width="full") for seed, name in ((1, "resnet101"), (2, "resnet50")))
