@@ -9,7 +9,7 @@ import pytest
 from helpers.raw_images import chunk, png, tiff
 from PIL import ExifTags, Image
 
-from longtail.data import image_io
+from longtail.data import image_io, levels
 from longtail.data.image_io import FORMATS, SUFFIXES, decode, is_image
 from longtail.utils.errors import InputError
 
@@ -156,11 +156,50 @@ def test_big_endian_16_bit_tiff(tmp_path):
     np.testing.assert_array_equal(decoded(image, tmp_path / "a.tif")[0, :, 0], SHADES)
 
 
-def test_dark_and_black_16_bit_images_stay_dark(tmp_path):
-    dark = decoded(Image.fromarray(gradient(np.uint16, 15 * 257)), tmp_path / "dark.png")
-    np.testing.assert_array_equal(dark[0, :, 0], np.arange(16))
+def test_black_images_stay_black(tmp_path):
     for dtype in (np.uint16, np.int32, np.float32):
         assert decoded(Image.fromarray(gradient(dtype, 0)), tmp_path / "black.tif").max() == 0
+
+
+# ---- fewer bits than the file has room for ----
+
+
+@pytest.mark.parametrize(
+    ("bits", "expected"), [(8, 255), (10, 255), (12, 255), (13, 32), (14, 64), (16, 255)], ids=lambda value: str(value)
+)
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif", "colours.png", "colours.tif"])
+def test_up_to_12_bits_in_16_are_read_as_such(tmp_path, caplog, monkeypatch, bits, expected, name):
+    values = gradient(np.uint16, 2**bits - 1)
+    values = values if "grey" in name else np.stack([values, values // 2, values * 0], axis=-1)
+    write = png(values, 16, 0 if "grey" in name else 2) if "png" in name else tiff(values, 1 if "grey" in name else 2)
+    (tmp_path / name).write_bytes(write)
+    monkeypatch.setattr(levels, "_noted", set())
+    pixels = np.array(decode(tmp_path / name))
+    assert pixels[0, :, 0].tolist() == pytest.approx(np.linspace(0, expected, 16), abs=1)
+    noted = f"Images of 16 bits without a value above {2**bits - 1:,} are read as images of {bits} bits"
+    assert caplog.messages == ([noted] if bits <= 12 else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("12 bits, dark.png", png(np.array([[0, 900]]), 16, 0, chunk(b"sBIT", b"\x0c")), 900 * 255 / 4095),
+        ("16 bits, dark.png", png(np.array([[0, 900]]), 16, 0, chunk(b"sBIT", b"\x10")), 900 / 257),
+        ("12 bits, scaled.png", png(np.array([[0, 16000]]), 16, 0, chunk(b"sBIT", b"\x0c")), 16000 / 257),
+        ("12 bits, dark colours.png", png(np.full((1, 2, 3), 900), 16, 2, chunk(b"sBIT", b"\x0c" * 3)), 900 / 16.06),
+        ("12 bits, dark.tif", tiff(np.array([[0, 900]], np.uint16), 1, extra={281: 4000}), 900 * 255 / 4095),
+        ("16 bits, dark.tif", tiff(np.array([[0, 900]], np.uint16), 1, extra={281: 65535}), 900 / 257),
+        ("16 bits, dark.pgm", b"P5 2 1 65535\n" + np.array([0, 900]).astype(">u2").tobytes(), 900 / 257),
+        ("10 bits, dark.pgm", b"P5 2 1 1023\n" + np.array([0, 90]).astype(">u2").tobytes(), 90 * 255 / 1023),
+    ],
+)
+def test_bits_that_the_file_says_are_believed(tmp_path, name, content, expected):
+    (tmp_path / name).write_bytes(content)
+    assert np.array(decode(tmp_path / name))[0, 1, 0] == pytest.approx(expected, abs=0.6)
+
+
+def test_8_bits_in_32_bit_numbers(tmp_path):
+    assert decoded(Image.fromarray(gradient(np.int32, 255)), tmp_path / "a.tif")[0, :, 0].tolist() == SHADES.tolist()
 
 
 @pytest.mark.filterwarnings("error")
@@ -213,9 +252,10 @@ def test_jpeg_is_turned_upright(tmp_path):
 
 def test_16_bit_and_transparent_images_are_turned_upright(tmp_path):
     exif = orientation_entry(6)
-    fine = np.array([[0, 257, 514]], dtype=np.uint16)
-    pixels = decoded(Image.fromarray(np.rot90(fine, 1).copy()), tmp_path / "fine.png", exif=exif)
-    np.testing.assert_array_equal(pixels[..., 0], [[0, 1, 2]])
+    fine = np.array([[0, 257, 65535]], dtype=np.uint16)
+    for name in ("fine.png", "fine.tif"):
+        pixels = decoded(Image.fromarray(np.rot90(fine, 1).copy()), tmp_path / name, exif=exif)
+        np.testing.assert_array_equal(pixels[..., 0], [[0, 1, 255]])
     clear = row_image("RGBA", (*RED, 255), (*RED, 0)).transpose(Image.Transpose.ROTATE_90)
     np.testing.assert_array_equal(decoded(clear, tmp_path / "clear.png", exif=exif), [[RED, WHITE]])
 
@@ -252,11 +292,18 @@ def test_heic_is_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(tiff(np.zeros((2, 2, 5), np.uint8), 1), "a TIFF that is"), (b"\x89PNG\r\n\x1a\n" + bytes(40), "a PNG that is")],
+    [
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "a PNG that is damaged or of an unsupported kind"),
+        (b"II*\0" + bytes(40), "a TIFF that is damaged or of an unsupported kind"),
+        (tiff(np.zeros((2, 2, 5), np.uint8), 1), "a TIFF of 5 channels, none of which are said to be colours"),
+        (tiff(np.zeros((2, 2, 5), np.uint8), 8), "a TIFF of 5 channels whose colours are neither grey nor RGB"),
+        (tiff(np.zeros((2, 2, 3), np.uint16), 2, extra={258: [12] * 3}), "a TIFF of 3 channels whose values are not"),
+        (tiff(np.zeros((2, 2, 3), np.uint16), 2, extra={259: 7}), "of 16 bits with compression jpeg; save it with LZW"),
+    ],
 )
 def test_reason_names_the_format(tmp_path, content, reason):
     (tmp_path / "a.jpg").write_bytes(content)
-    assert_refused(tmp_path / "a.jpg", f"{reason} damaged or of an unsupported kind")
+    assert_refused(tmp_path / "a.jpg", reason)
 
 
 # ---- colours that Pillow alone reads wrongly ----
@@ -264,8 +311,8 @@ def test_reason_names_the_format(tmp_path, content, reason):
 GREY = np.array([[0, 100, 255]])
 
 
-def transparent(value: int) -> bytes:
-    return chunk(b"tRNS", value.to_bytes(2, "big"))
+def transparent(value: int, channels: int = 1) -> bytes:
+    return chunk(b"tRNS", value.to_bytes(2, "big") * channels)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +322,7 @@ def transparent(value: int) -> bytes:
         ("16 bits with a transparent value.png", png(GREY * 257, 16, 0, transparent(100 * 257)), [0, 255, 255]),
         ("4 bits.png", png(np.array([[0, 2, 14]]), 4, 0, transparent(2)), [0, 255, 238]),
         ("2 bits.png", png(np.array([[0, 1, 2]]), 2, 0, transparent(1)), [0, 255, 170]),
+        ("colours.png", png(np.stack([GREY * 257] * 3, axis=-1), 16, 2, transparent(100 * 257, 3)), [0, 255, 255]),
         ("white is zero.tif", tiff((GREY * 257).astype(np.uint16), 0), [255, 155, 0]),
         ("12 of 16 bits.tif", tiff((GREY * 257 // 16).astype(np.uint16), 1, extra={281: 4095}), [0, 100, 255]),
     ],
@@ -284,12 +332,86 @@ def test_levels_mean_what_the_file_says(tmp_path, name, content, expected):
     assert np.array(decode(tmp_path / name))[0].tolist() == [[value] * 3 for value in expected]
 
 
-def test_16_bit_colours_in_planes_are_refused(tmp_path):
-    colours = np.arange(12).reshape(3, 2, 2)
-    (tmp_path / "8.tif").write_bytes(tiff(colours.astype(np.uint8), 2, planar=2))
-    assert np.array(decode(tmp_path / "8.tif")).tolist() == colours.transpose(1, 2, 0).tolist()
-    (tmp_path / "16.tif").write_bytes(tiff(colours.astype(np.uint16), 2, planar=2))
-    assert_refused(tmp_path / "16.tif", "more than 8 bits with its colours in planes")
+# ---- TIFFs of many kinds ----
+
+COLOURS = np.random.default_rng(0).integers(0, 256, (5, 7, 3))
+
+
+def scaled(dtype: str) -> np.ndarray:
+    """`COLOURS`, with white as bright as the type allows, or 1 for floats."""
+    return (COLOURS / 255).astype(dtype) if dtype[0] == "f" else (COLOURS * (np.iinfo(dtype).max // 255)).astype(dtype)
+
+
+def with_extra(values: np.ndarray, *channels: float) -> np.ndarray:
+    return np.concatenate([values, *(np.full_like(values[..., :1], channel) for channel in channels)], axis=-1)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f2", "f4", "f8"])
+@pytest.mark.parametrize("planar", [1, 2])
+def test_colours_of_all_types_with_further_channels(tmp_path, dtype, planar):
+    values = with_extra(scaled(dtype), 1, 0, 1, 0, 0)
+    values = values.transpose(2, 0, 1) if planar == 2 else values
+    (tmp_path / "a.tif").write_bytes(tiff(values, 2, planar=planar, extra={338: [0] * 5}))
+    np.testing.assert_array_equal(np.array(decode(tmp_path / "a.tif")), COLOURS)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
+@pytest.mark.parametrize("photometric", [1, 2])
+def test_alpha_of_all_types(tmp_path, dtype, photometric):
+    values = scaled(dtype) if photometric == 2 else scaled(dtype)[..., :1]
+    colours = np.broadcast_to(COLOURS if photometric == 2 else COLOURS[..., :1], COLOURS.shape)
+    opaque, half = (np.array([255, 51]) / 255 * (np.iinfo(dtype).max if dtype[0] == "u" else 1)).astype(dtype)
+    blended = np.rint(colours * 0.2 + 255 * 0.8)
+    for kind, alpha, expected in ((2, opaque, colours), (2, 0, colours * 0 + 255), (2, half, blended), (0, 0, colours)):
+        (tmp_path / "a.tif").write_bytes(tiff(with_extra(values, alpha), photometric, extra={338: kind}))
+        np.testing.assert_allclose(np.array(decode(tmp_path / "a.tif")), expected, atol=1)
+    premultiplied = np.rint(values * 0.2) if dtype[0] == "u" else values * 0.2
+    (tmp_path / "a.tif").write_bytes(tiff(with_extra(premultiplied, half).astype(dtype), photometric, extra={338: 1}))
+    np.testing.assert_allclose(np.array(decode(tmp_path / "a.tif")), blended, atol=1)
+
+
+def neighbour_differences(values: np.ndarray) -> np.ndarray:
+    return np.diff(values, axis=1, prepend=np.zeros_like(values[:, :1]))
+
+
+def sorted_byte_differences(values: np.ndarray) -> np.ndarray:
+    """Byte by byte, as the technical note says: the bytes of a row by significance, then differences over channels."""
+    height, width, channels = values.shape
+    stored = []
+    for row in values.astype(values.dtype.newbyteorder(">")):
+        content = row.tobytes()
+        size = values.itemsize
+        ordered = [content[i] for byte in range(size) for i in range(byte, len(content), size)]
+        stored += [(b - (ordered[i - channels] if i >= channels else 0)) % 256 for i, b in enumerate(ordered)]
+    return np.array(stored, dtype=np.uint8).view(values.dtype).reshape(height, width, channels)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "predictor", "change"),
+    [
+        ("u2", 2, neighbour_differences),
+        ("f2", 3, sorted_byte_differences),
+        ("f4", 3, sorted_byte_differences),
+    ],
+)
+def test_predictors(tmp_path, dtype, predictor, change):
+    stored = tiff(change(scaled(dtype)), 2, extra={259: 8, 317: predictor})
+    (tmp_path / "a.tif").write_bytes(stored)
+    np.testing.assert_array_equal(np.array(decode(tmp_path / "a.tif")), COLOURS)
+
+
+def test_signed_values(tmp_path):
+    values = np.array([[-100, 0, 100]])
+    for dtype in ("i1", "i2", "i4"):
+        (tmp_path / "a.tif").write_bytes(tiff(values.astype(dtype), 1))
+        assert np.array(decode(tmp_path / "a.tif"))[0, :, 0].tolist() == pytest.approx([0, 127.5, 255], abs=0.6)
+
+
+def test_tiff_with_missing_pixels_is_refused(tmp_path):
+    for compression in (1, 8):
+        content = tiff(scaled("u2"), 2, extra={259: compression})
+        (tmp_path / "a.tif").write_bytes(content[:-20])
+        assert_refused(tmp_path / "a.tif", "")
 
 
 # ---- damage that costs no pixel ----

@@ -11,12 +11,14 @@ from importlib import import_module
 from importlib.util import find_spec
 from io import SEEK_END, BytesIO
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from longtail.data.levels import to_eight_bits
+from longtail.data.png import load_png, stated_white
 from longtail.data.repair import JPEG_END, JPEG_START, MAX_BEFORE, with_end, without_metadata
+from longtail.data.tiff import TiffSamples, is_left_to_pillow
 from longtail.utils.errors import InputError, one_line
 from longtail.utils.paths import is_pipe_or_device
 
@@ -30,9 +32,6 @@ SUFFIXES = frozenset(
     ]
 )
 """File name extensions of these formats"""
-
-TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_LARGEST, TIFF_PLANES = 258, 262, 281, 284
-"""Tags: bits of each channel, meaning of the levels, largest level, whether channels are in planes"""
 
 HEIF_SUFFIXES = frozenset([".heic", ".heif", ".hif"])
 """Photos of phones, which need the extra ``heic``"""
@@ -50,7 +49,7 @@ MAX_PIXELS = 178_956_970
 """Pixels of an image, at most: where Pillow raises an error, too, when it opens a file"""
 
 LARGE = 2**24
-"""Images with more pixels are decoded one at a time, whatever the number of threads: decoding takes up to 11 bytes for
+"""Images with more pixels are decoded one at a time, whatever the number of threads: decoding takes up to 26 bytes for
 each pixel"""
 
 _turn = {"large": threading.Lock()}
@@ -123,7 +122,6 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         if is_pipe_or_device(path):
             raise ValueError("a pipe or a device, not a file")
         with _open(path) as image, decoding(image):
-            _check_colours(image)
             yield image
     except Exception as error:  # a damaged image can raise anything
         raise CorruptImageError(path, _reason(path, error)) from error
@@ -156,13 +154,13 @@ def load_upright(image: Image.Image) -> None:
 
 def load_rgb(image: Image.Image) -> Image.Image:
     """Loads an open image and returns it as `decode` does."""
-    # What the levels mean is known before the pixels are loaded only.
-    levels = _Levels.of(image)
+    # What the file says of its values is known before the pixels are loaded only.
+    white = _stated_white(image)
+    if image.format == "PNG":
+        load_png(image)
     load_upright(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _to_eight_bits(image, levels)
-    elif levels.step > 1 and isinstance(transparent := image.info.get("transparency"), int):
-        image.info["transparency"] = transparent * levels.step
+        image = _grey_to_eight_bits(image, white)
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -191,10 +189,16 @@ def _open(path: Path) -> Image.Image:
     try:
         image = Image.open(path, formats=_formats())
     except (UnidentifiedImageError, ValueError, SyntaxError):
+        with path.open("rb") as file:
+            if KINDS.get(file.read(4)) == "TIFF":
+                return TiffSamples(path)
         repaired = without_metadata(path.read_bytes())
         if repaired is None:
             raise
         return Image.open(BytesIO(repaired), formats=_formats())
+    if image.format == "TIFF" and not is_left_to_pillow(image.tag_v2):  # type: ignore[attr-defined]
+        image.close()
+        return TiffSamples(path)
     if image.format == "JPEG" and _lacks_end(image):
         repaired = with_end(path.read_bytes())
         if repaired is not None:
@@ -213,14 +217,6 @@ def _lacks_end(image: Image.Image) -> bool:
     return JPEG_END not in last
 
 
-def _check_colours(image: Image.Image) -> None:
-    """Refuses images that Pillow would read in wrong colours."""
-    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-    bits = tags.get(TIFF_BITS, (8,))
-    if tags.get(TIFF_PLANES) == 2 and len(bits) > 1 and max(bits) > 8:
-        raise ValueError("a TIFF of more than 8 bits with its colours in planes; save it with interleaved colours")
-
-
 @cache
 def _formats() -> list[str]:
     """The formats that this version of Pillow supports."""
@@ -230,49 +226,24 @@ def _formats() -> list[str]:
     return [name for name in (*FORMATS, "HEIF") if name in Image.OPEN]
 
 
-class _Levels(NamedTuple):
-    """What the numbers of a grey image mean."""
-
-    step: int = 1
-    """Difference of two levels after decoding: 85 for 2 bits, 17 for 4 bits"""
-    white: float = 65535.0
-    """Of 16 bits; a TIFF may say that it uses fewer"""
-    white_is_zero: bool = False
-
-    @classmethod
-    def of(cls, image: Image.Image) -> "_Levels":
-        """The levels of an open image, before it is loaded."""
-        tiles = getattr(image, "tile", None)
-        step = {"L;2": 85, "L;4": 17}.get(str(tiles[0][3]), 1) if tiles and image.format == "PNG" else 1
-        if image.format != "TIFF" or not hasattr(image, "tag_v2"):
-            return cls(step)
-        largest = image.tag_v2.get(TIFF_LARGEST, 65535)
-        largest = max(largest) if isinstance(largest, tuple) else largest
-        return cls(step, float(largest or 65535), image.tag_v2.get(TIFF_PHOTOMETRIC) == 0)
+def _stated_white(image: Image.Image) -> float | None:
+    """The largest value of a grey image of more than 8 bits that is not loaded yet, if its file says it."""
+    if image.format == "PNG":
+        return stated_white(image) if image.mode.startswith("I") else None
+    # Pillow scales PPM and JPEG 2000 to 16 bits. The only TIFFs of more than 8 bits that are left to it have 12.
+    return {"PPM": 65535, "JPEG2000": 65535, "TIFF": 4095}.get(str(image.format))
 
 
-def _to_eight_bits(image: Image.Image, levels: _Levels) -> Image.Image:
-    """Scales a grey image of 16 or 32 bits to 8 bits.
-
-    White is 65535 for integers, or what a TIFF says. For floats it is the smallest of 1, 255 and 65535 that no value
-    exceeds. Scaling by the maximum instead would make dark images bright. An image with negative or larger values is
-    scaled to its own range.
-    """
-    values = np.array(image, dtype=np.float32)
-    finite = np.isfinite(values)
-    low = float(values.min(initial=0, where=finite))
-    high = float(values.max(initial=0, where=finite))
-    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (levels.white, 65535.0)
-    white = next((white for white in whites if low == 0 and high <= white), high)
-    scaled = np.rint((np.where(finite, values, low) - low) * (255 / (white - low))).astype(np.uint8)
-    scaled = 255 - scaled if levels.white_is_zero else scaled
+def _grey_to_eight_bits(image: Image.Image, white: float | None) -> Image.Image:
+    values = np.array(image)
+    scaled = to_eight_bits(values, white)
     if isinstance(transparent := image.info.get("transparency"), int):
         scaled[values == transparent] = 255
     return Image.fromarray(scaled)
 
 
 def _reason(path: Path, error: BaseException | None) -> str:
-    if isinstance(error, UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError | SyntaxError):
         return _kind(path)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
