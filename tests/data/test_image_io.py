@@ -295,6 +295,7 @@ def test_heic_is_read(tmp_path):
     [
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "a PNG that is damaged or of an unsupported kind"),
         (b"II*\0" + bytes(40), "a TIFF that is damaged or of an unsupported kind"),
+        (b"MM\0+\0\x08" + bytes(40), "a TIFF that is damaged or of an unsupported kind"),
         (tiff(np.zeros((2, 2, 5), np.uint8), 1), "a TIFF of 5 channels, none of which are said to be colours"),
         (tiff(np.zeros((2, 2, 5), np.uint8), 8), "a TIFF of 5 channels whose colours are neither grey nor RGB"),
         (tiff(np.zeros((2, 2, 3), np.uint16), 2, extra={258: [12] * 3}), "a TIFF of 3 channels whose values are not"),

@@ -38,7 +38,11 @@ HEIF_SUFFIXES = frozenset([".heic", ".heif", ".hif"])
 
 HEIF_HINT = "pip install 'longtail[heic]' reads HEIC images"
 
-KINDS = {b"II*\0": "TIFF", b"MM\0*": "TIFF", b"\x89PNG": "PNG", JPEG_START: "JPEG"}
+KINDS = {
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF"),
+    b"\x89PNG": "PNG",
+    JPEG_START: "JPEG",
+}
 """First bytes of formats"""
 
 MAX_ASPECT = 256
