@@ -160,6 +160,10 @@ def test_folders_without_images_are_no_classes(tmp_path, files, empty):
         ("2019/{a,b,c} 2020/{a,b}", "'2019', '2020' in 'ROOT' hold the same folders: 'a', 'b'."),
         ("home/{a,b} work/{a,b,c} sample", "put them into folders train/ and test/."),
         ("cat/{day,night} dog/{day,night}", "put all of them into a folder train/"),
+        ("f0/train/{a,b} f0/test/{a,b} f1/train/{a,b} f1/test/{a,b}",
+         "'f0', 'f1' in 'ROOT' hold splits with the same folders: 'a', 'b'. If these are the classes, set data.root to "
+         "one of the outer folders, such as 'ROOT/f0'."),
+        ("fold_0/{train,test} fold_1/{train,test}", "'fold_0', 'fold_1' in 'ROOT' are numbered folds by their names"),
     ],
 )  # fmt: skip
 def test_folders_with_two_meanings_are_refused(tmp_path, files, problem):

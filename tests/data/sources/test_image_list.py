@@ -351,8 +351,9 @@ def test_classes_by_name_in_test_lists(root, caplog):
     write(root / "test.txt", "cat/1.jpg,cat", "cat/2.jpg,Dog")
     (problem,) = problems(root, val_list=None)
     assert problem.startswith(
-        f"{root}/test.txt: 'Dog' and the training class 'dog' differ only in upper and lower case"
+        f"{root}/test.txt:2: 'Dog' and the training class 'dog' differ only in upper and lower case"
     )
+    assert len(caplog.messages) == 1
     write(root / "names.txt", "dog", "cat")
     write(root / "test.txt", "cat/1.jpg,cat")
     assert load(root, val_list=None, class_names="names.txt").class_names == ("dog", "cat")

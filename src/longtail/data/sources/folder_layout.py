@@ -7,7 +7,7 @@ holding the same classes as another split. What could be read in two ways is ref
 import os
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -103,6 +103,8 @@ def read_layout(root: Path) -> Layout:
     if splits := _find_splits(top, notes):
         return _layout_of_splits(splits, notes)
     if by_class := _splits_in_classes(top):
+        _check_not_data_sets(top)
+        _check_not_numbered(top)
         notes.append(f"Each class folder in '{top.path}' holds the folders of its splits, {_join(by_class)}")
         return Layout(_with_test(by_class, notes), top.empty, notes)
     if top.path != root and parse_split_name(top.name) == SplitName("train", ()):
@@ -223,14 +225,31 @@ def _splits_in_classes(top: Folder) -> dict[str, dict[str, Path]]:
 def _check_not_repeated(top: Folder) -> None:
     """Refuses folders that hold the same folders, such as folds: either of both levels could be the classes."""
     nested = [folder for folder in top.classes.values() if folder.classes and not folder.has_own_images]
-    counts = Counter(name for folder in nested for name in folder.classes)
-    repeated = [name for name, number in counts.items() if number > 1]
-    if len(repeated) > 1 and 2 * sum(counts[name] for name in repeated) > counts.total():
+    if repeated := _repeated([folder.classes.keys() for folder in nested]):
         raise InputError(
             f"{_join([folder.name for folder in nested])} in '{top.path}' hold the same folders: {_join(repeated)}. If "
             "these are the classes, put them into folders train/ and test/. If the outer folders are the classes, put "
             "all of them into a folder train/"
         )
+
+
+def _check_not_data_sets(top: Folder) -> None:
+    """Refuses folders that hold splits with the same classes, such as fold_0/train/cat and fold_1/train/cat."""
+    folders = list(top.classes.values())
+    inner = [{name for split in folder.classes.values() for name in split.classes} for folder in folders]
+    if repeated := _repeated(inner):
+        raise InputError(
+            f"{_join(top.classes)} in '{top.path}' hold splits with the same folders: {_join(repeated)}. If these are "
+            f"the classes, set data.root to one of the outer folders, such as '{folders[0].path}'. If the outer "
+            "folders are the classes, take the images out of the inner ones"
+        )
+
+
+def _repeated(groups: Iterable[Collection[str]]) -> list[str]:
+    """Returns the names that occur in several groups, if these are several and most of all names."""
+    counts = Counter(name for group in groups for name in group)
+    repeated = [name for name, number in sorted(counts.items()) if number > 1]
+    return repeated if len(repeated) > 1 and 2 * sum(counts[name] for name in repeated) > counts.total() else []
 
 
 def _check_not_numbered(top: Folder) -> None:

@@ -86,8 +86,9 @@ def _read_split(
 ) -> ImageSplit:
     """Returns the images of a split, class by class. Leaves out classes without training images."""
     unknown = {name: folder for name, folder in folders.items() if name not in known}
-    for name, folder in unknown.items():
+    for name, folder in list(unknown.items()):
         if similar := find_similar(name, names):
+            del unknown[name]
             problems.append(
                 f"'{folder}' and the training class '{known[similar]}' differ only "
                 f"{describe_difference(name, similar)}; rename one of them"

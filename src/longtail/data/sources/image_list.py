@@ -278,10 +278,13 @@ def _encode_names(lists: dict[str, _List], names: list[str] | None, problems: _P
     known: dict[str, _List] = {}
     for split, found in lists.items():
         unknown = sorted(set(found.labels) - present)
-        for name in unknown:
+        for name in list(unknown):
             if similar := find_similar(name, classes):
+                unknown.remove(name)
                 difference = describe_difference(name, similar)
-                problems.add(found.file, f"'{name}' and the training class '{similar}' differ only {difference}")
+                line = found.lines[found.labels.index(name)]
+                text = f"'{name}' and the training class '{similar}' differ only {difference}; write both the same way"
+                problems.add(found.file, text, line)
         known[split] = found.take([i for i, label in enumerate(found.labels) if label in present]) if unknown else found
         if unknown and not known[split].labels:
             problems.add(found.file, "holds no class of the training split")
