@@ -96,6 +96,7 @@ def test_splits_are_found(tmp_path, files, splits, note):
         ("train car ship", "car ship train", None),
         ("train_station test_tube dev_board cat", "cat dev_board test_tube train_station", None),
         ("trainer valley testament", "testament trainer valley", None),
+        ("mask no_mask", "mask no_mask", None),
         # A single folder around everything.
         ("dataset/{cat,dog}", "dataset/cat dataset/dog", "'ROOT' holds a single folder with images; "),
         ("my~data/photos/{cat,dog} my~data/1.jpg", "my~data/photos/cat my~data/photos/dog", "'ROOT/my data/photos'"),
@@ -155,6 +156,8 @@ def test_folders_without_images_are_no_classes(tmp_path, files, empty):
         ("images/1.jpg", "'ROOT' has a single class folder, 'images'; "),
         ("photos/{1.raw,2.raw} other/1.txt", "'ROOT' has no class folders with images; it must hold at least two "
          "folders, one for the images of each class. Files that are not read as images: 2 .raw, 1 .txt"),
+        ("images masks", "'images', 'masks' in 'ROOT' are kinds of files by their names, not classes"),
+        ("train/{Image,Ground-Truth} test/{Image,Ground-Truth}", "'Ground-Truth', 'Image' in 'ROOT/train' are kinds"),
         # Either level could be the classes.
         ("fold1/{a,b} fold2/{a,b} fold3/{a,b}", "'fold1', 'fold2', 'fold3' in 'ROOT' hold the same folders: 'a', 'b'."),
         ("2019/{a,b,c} 2020/{a,b}", "'2019', '2020' in 'ROOT' hold the same folders: 'a', 'b'."),

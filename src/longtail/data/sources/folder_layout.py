@@ -20,6 +20,24 @@ from longtail.utils.format import shortened_list
 
 _PART = re.compile(r"(?<![a-z])(part|fold|batch|chunk|shard|subset|split|set|image|img)(?=s?(?![a-z]))")
 
+_KINDS = frozenset(
+    [
+        *("image", "img", "picture", "photo", "jpeg", "jpegimage", "jpg", "png", "rgb"),
+        *(
+            "mask",
+            "label",
+            "annotation",
+            "gt",
+            "groundtruth",
+            "segmentation",
+            "segmentationclass",
+            "depth",
+            "thumbnail",
+        ),
+    ]
+)
+"""Names of folders that say what kind of files they hold, in lower case and without s at the end"""
+
 SHOWN = 5
 """Names that a message shows"""
 
@@ -264,6 +282,11 @@ def _check_not_numbered(top: Folder) -> None:
 
 def _check_several(folder: Folder) -> None:
     names = list(folder.classes)
+    if len(names) > 1 and all(re.sub(r"[\W_]", "", name).lower().removesuffix("s") in _KINDS for name in names):
+        raise NoClassFolders(
+            f"{_join(names)} in '{folder.path}' are kinds of files by their names, not classes; make one folder of "
+            "images per class"
+        )
     if len(names) < 2:
         found = f"has a single class folder, '{names[0]}'" if names else "has no class folders with images"
         others = find_images_below(folder.path).others.most_common()
