@@ -415,6 +415,14 @@ def test_tiff_with_missing_pixels_is_refused(tmp_path):
         assert_refused(tmp_path / "a.tif", "")
 
 
+@pytest.mark.parametrize(
+    "change", [{277: 60000, 258: [8] * 60000, 339: [1] * 60000}, {322: 2**31, 323: 16, 324: 8, 325: 8}]
+)
+def test_tiff_that_would_exhaust_memory_is_refused(tmp_path, change):
+    (tmp_path / "a.tif").write_bytes(tiff(np.zeros((200, 300, 3), np.uint16), 2, extra={259: 8, **change}))
+    assert_refused(tmp_path / "a.tif", "a possible decompression bomb")
+
+
 # ---- damage that costs no pixel ----
 
 

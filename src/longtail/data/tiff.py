@@ -31,6 +31,9 @@ PREMULTIPLIED, ALPHA = 1, 2
 KINDS = {1: "u", 2: "i", 3: "f"}
 """Formats of values"""
 
+MAX_BYTES = 2**31
+"""Of the values of an image, at most: more may be a decompression bomb"""
+
 Tags = Mapping[int, Any]
 
 
@@ -156,12 +159,17 @@ def read_values(file: BytesIO, tags: Tags, layout: Layout, order: str) -> NDArra
         tags: of the image.
         layout: of the image.
         order: of the bytes, ``<`` or ``>``.
+
+    Raises:
+        ValueError: pixels are missing, or they would exhaust memory.
     """
     num_planes = layout.channels if tags.get(PLANES) == 2 else 1
     channels = layout.channels // num_planes
     width = tags.get(TILE_WIDTH, layout.width)
     num_across = -(-layout.width // width)
     row = width * channels * layout.dtype.itemsize
+    if num_across * row * layout.height * num_planes > MAX_BYTES:
+        raise ValueError(f"its values take more than {MAX_BYTES:,} bytes, a possible decompression bomb")
     entries = {WIDTH: num_across * row, HEIGHT: layout.height, BITS: 8, PHOTOMETRIC: BLACK_IS_ZERO, CHANNELS: 1}
     entries |= {COMPRESSION: tags.get(COMPRESSION, 1), FILL_ORDER: tags.get(FILL_ORDER, 1)}
     if TILE_WIDTH in tags:
