@@ -1,12 +1,15 @@
 """One real experiment with the command line: shared experts, a teacher, interruptions."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
+from helpers import every_write, kill_at
 from helpers.experiments import write_experiment
 from helpers.runs import environment, python
 
@@ -14,6 +17,7 @@ import longtail
 from longtail.cli import main
 from longtail.experiments.runner import ExperimentOptions, run_experiment
 from longtail.runs.run import Run
+from longtail.utils.files import UNFINISHED
 
 pytestmark = pytest.mark.slow
 
@@ -94,3 +98,68 @@ def test_stop_and_resume(tmp_path):
     assert "ce-seed0: resumes" in done.stdout
     assert run.is_finished
     assert "| ce |" in (tmp_path / "runs" / "table.md").read_text()
+
+
+def untimed_rows(table, *names):
+    """The rows of a table's JSON file without measured times."""
+    rows = [row for row in json.loads(table.read_text())["rows"] if row["name"] in names]
+    for row in rows:
+        for numbers in (*row["seeds"], row["mean"], row["std"]):
+            numbers.pop("seconds")
+    return rows
+
+
+def test_a_killed_experiment(finished, tmp_path):
+    """Killed when a training starts, while it trains, and while the table is written. Trainings outlive it."""
+    command = ["experiment", write_experiment(tmp_path), "--output", tmp_path / "runs", "--rows", "ce,tau"]
+    log, run = tmp_path / "log", Run(tmp_path / "runs" / "ce-seed0")
+    for is_time in (lambda: "ce-seed0: starts" in log.read_text(), run.config_path.is_file):
+        with log.open("w") as output:
+            words = [sys.executable, "-m", "longtail", *map(str, command)]
+            process = subprocess.Popen(words, stdout=output, stderr=output, env=environment())
+        while not is_time():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    for file in ("table.json", "table.md"):
+        killed = python(kill_at.__file__, "before", file, 1, *command)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = python("-m", "longtail", *command)
+    assert done.returncode == 0, done.stderr
+    assert "2 trainings, 2 of them finished before" in done.stdout
+    expected = finished[1].with_suffix(".json")
+    assert untimed_rows(tmp_path / "runs" / "table.json", "ce", "tau") == untimed_rows(expected, "ce", "tau")
+    assert "| ce |" in (tmp_path / "runs" / "table.md").read_text()
+
+
+@pytest.mark.parametrize(("how", "code", "points"), [("kill", -signal.SIGKILL, 16), ("full disk", 2, 8)])
+def test_each_write_of_an_experiment(single_expert_run, tmp_path, how, code, points):
+    """Those of copied experts and of the table. A script stands in for the training, which has nothing left to do."""
+    start, output = tmp_path / "start", tmp_path / "output"
+    output.mkdir()
+    settings = {"training": {"epochs": 1}, "router": {"epochs": 2}, "device": "cpu"}
+    one_epoch = {"recipe": "digits-lt-ce", "settings": settings}
+    other = {"recipe": "digits-lt-ce", "settings": settings | {"evaluation": {"average": "probabilities"}}}
+    shutil.copytree(single_expert_run.folder, start / "runs" / "a-seed0")
+    write_experiment(start, {"a": one_epoch, "b": other}, settings={})
+    Run(start / "runs" / "a-seed0").write_config(replace(single_expert_run.config, name="a"))
+    script = start / "train"
+    script.write_text('#!/bin/sh\ncp runs/a-seed0/results.json "$7"\n')
+    script.chmod(0o755)
+    command = ["experiment", "small.yaml", "--output", "runs"]
+    done = python(every_write.__file__, how, start, output, *command, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == points
+    for number, (where, first, second) in enumerate(lines, start=1):
+        log = (output / f"{number}.log").read_text()
+        assert (first, second) == (code, 0), (where, log)
+        assert "Traceback" not in log, (where, log)
+        assert contents(output / str(number)) == contents(output / "expected"), where
+
+
+def contents(folder):
+    """All files of a folder and its folders, by path, without what a killed process had not finished."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != UNFINISHED]
+    return {path.relative_to(folder): path.read_bytes() for path in files}

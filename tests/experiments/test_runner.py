@@ -229,6 +229,29 @@ def test_a_training_that_a_killed_experiment_left_alive(tmp_path, stub, caplog, 
     assert "a-seed0: finished" in lines[-1]
 
 
+def test_a_training_that_a_killed_experiment_left_starting(tmp_path, stub, caplog):
+    """It locks the run after this experiment has looked, so that the training of this one fails."""
+    stub(f"while [ ! -e {tmp_path}/locked ]; do sleep 0.01; done; {FAIL}")
+    runner = job_runner(tmp_path, {"a": ONE_EPOCH}, slots=1)
+    (job,) = runner.jobs
+    waits = threading.Event()
+
+    def train():
+        with job.run.lock():
+            (tmp_path / "locked").touch()
+            waits.wait(60)
+            stub(FINISH)  # it was stopped; this experiment resumes it
+
+    thread = in_thread(lambda: runner._running, train)
+    waiter = in_thread(lambda: "waiting for its end" in caplog.text, waits.set)
+    with caplog.at_level("INFO", logger="longtail"):
+        runner.run()
+    thread.join()
+    waiter.join()
+    assert not runner.failed
+    assert job.run.is_finished
+
+
 def test_jobs_share_the_machine(tmp_path, stub, monkeypatch):
     stub(f'echo "$OMP_NUM_THREADS $CUDA_VISIBLE_DEVICES" > "$7.env"; {FINISH}')
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

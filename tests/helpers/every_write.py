@@ -8,6 +8,8 @@ Prints one line of JSON for each n: the write, and the exit codes of both comman
 
 - "kill": SIGKILL before or after a file is renamed, or after it is removed;
 - "full disk": a file cannot be written.
+
+If START has a script named ``train``, it replaces the trainings of an experiment, which are processes of their own.
 """
 
 import errno
@@ -76,6 +78,8 @@ def run(folder: Path, command: list[str], interruption=None) -> int:
         # Without report, plots and long speed measurements, which take most of the time of a short run.
         results.write_report = results.write_html = lambda *arguments, **options: None
         evaluator.SPEED_SECONDS = 0.01
+        if Path("train").exists():
+            sys.executable = str(Path("train").resolve())
         output = os.open(f"../{folder.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)

@@ -88,8 +88,8 @@ class JobRunner:
                         time.sleep(PAUSE)
                         for slot in [slot for slot, process in self._running.items() if process.poll() is not None]:
                             process = self._running.pop(slot)
-                            if isinstance(process, _OrphanedTraining) and not process.job.run.is_finished:
-                                waiting.insert(0, process.job)  # it was stopped: this experiment resumes it
+                            if self._is_to_do(process):
+                                waiting.insert(0, process.job)
                             else:
                                 signals.asked_to_stop |= self._finish(process)
                     self._end(signal.SIGTERM)
@@ -132,6 +132,13 @@ class JobRunner:
         logger.info("%s: %s", job.name, reason)
         self.failed.append(job.name)
         return True
+
+    def _is_to_do(self, process: "_Process | _OrphanedTraining") -> bool:
+        """Whether the job of an ended process remains to be done, although it did not fail."""
+        if isinstance(process, _OrphanedTraining):
+            return not process.job.run.is_finished  # it was stopped
+        # The training of a killed experiment had started, but had not locked the run yet when this one started.
+        return process.returncode != 0 and process.job.run.in_use
 
     def _finish(self, process: "_Process | _OrphanedTraining") -> bool:
         """Reports the end of a process; returns whether a signal from elsewhere stopped it, such as a scheduler's."""

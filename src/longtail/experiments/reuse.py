@@ -40,9 +40,6 @@ def copy_experts(source: Run, run: Run, config: Config) -> None:
     with run.lock():
         seconds = sum(record["seconds"] for record in source.history())  # without the later stages
         environment = source.environment() | {"experts_of": source.folder.name, "training_seconds": seconds}
-        run.write_json("environment.json", environment)
         if (skipped := source.skipped()) is not None:
             run.write_skipped(skipped)
-        run.write_history(source.history())
-        run.save_model(model, replace(metadata, threshold_for=""))
-        run.write_config(config)  # last: a folder with settings is a run
+        run.start(config, environment, (model, replace(metadata, threshold_for="")), source.history())

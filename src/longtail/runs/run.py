@@ -183,7 +183,7 @@ class Run:
 
     def progress(self) -> Progress:
         """How far the run is."""
-        if not self.model_path.is_file():
+        if not (self.config_path.is_file() and self.model_path.is_file()):  # `start` writes the settings last
             return Progress()
         config = self.config
         try:
@@ -244,9 +244,13 @@ class Run:
         return is_locked(self.folder)
 
     def start(
-        self, config: Config, environment: dict[str, Any], model: tuple[MultiExpert, ModelMetadata] | None = None
+        self,
+        config: Config,
+        environment: dict[str, Any],
+        model: tuple[MultiExpert, ModelMetadata] | None = None,
+        history: Sequence[dict[str, Any]] = (),
     ) -> None:
-        """Writes what is known before training, and a converted model with its metadata.
+        """Writes what is known before training; of a trained or converted model, also the model and its history.
 
         Raises:
             InputError: another run has taken the folder meanwhile.
@@ -255,7 +259,7 @@ class Run:
             raise InputError(f"another run has taken '{self.folder}' meanwhile; start again")
         try:
             self.write_json("environment.json", environment)
-            self.write_history([])
+            self.write_history(history)
             if model is not None:
                 self.save_model(*model)
             self.write_config(config)  # last: a folder with settings is a run
@@ -299,7 +303,7 @@ class Run:
         self._write("config.yaml", to_yaml(config).encode())
         self.__dict__.pop("config", None)  # the cached settings
 
-    def write_history(self, records: list[dict[str, Any]]) -> None:
+    def write_history(self, records: Sequence[dict[str, Any]]) -> None:
         """Replaces the metrics of the epochs."""
         self._write("metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
 
