@@ -18,6 +18,7 @@ from longtail.cli import main
 from longtail.data.sources.cifar import CLASS_NAMES
 from longtail.data.splits import DataSplits, ImageSplit
 from longtail.interop.original.convert import _config, convert
+from longtail.models.build import architecture
 from longtail.runs.run import Run
 from longtail.utils.errors import InputError
 
@@ -343,6 +344,29 @@ def test_swin_with_an_absolute_position_embedding(tmp_path):
     features = network.norm(network.layers(patches)).mean(dim=(1, 2))
     assert distance(model(images).features[:, 0].numpy(), features.numpy()) < 1e-5
     assert "trunk.patch_embed.absolute_pos_embed" in dict(model.named_parameters())
+
+
+@torch.no_grad()
+def test_swin_with_other_depths_and_windows(tmp_path):
+    """Compared with timm's network; the size of the images follows from the masks of the shifted windows."""
+    options = {"depths": [1, 2, 1, 1], "window_size": 4}
+    network = timm.create_model("swin_tiny_patch4_window7_224", img_size=64, num_classes=5, **options).eval()
+    original = {"layers.1.blocks.1.attn_mask": torch.zeros(4, 16, 16)}
+    for name, value in network.state_dict().items():
+        renamed = re.sub(r"layers\.(\d)\.downsample", lambda match: f"layers.{int(match[1]) - 1}.downsample", name)
+        original[renamed.replace("head.fc", "head")] = value
+    torch.save({"model": original, "epoch": 7}, tmp_path / "original.pth")
+    run = convert(tmp_path / "original.pth", tmp_path / "run")
+    assert vars(run.config.model).items() >= options.items()
+    model, metadata = run.load_model()
+    assert (metadata.image_size, metadata.architecture["depths"]) == (64, options["depths"])
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert distance(model(images).ensemble.numpy(), network(images).numpy()) < 1e-6
+    # The settings of the run make the same network.
+    new = longtail.create_model(**architecture(run.config.model, 5, 64)).state_dict()
+    assert {name: value.shape for name, value in new.items()} == {
+        name: value.shape for name, value in model.state_dict().items()
+    }
 
 
 def test_class_names_of_cifar():

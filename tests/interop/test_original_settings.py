@@ -245,8 +245,26 @@ def test_mixing_of_swin():
 
 
 def test_swin_without_a_counterpart():
-    changed = SWIN | {"AUG": {"MIXUP_MODE": "pair"}, "MODEL": {"SWIN": {"EMBED_DIM": 48}}}
-    assert translate(changed).ignored == ["MODEL.SWIN.EMBED_DIM and DEPTHS", "AUG.MIXUP_MODE"]
+    changed = SWIN | {
+        "AUG": {"MIXUP_MODE": "pair"},
+        "MODEL": {"SWIN": {"EMBED_DIM": 48, "MLP_RATIO": 2, "NUM_HEADS": [3] * 4}},
+    }
+    assert translate(changed).ignored == [
+        "MODEL.SWIN.EMBED_DIM and DEPTHS", "MODEL.SWIN.MLP_RATIO", "MODEL.SWIN.NUM_HEADS", "AUG.MIXUP_MODE",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("depths", "window", "expected"),
+    [
+        ([2, 2, 18, 2], 7, ("swin_small_patch4_window7_224", None, None)),
+        ([2, 2, 4, 2], 7, ("swin_tiny_patch4_window7_224", [2, 2, 4, 2], None)),
+        ([2, 2, 6, 2], 8, ("swin_tiny_patch4_window7_224", None, 8)),
+    ],
+)
+def test_depths_and_windows_of_swin(depths, window, expected):
+    model = translated(SWIN | {"MODEL": {"SWIN": {"DEPTHS": depths, "WINDOW_SIZE": window}}}).model
+    assert (model.backbone, model.depths, model.window_size) == expected
 
 
 def test_files(tmp_path):

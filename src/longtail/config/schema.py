@@ -273,6 +273,14 @@ class ModelConfig(_Checked):
     width: Literal["narrow", "full"] | list[int] = "narrow"
     """Channels of the last two stages: narrow (three quarters of the backbone's), full, or a list of numbers."""
 
+    depths: list[int] | None = field(default=None, metadata={"min": 1})
+    """Number of blocks in each stage, such as [2, 2, 12, 2]. null: those of the backbone. Only for timm's Swin,
+    ConvNeXt and other networks whose constructor has this argument."""
+
+    window_size: int | None = bounded(None, min=1)
+    """Height and width of the attention windows in patches. null: those of the backbone. Only for timm's Swin and other
+    networks whose constructor has this argument."""
+
     head: Literal["cosine", "linear"] = "cosine"
     """Classifier of each expert."""
 

@@ -4,13 +4,12 @@ from typing import Any
 
 from longtail.config.schema import ClassifierConfig, ModelConfig, RouterConfig
 
+OPTIONAL = ("experts_from", "depths", "window_size", "drop_rate", "drop_path_rate")
+"""Settings that not every network takes; they are passed on only if they are set"""
+
 
 def architecture(settings: ModelConfig, num_classes: int, image_size: int) -> dict[str, Any]:
     """Returns the arguments of `longtail.create_model`, without pretrained weights, average and router."""
-    # Only those that are used: not every network takes them.
-    used = {
-        name: value for name in ("experts_from", "drop_rate", "drop_path_rate") if (value := getattr(settings, name))
-    }
     return {
         "name": settings.backbone,
         "num_classes": num_classes,
@@ -20,7 +19,7 @@ def architecture(settings: ModelConfig, num_classes: int, image_size: int) -> di
         "scale": settings.scale,
         "expert_stages": settings.expert_stages,
         "image_size": image_size,
-        **used,
+        **{name: value for name in OPTIONAL if (value := getattr(settings, name))},
     }
 
 

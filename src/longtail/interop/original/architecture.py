@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import Any, Literal
 
+import timm
 from torch import Tensor
 
 from longtail.interop.original.names import convert_state_dict
 from longtail.models import resnet_cifar
+from longtail.models.backbones import input_format
 from longtail.models.initialisation import skip_init
 from longtail.models.multi_expert import MultiExpert, create_model
 from longtail.utils.errors import InputError
@@ -30,7 +32,7 @@ RESNETS: dict[tuple[bool, int, tuple[int, ...]], str] = {
     (True, 4, (3, 8, 36, 3)): "resnext152_32x4d",
 }
 
-# (channels of the first stage, blocks in each stage) -> size
+# (channels of the first stage, blocks in each stage) -> size. Other depths are options of the size with these channels.
 SWINS: dict[tuple[int, tuple[int, ...]], str] = {
     (96, (2, 2, 6, 2)): "tiny",
     (96, (2, 2, 18, 2)): "small",
@@ -39,8 +41,14 @@ SWINS: dict[tuple[int, tuple[int, ...]], str] = {
 }
 
 Shapes = Mapping[str, Sequence[int]]
-Stages = tuple[str, Sequence[int], list[int]]
-"""Name of a network, full widths of its last two stages, and their widths in the checkpoint"""
+Network = tuple[str, dict[str, Any]]
+"""Name of a network, and options of its constructor in timm"""
+
+Stages = tuple[Network, Sequence[int], list[int]]
+"""A network, full widths of its last two stages, and their widths in the checkpoint"""
+
+MASK = re.compile(r".*\blayers\.(\d)\..*\battn_mask")
+"""Mask of the shifted windows in a stage of the original Swin: (windows, patches of a window, the same)"""
 
 
 def load_original(original: Mapping[str, Tensor], scale: float = SCALE) -> tuple[MultiExpert, dict[str, Any]]:
@@ -76,7 +84,7 @@ def infer_architecture(original: Mapping[str, Tensor]) -> dict[str, Any]:
     # The full network of the first expert, under timm's names.
     first = {re.sub(r"^(trunk|branches\.0|neck)\.", "", name): shape for name, shape in shapes.items()}
     try:
-        name, full, widths = (_swin if "patch_embed.proj.weight" in first else _resnet)(first)
+        (name, options), full, widths = (_swin if "patch_embed.proj.weight" in first else _resnet)(first)
         num_classes, _ = shapes["heads.0.weight"]
     except InputError:
         raise
@@ -85,6 +93,7 @@ def infer_architecture(original: Mapping[str, Tensor]) -> dict[str, Any]:
     branch = {match[1] for key in shapes if (match := re.match(r"branches\.0\.(layer\d|layers\.\d\.blocks)\.", key))}
     architecture = {
         "name": name,
+        **options,
         "num_classes": num_classes,
         "num_experts": sum(re.fullmatch(r"heads\.\d+\.weight", key) is not None for key in shapes),
         "width": _width(full, widths),
@@ -92,9 +101,11 @@ def infer_architecture(original: Mapping[str, Tensor]) -> dict[str, Any]:
         "scale": SCALE,
         "expert_stages": len(branch),
     }
+    # Patches of 4 x 4 pixels tell the size of the images.
     if position := shapes.get("trunk.patch_embed.absolute_pos_embed"):
-        # Its size follows from that of the images: a patch has 4 x 4 pixels.
         architecture |= {"absolute_position": True, "image_size": 4 * isqrt(position[1])}
+    elif (size := _swin_image_size(original)) not in (None, input_format(name).image_size):
+        architecture["image_size"] = size
     hidden, output = shapes.get("router.hidden.0.weight"), shapes.get("router.output.0.weight")
     if hidden and output and len(output) == 2:
         # The output layer takes the largest logits and the hidden units.
@@ -112,25 +123,61 @@ def _resnet(shapes: Shapes) -> Stages:
         names = {(blocks,) * 3: name for name, blocks in resnet_cifar.BLOCKS_PER_STAGE.items()}
         if depths not in names:
             raise _unknown(f"{depths} blocks in its stages")
-        return names[depths], resnet_cifar.WIDTHS[-2:], [shapes[f"layer{stage}.0.conv1.weight"][0] for stage in (2, 3)]
+        return (
+            (names[depths], {}),
+            resnet_cifar.WIDTHS[-2:],
+            [shapes[f"layer{stage}.0.conv1.weight"][0] for stage in (2, 3)],
+        )
     bottleneck = "layer1.0.conv3.weight" in shapes
     key = (bottleneck, shapes["layer1.0.conv2.weight"][1] if depths else 0, depths)
     if key not in RESNETS:
         raise _unknown(f"{depths} blocks in its stages and groups of {key[1]} channels")
     # timm names a bottleneck's width by its planes; its output has four times as many channels.
     last, expansion = ("conv3", 4) if bottleneck else ("conv2", 1)
-    return RESNETS[key], (256, 512), [shapes[f"layer{stage}.0.{last}.weight"][0] // expansion for stage in (3, 4)]
+    return (RESNETS[key], {}), (256, 512), [shapes[f"layer{stage}.0.{last}.weight"][0] // expansion for stage in (3, 4)]
 
 
 def _swin(shapes: Shapes) -> Stages:
     depths = _depths(shapes, r"layers\.(\d)\.blocks\.(\d+)\.norm1\.weight")
     channels = shapes["patch_embed.proj.weight"][0]
-    if (channels, depths) not in SWINS:
-        raise _unknown(f"{depths} blocks in its stages and {channels} channels")
     # The table has an entry for each of (2 window - 1)^2 relative positions.
     window = (isqrt(shapes["layers.0.blocks.0.attn.relative_position_bias_table"][0]) + 1) // 2
-    name = f"swin_{SWINS[channels, depths]}_patch4_window{window}_{32 * window}"
-    return name, (4 * channels, 8 * channels), [shapes[f"layers.{stage}.blocks.0.norm1.weight"][0] for stage in (2, 3)]
+    network = swin_network(channels, depths, window)
+    if network is None:
+        raise _unknown(f"{len(depths)} stages and {channels} channels")
+    return (
+        network,
+        (4 * channels, 8 * channels),
+        [shapes[f"layers.{stage}.blocks.0.norm1.weight"][0] for stage in (2, 3)],
+    )
+
+
+def swin_network(channels: int, depths: tuple[int, ...], window: int) -> Network | None:
+    """Returns the Swin of timm with these channels, and options for what differs from it; None if there is none.
+
+    Args:
+        channels: of the first stage.
+        depths: number of blocks in each stage.
+        window: height and width of the attention windows in patches.
+    """
+    sizes = [size for (width, blocks), size in SWINS.items() if width == channels and len(blocks) == len(depths)]
+    if not sizes:
+        return None
+    size, options = SWINS.get((channels, depths)), dict[str, Any]()
+    if size is None:
+        size, options = sizes[0], {"depths": list(depths)}
+    name = f"swin_{size}_patch4_window{window}_{32 * window}"
+    if timm.is_model(name):
+        return name, options
+    return f"swin_{size}_patch4_window7_224", options | {"window_size": window}
+
+
+def _swin_image_size(original: Mapping[str, Tensor]) -> int | None:
+    """Returns height and width of the images that masks of shifted windows are for; None if there are no masks."""
+    for name, mask in original.items():
+        if match := MASK.fullmatch(name):
+            return 4 * (1 << int(match[1])) * isqrt(mask.shape[0] * mask.shape[1])
+    return None
 
 
 def _depths(shapes: Shapes, pattern: str) -> tuple[int, ...]:

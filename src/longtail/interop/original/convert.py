@@ -95,7 +95,8 @@ def _config(name: str, translated: Translation | None, architecture: Mapping[str
     # The augmentation of RIDE is in its code, and the training of the experts in another file than that of the router.
     recipe = load_recipe(BASE if family == "swin" else recipe_for(data["name"], backbone))
     options: dict[str, Any] = {
-        key: architecture.get(key) for key in ("num_experts", "width", "head", "scale", "expert_stages")
+        key: architecture.get(key)
+        for key in ("num_experts", "width", "head", "scale", "expert_stages", "depths", "window_size")
     }
     rates = {key: found.get("model", {}).get(key, 0.0) for key in ("drop_rate", "drop_path_rate")}
     router = {"top_choices": recipe.router.top_choices, **architecture.get("router", {})} | found.get("router", {})

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from longtail.interop.original.architecture import SCALE, SWINS
+from longtail.interop.original.architecture import SCALE, swin_network
 from longtail.interop.original.settings import OriginalSection, Translation
 
 BASE = "imagenet-lt-swin-tiny-ride"
@@ -44,16 +44,21 @@ def translate_swin(original: Mapping[str, Any]) -> Translation:
 
 def _model(original: Mapping[str, Any], ignored: list[str]) -> dict[str, Any]:
     model, swin = OriginalSection(original, "MODEL"), OriginalSection(original, "MODEL.SWIN")
-    size = SWINS.get((swin.get("EMBED_DIM", 96), tuple(swin.get("DEPTHS", (2, 2, 6, 2)))))
-    window, experts = swin.get("WINDOW_SIZE", 7), model.get("NUM_EXPERTS", 1)
-    if size is None or model.get("TYPE", "swin") != "swin":
-        ignored.append("MODEL.SWIN.EMBED_DIM and DEPTHS" if size is None else "MODEL.TYPE")
-    if swin.get("APE"):
-        ignored.append("MODEL.SWIN.APE")
+    channels, depths = swin.get("EMBED_DIM", 96), tuple(swin.get("DEPTHS", (2, 2, 6, 2)))
+    network, experts = swin_network(channels, depths, swin.get("WINDOW_SIZE", 7)), model.get("NUM_EXPERTS", 1)
+    if network is None or model.get("TYPE", "swin") != "swin":
+        ignored.append("MODEL.SWIN.EMBED_DIM and DEPTHS" if network is None else "MODEL.TYPE")
+    heads = [channels * 2**stage // 32 for stage in range(len(depths))]
+    fixed = {"APE": False, "PATCH_SIZE": 4, "MLP_RATIO": 4, "QKV_BIAS": True, "QK_SCALE": None, "PATCH_NORM": True}
+    ignored += [
+        f"MODEL.SWIN.{key}" for key, value in (fixed | {"NUM_HEADS": heads}).items() if swin.get(key, value) != value
+    ]
+    name, options = network or ("", {})
     cosine, loss = model.get("USE_NORMED_LINEAR", False), OriginalSection(original, "TRAIN")
     scale = OriginalSection(original, "TRAIN.LOSS").get("S", SCALE) if loss.get("LOSS_TYPE") == "RIDE" else SCALE
     return {
-        "backbone": f"swin_{size}_patch4_window{window}_{32 * window}",
+        "backbone": name,
+        **options,
         "num_experts": experts,
         "width": "narrow" if experts > 1 and not model.get("FORCE_ORIGINAL_FEATURE_DIM") else "full",
         "head": "cosine" if cosine else "linear",
