@@ -113,7 +113,10 @@ def resume(run: Run | str | Path) -> Run:
     if not run.config_path.is_file():
         raise InputError(f"'{run.folder}' is not a run folder: it has no {run.config_path.name}")
     if run.is_converted:
-        raise InputError(f"'{run.folder}' was converted or downloaded, not trained here: there is nothing to resume")
+        raise InputError(
+            f"'{run.folder}' was converted or downloaded, not trained here, so there is nothing to resume; a new "
+            f"training can start from its weights: longtail train --model.pretrained {run.folder}"
+        )
     if run.is_finished:
         raise InputError(f"'{run.folder}' is finished; 'longtail evaluate {run.folder}' evaluates it again")
     with init_distributed(run.config.device) as group:

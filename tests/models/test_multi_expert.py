@@ -303,6 +303,10 @@ def test_unknown_options():
         create_model("resnet32", 5, drop_path_rate=0.1)
     with pytest.raises(InputError, match="vgg11"):
         create_model("vgg11", 5, width="full", drop_path_rate=0.1)
+    with pytest.raises(
+        InputError, match=r"swin_tiny_patch4_window7_224 cannot be built with .*depths=\[1, 1, 1, 1, 1\]"
+    ):
+        create_model("swin_tiny_patch4_window7_224", 5, depths=[1] * 5)
 
 
 @pytest.mark.parametrize(

@@ -129,8 +129,9 @@ def _builder(name: str, width: Width, options: Mapping[str, Any]) -> Build:
     try:
         with torch.device("meta"):
             network = build()
-    except TypeError as error:  # the constructor does not know an option
-        raise InputError(f"{name}: {error}") from error
+    except Exception as error:  # the constructor does not know an option, or cannot use its value
+        given = ", ".join(f"{option}={value}" for option, value in options.items())
+        raise InputError(f"{name} cannot be built with {given} ({error})") from error
     parameters = inspect.signature(type(network)).parameters
     if "zero_init_last" in parameters:
         build = partial(build, zero_init_last=False)  # in RIDE the last batch norm of a block starts at 1
