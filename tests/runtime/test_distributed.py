@@ -228,6 +228,46 @@ def test_two_killed_processes_resume_exactly(run, tmp_path):
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+FROZEN = """
+import os, signal, sys
+from datetime import timedelta
+from longtail.cli import main
+from longtail.runtime import distributed
+from longtail.training.checkpoint import Checkpoint
+
+distributed.TIMEOUT = timedelta(seconds=40)
+after_step = Checkpoint.after_step
+
+
+def freeze_in_second_epoch(self, state):
+    after_step(self, state)
+    if self.group.rank == 1 and (state.position.epoch, state.position.step) == (2, 2):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+Checkpoint.after_step = freeze_in_second_epoch
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_does_not_answer_ends_a_training(run, tmp_path):
+    """The other one says so after `TIMEOUT`; the same command resumes exactly."""
+    folder, script = tmp_path / "run", tmp_path / "frozen.py"
+    script.write_text(FROZEN)
+    command = ["train", "--output", folder, *settings(**{"training.checkpoint_every": 0})]
+    done = torchrun(script, *command)
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("longtail:")]
+    assert "process 0 of 2 lost the connection" in line
+    assert "did not answer" in line
+    done = torchrun("-m", "longtail", *command)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 2 of 2 from" in done.stdout
+    assert weights(folder).keys() == weights(run).keys()
+    assert all(torch.equal(value, weights(folder)[name]) for name, value in weights(run).items())
+
+
 @pytest.mark.slow
 def test_input_errors_are_reported_once(tmp_path):
     wrong = {"data.root": "x", "data.name": "folder"}
