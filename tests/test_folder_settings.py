@@ -44,7 +44,12 @@ def test_the_time_decides_the_epochs_of_a_fixed_size(photos):
         choose_settings(config, fixed=["data.image_size"], time_limit=limit).training.epochs for limit in (1e-6, 1e6)
     ]
     assert chosen[0] < 8 <= chosen[1]
-    assert choose_settings(config, fixed=["data.image_size", "training.epochs"], time_limit=1e-6) == config
+    fixed = ["data.image_size", "training.epochs"]
+    assert choose_settings(config, fixed=fixed) == config
+    limited = choose_settings(config, fixed=fixed, time_limit=60)
+    assert 0 < limited.training.max_minutes < 1  # the rest is for the test
+    assert replace(limited, training=replace(limited.training, max_minutes=None)) == config
+    assert choose_settings(config, fixed=[*fixed, "training.max_minutes"], time_limit=60) == config
 
 
 def test_enough_images_give_a_validation_part(tmp_path):
@@ -61,7 +66,7 @@ def test_nothing_else_is_chosen(photos):
     same = replace(
         chosen,
         data=replace(chosen.data, image_size=config.data.image_size, val_fraction=config.data.val_fraction),
-        training=replace(chosen.training, epochs=config.training.epochs),
+        training=replace(chosen.training, epochs=config.training.epochs, max_minutes=None),
     )
     assert same == config
 

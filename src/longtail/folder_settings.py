@@ -57,9 +57,12 @@ class Plan(NamedTuple):
     seconds: float
     """Expected time of training and testing"""
 
+    testing: float
+    """Expected time of testing alone"""
+
 
 def choose_settings(
-    config: Config | None = None, *, fixed: Collection[str] = (), time_limit: float = TIME_LIMIT
+    config: Config | None = None, *, fixed: Collection[str] = (), time_limit: float | None = None
 ) -> Config:
     """Returns settings with what suits the images and this machine: image size, epochs and validation images.
 
@@ -69,12 +72,15 @@ def choose_settings(
     Args:
         config: of the data; the recipe ``folder`` by default.
         fixed: names of settings that stay as they are, such as ``data.image_size``.
-        time_limit: seconds for training and testing.
+        time_limit: seconds for training and testing; by default, `TIME_LIMIT`, or none if the epochs are fixed.
+            Training ends early if it becomes so slow that testing would end later.
 
     Raises:
         InputError: the images are missing or wrong.
     """
     config = config or load_recipe(FOLDER_RECIPE)
+    is_limited = time_limit is not None or "training.epochs" not in fixed
+    time_limit = TIME_LIMIT if time_limit is None else time_limit
     with without_notes():  # training says them
         dataset = load_data(config.data)
     enough = VAL_FRACTION * len(dataset.train) >= MIN_VALIDATION
@@ -97,11 +103,12 @@ def choose_settings(
         f"Chosen for {len(dataset.train):,} training images on {clock.device}, within {duration(time_limit)}: "
         f"{plan.image_size} pixels, {pluralize(plan.epochs, 'epoch')}; expected to take {duration(plan.seconds)}"
     )
-    return replace(
-        config,
-        data=replace(config.data, image_size=plan.image_size),
-        training=replace(config.training, epochs=plan.epochs),
-    )
+    training = replace(config.training, epochs=plan.epochs)
+    if is_limited and "training.max_minutes" not in fixed:
+        # The share of training in the expected time: a machine that becomes slower tests more slowly, too.
+        minutes = time_limit / 60 * (1 - plan.testing / plan.seconds)
+        training = replace(training, max_minutes=float(f"{minutes:.3g}"))
+    return replace(config, data=replace(config.data, image_size=plan.image_size), training=training)
 
 
 class _Clock:
@@ -124,15 +131,16 @@ class _Clock:
     def plan(self, image_size: int, epochs: int) -> Plan:
         """The time for images of this size and so many epochs."""
         training, costs = self.config.training, self._cost(image_size)
-        num_train, num_test = len(self.dataset.train), len(self.dataset.test)
-        num_test += 0 if self.dataset.val is None else len(self.dataset.val)
+        num_train = len(self.dataset.train)
+        num_test = sum(len(split) for split in (self.dataset.test, self.dataset.val) if split is not None)
         views = training.views if training.trained_parts != "all" else 0
         frozen = {"all": 0, "heads": costs.total}.get(training.trained_parts, costs.trunk)
         # A backward pass takes about twice as long as the forward pass.
         step = 3 * (costs.total - frozen) + (0 if views else frozen)
-        work = num_train * (views * frozen + epochs * step) + num_test * costs.total
-        decoded = num_train * (views or epochs) + num_test
-        return Plan(image_size, epochs, decoded * self.seconds_per_image + work * self.seconds_per_mac)
+        work, decoded = num_train * (views * frozen + epochs * step), num_train * (views or epochs)
+        training_time = work * self.seconds_per_mac + decoded * self.seconds_per_image
+        testing = num_test * (costs.total * self.seconds_per_mac + self.seconds_per_image)
+        return Plan(image_size, epochs, training_time + testing, testing)
 
     def _cost(self, image_size: int) -> Cost:
         if image_size not in self._costs:

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--time",
         metavar="TIME",
-        help="with FOLDER: time that training and testing are planned for, such as 30m (default: 20m)",
+        help="with FOLDER: time for training and testing, such as 30m (default: 20m)",
     )
     parser.add_argument(
         "--config",
@@ -97,8 +97,8 @@ def _folder_config(folder: str, arguments: argparse.Namespace) -> "Config":
     config = resolve(arguments.config or FOLDER_RECIPE, data, arguments.settings)
     if arguments.config is not None and arguments.time is None:
         return config
-    from longtail.folder_settings import TIME_LIMIT, choose_settings, parse_duration
+    from longtail.folder_settings import choose_settings, parse_duration
 
-    limit = TIME_LIMIT if arguments.time is None else parse_duration(arguments.time)
+    limit = None if arguments.time is None else parse_duration(arguments.time)
     fixed = {argument[2:].partition("=")[0] for argument in arguments.settings if argument.startswith("--")}
     return choose_settings(config, fixed=fixed, time_limit=limit)

@@ -459,7 +459,16 @@ class TrainingConfig(_Checked):
     """Learning rate at the end of the cosine schedule."""
 
     validate_every: int = bounded(0, min=0)
-    """Epochs between two evaluations on the validation split, which select nothing. 0: only at the end."""
+    """Epochs between two evaluations on the validation split. Only with patience they select anything. 0: only at the
+    end."""
+
+    patience: int = bounded(0, min=0)
+    """Early stopping: training ends when the balanced validation accuracy has not risen in so many evaluations in a
+    row, see validate_every, and the model of the best one is the result. 0: all epochs; the last one is the result."""
+
+    max_minutes: float | None = bounded(None, above=0)
+    """Training ends after an epoch if another one would end later than so many minutes after the start of the command.
+    null: all epochs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -470,6 +479,10 @@ class TrainingConfig(_Checked):
         _require(
             self.accumulation <= self.batch_size,
             "training.accumulation", self.accumulation, f"at most training.batch_size, {self.batch_size}",
+        )  # fmt: skip
+        _require(
+            0 < self.validate_every <= self.epochs or not self.patience,
+            "training.patience", self.patience, "0 unless training.validate_every is 1 to training.epochs",
         )  # fmt: skip
         _require(self.momentum > 0 or not self.nesterov, "training.nesterov", True, "false if momentum is 0")
         milestones = [epoch_of(milestone, self.epochs) for milestone in self.milestones]

@@ -90,4 +90,4 @@ class ViewsLoader:
 
 def num_views(loader: Loader) -> int:
     """Returns the number of views of each image in a loader's batches."""
-    return loader.num_views if isinstance(loader, ViewsLoader) else 1
+    return getattr(loader, "num_views", 1)

@@ -15,6 +15,8 @@ from longtail.models.multi_expert import ExpertOutput, MultiExpert
 from longtail.runtime.distributed import SINGLE_PROCESS, Group
 from longtail.utils.ensembles import Average, average_views
 
+Compute = Callable[[Tensor], ExpertOutput]
+
 
 class ModelOutputs(NamedTuple):
     """The outputs of a model for N images: E experts, C classes. On the CPU and in the loader's order."""
@@ -48,7 +50,13 @@ class Features(NamedTuple):
     """(N,)"""
 
 
-def collect_outputs(model: MultiExpert, loader: Loader, group: Group = SINGLE_PROCESS, epoch: int = 0) -> ModelOutputs:
+def collect_outputs(
+    model: MultiExpert,
+    loader: Loader,
+    group: Group = SINGLE_PROCESS,
+    epoch: int = 0,
+    compute: Compute | None = None,
+) -> ModelOutputs:
     """Computes the outputs of all experts, and of the router, for every image; averaged over its views, if any.
 
     Args:
@@ -56,15 +64,23 @@ def collect_outputs(model: MultiExpert, loader: Loader, group: Group = SINGLE_PR
         loader: all images in their own order; this process's share of them, in full batches.
         group: processes that share the images; each gets all outputs.
         epoch: of the loader, if its images are augmented.
+        compute: from the loader's inputs to the model's outputs, if they are not images; by default, the model.
     """
+    compute = compute or model
     router, sizes = model.router, [(model.num_experts, model.num_classes)]
     how = model.average, model.temperature, num_views(loader)
     if router is None:
-        labels, logits = _gather(model, loader, group, epoch, lambda output: (output.logits,), sizes)
+        labels, logits = _gather(model, compute, loader, group, epoch, lambda output: (output.logits,), sizes)
         return ModelOutputs(logits, labels, None, *how)
     sizes.append((model.num_experts - 1,))  # type: ignore[arg-type]
     labels, logits, router_logits = _gather(
-        model, loader, group, epoch, lambda output: (output.logits, router(output.logits, output.features)), sizes
+        model,
+        compute,
+        loader,
+        group,
+        epoch,
+        lambda output: (output.logits, router(output.logits, output.features)),
+        sizes,
     )
     return ModelOutputs(logits, labels, router_logits, *how)
 
@@ -72,13 +88,14 @@ def collect_outputs(model: MultiExpert, loader: Loader, group: Group = SINGLE_PR
 def collect_features(model: MultiExpert, loader: Loader, group: Group = SINGLE_PROCESS) -> Features:
     """Computes the inputs of the heads for every image; arguments as in `collect_outputs`."""
     sizes = [(model.num_experts, model.num_features)]
-    labels, features = _gather(model, loader, group, 0, lambda output: (output.features,), sizes)
+    labels, features = _gather(model, model, loader, group, 0, lambda output: (output.features,), sizes)
     return Features(features, labels)
 
 
 @torch.inference_mode()
 def _gather(
     model: MultiExpert,
+    compute: Compute,
     loader: Loader,
     group: Group,
     epoch: int,
@@ -95,7 +112,7 @@ def _gather(
         loader.shard.batches(loader.num_images, loader.batch_size), loader.epoch(epoch), strict=True
     ):
         labels[position.own] = batch.own_labels.cpu()
-        output: ExpertOutput = model(batch.inputs)
+        output = compute(batch.inputs)
         for array, values in zip(gathered, select(output), strict=True):
             average = model.average if values is output.logits else "logits"  # means of features and router logits
             array[position.own] = average_views(values, num_views(loader), average).cpu()

@@ -67,6 +67,16 @@ class RunReport:
         """The evaluation of the test images."""
         return self.evaluations["test"]
 
+    @property
+    def epochs_and_time(self) -> str:
+        """Of the training: "4 epochs in 12 min"; or "3 of 4 epochs in 12 min (out of time)"."""
+        done, planned = len(self.history), self.config.training.epochs
+        epochs = pluralize(done, "epoch") if done >= planned else f"{done} of {pluralize(planned, 'epoch')}"
+        reason = {"time": " (out of time)", "validation": " (stopped early)"}.get(
+            str(self.history[-1].get("ended")), ""
+        )
+        return f"{epochs} in {duration(sum(record.get('seconds') or 0 for record in self.history))}{reason}"
+
 
 def write_report(folder: Path, report: RunReport) -> None:
     """Writes ``report.md`` and ``plots/*.png`` into a run folder."""
@@ -115,9 +125,7 @@ def _introduction(report: RunReport) -> str:
     experts = "one expert" if num_experts == 1 else f"{num_experts} experts"
     training = "has no training history in this run"
     if history:
-        seconds = sum(record.get("seconds") or 0 for record in history)
-        epochs = f"{pluralize(len(history), 'epoch')} in {duration(seconds)}"
-        training = f"was trained for {epochs} with the `{config.loss.name}` loss"
+        training = f"was trained for {report.epochs_and_time} with the `{config.loss.name}` loss"
         if config.classifier.method != "none":
             training += f"; its classifiers were then replaced (`classifier.method` {config.classifier.method})"
     sentences = [f"A `{config.model.backbone}` with {experts} {training}."]

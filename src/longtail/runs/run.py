@@ -194,9 +194,10 @@ class Run:
             raise InputError(
                 f"{error}; if you remove it, 'longtail train --resume' trains the experts again"
             ) from error
+        history, epochs = self.history(), config.training.epochs
         # The history is written after the model of an epoch.
-        is_recorded = self.is_converted or len(self.history()) >= config.training.epochs
-        has_experts = metadata.epoch >= config.training.epochs and is_recorded
+        is_trained = len(history) >= epochs or (len(history) > 0 and "ended" in history[-1])
+        has_experts = metadata.epoch >= epochs if self.is_converted else is_trained
         has_classifier = has_experts and config.classifier.method in ("none", metadata.classifier)
         is_routed = "router" in metadata.architecture
         has_stages = has_classifier and (is_routed or not config.router.train)

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from longtail.config.schema import epoch_of
 from longtail.data.loaders import Loader
-from longtail.evaluation.outputs import Features, collect_features, collect_outputs, evaluate_outputs
+from longtail.evaluation.outputs import Compute, Features, collect_features, collect_outputs, evaluate_outputs
 from longtail.losses import DistilledLoss, SelfDistilledLoss
 from longtail.losses.build import build_criterion
 from longtail.models.activation_checkpointing import checkpoint_activations
@@ -23,8 +24,10 @@ from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
 from longtail.runtime.seed import generator
 from longtail.training.checkpoint import stage_checkpoint
+from longtail.training.early_end import EarlyEnd, describe
 from longtail.training.ema import WeightAverage
 from longtail.training.frozen_part import FrozenPart, batch_norms, freeze, frozen_part
+from longtail.training.frozen_validation import FrozenValidation
 from longtail.training.frozen_views import FrozenViews
 from longtail.training.initial_weights import load_initial, start_from
 from longtail.training.loop import LoopOptions, fit
@@ -73,6 +76,7 @@ class ExpertStage:
         """Trains trunk, branches and heads; after each epoch the run holds their weights. Returns the metadata."""
         context, config = self.context, self.context.config
         run, training, runtime = context.run, config.training, context.runtime
+        early_end = EarlyEnd(training, runtime.group)
         metadata, records = self.metadata, self.checkpoint.records
         if self.checkpoint.exists:
             epoch = len(records) + 1
@@ -100,25 +104,28 @@ class ExpertStage:
             graph_phase=task.criterion.phase if training.cuda_graph and runtime.can_capture else None,
             on_step=progress.step,
         )
+        validate = self._validation(model, val_loader)
         epochs = fit(task, loader, optimizer(training, task), learning_rate(training), training.epochs, options)
         try:
             with progress, context.signals.postponed():
                 for record in epochs:
                     if training.validate_every and record["epoch"] % training.validate_every == 0:
-                        assert val_loader is not None
-                        runtime.group.broadcast(model.buffers())
-                        outputs = collect_outputs(model, val_loader, runtime.group)
-                        result = evaluate_outputs(outputs, context.dataset.class_counts, config.evaluation)
-                        record |= {"val_accuracy": result.accuracy, "val_balanced": result.balanced}
-                    metadata = replace(metadata, epoch=record["epoch"])
+                        record |= validate()
                     records.append(record)
-                    complete = merged(model)
-                    run.save_model(complete, metadata)
-                    if training.keep_every and metadata.epoch % training.keep_every == 0:
-                        run.keep_model(complete, metadata)
+                    reason = early_end.reason(records)
+                    if reason is not None:
+                        record["ended"] = reason
+                    if early_end.is_result(records):
+                        metadata = replace(metadata, epoch=record["epoch"])
+                        run.save_model(merged(model), metadata)
+                    if training.keep_every and record["epoch"] % training.keep_every == 0:
+                        run.keep_model(merged(model), replace(metadata, epoch=record["epoch"]))
                     run.write_history(records)
                     context.trackers.epochs("train", *records)
                     progress.epoch(record)
+                    if reason is not None:
+                        logger.info(describe(reason, records, training))
+                        break
         except KeyboardInterrupt:
             if not run.model_path.exists():
                 run.save_model(merged(model), metadata)
@@ -126,11 +133,36 @@ class ExpertStage:
         self.model = model
         runtime.group.broadcast(self.model.buffers())
         merge_adapters(self.model)
+        if training.patience:
+            runtime.group.barrier()  # until it is written
+            best, metadata = run.load_model()
+            self.model = context.to_device(best)
         self.model.requires_grad_(True)
         self.checkpoint.remove()
         if views is not None:
             views.remove()
         return metadata
+
+    def _validation(self, model: MultiExpert, loader: Loader | None) -> Callable[[], dict[str, float]]:
+        """Returns a function that evaluates the model, whose frozen part runs once, on the validation images."""
+        config, group, metadata = self.context.config, self.context.runtime.group, self.metadata
+        compute: Compute = model
+        if config.training.validate_every and loader is not None:
+            frozen = frozen_part(model, config.training.trained_parts, metadata.image_size)
+        else:
+            frozen = None
+        if frozen is not None and loader is not None:
+            loader = FrozenValidation(loader, frozen.start, config.data.cache_gib * 2**30)
+            compute = frozen.rest
+
+        def validate() -> dict[str, float]:
+            assert loader is not None
+            group.broadcast(model.buffers())
+            outputs = collect_outputs(model, loader, group, compute=compute)
+            result = evaluate_outputs(outputs, metadata.class_counts, config.evaluation)
+            return {"val_accuracy": result.accuracy, "val_balanced": result.balanced}
+
+        return validate
 
     def _check_single_images(self) -> None:
         """Finds steps with one image, if a batch norm in training then sees a single value of each channel.

@@ -32,7 +32,7 @@ from longtail.reports.html.text import clean, interval, probability
 from longtail.reports.page import RunReport, class_size_table, plain, results_table
 from longtail.reports.tables import accuracy_table, routing_notes, routing_table, speed_note
 from longtail.utils.files import write_atomically
-from longtail.utils.format import duration, macs, percent, pluralize, unit_of
+from longtail.utils.format import macs, percent, pluralize, unit_of
 
 HTML_FILE = "report.html"
 
@@ -126,9 +126,7 @@ def _facts(report: RunReport) -> Iterator[tuple[str, str]]:
     yield "Most common, rarest class", f"{largest:,}, {rarest}"
     yield "Model", f"{clean(config.model.backbone)}, {pluralize(config.model.num_experts, 'expert')}"
     if report.history:
-        seconds = sum(record.get("seconds") or 0 for record in report.history)
-        epochs = pluralize(len(report.history), "epoch")
-        yield "Training", f"{epochs} in {duration(seconds)}, {config.loss.name} loss, seed {config.seed}"
+        yield "Training", f"{report.epochs_and_time}, {config.loss.name} loss, seed {config.seed}"
     if config.classifier.method != "none":
         yield "Classifiers", f"replaced afterwards: {config.classifier.method}"
     if config.model.num_experts > 1:

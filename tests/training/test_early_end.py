@@ -1,0 +1,148 @@
+"""The end of training before its last epoch, and the model that it leaves."""
+
+import logging
+
+import pytest
+import torch
+from helpers.runs import EXPERTS_ONLY, are_equal, assert_same_runs, digits, weights
+from safetensors.torch import load_file
+
+import longtail
+from longtail import api
+from longtail.config.schema import TrainingConfig
+from longtail.runs.model_file import load_model_file
+from longtail.runtime.distributed import SINGLE_PROCESS
+from longtail.runtime.process import Signals, Stopped
+from longtail.training import experts
+from longtail.training.early_end import EarlyEnd
+from longtail.training.frozen_validation import FrozenValidation
+from longtail.training.loop import fit
+from longtail.utils.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("no_plots")
+
+# A learning rate at which the accuracy soon stops rising.
+IMPATIENT = EXPERTS_ONLY | {
+    "data.val_spare": 10,
+    "training.epochs": 40,
+    "training.patience": 2,
+    "training.validate_every": 1,
+    "training.keep_every": 1,
+    "training.learning_rate": 0.5,
+    "training.milestones": [],
+    "training.checkpoint_every": 0,
+}
+
+
+def accuracies(*values):
+    """Records of epochs; None: not validated."""
+    return [{"epoch": n, "seconds": 1.0} | ({} if v is None else {"val_balanced": v}) for n, v in enumerate(values, 1)]
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "ends", "best"),
+    [
+        ([0.1], 1, False, True),
+        ([0.1, 0.2], 1, False, True),
+        ([0.2, 0.1], 1, True, False),
+        ([0.2, 0.2], 1, True, False),  # equal is no gain
+        ([0.2, 0.1, 0.2], 3, False, False),
+        ([0.2, None, 0.1], 2, False, False),  # evaluations count, not epochs
+        ([0.2, None, 0.1, None, 0.15], 2, True, False),
+        ([0.2, 0.1, 0.3, None], 2, False, False),
+        ([None], 2, False, False),
+    ],
+)
+def test_patience(values, patience, ends, best):
+    early_end = EarlyEnd(TrainingConfig(patience=patience, validate_every=1))
+    assert early_end.reason(accuracies(*values)) == ("validation" if ends else None)
+    assert early_end.is_result(accuracies(*values)) == best
+
+
+@pytest.mark.parametrize(("minutes", "ends"), [(1.1 / 60, False), (0.9 / 60, True), (None, False)])
+def test_another_epoch_must_fit_into_the_time(minutes, ends):
+    early_end = EarlyEnd(TrainingConfig(max_minutes=minutes))
+    assert early_end.reason(accuracies(0.1)) == ("time" if ends else None)
+    assert early_end.is_result(accuracies(0.3, 0.1))
+
+
+def test_the_last_epoch_is_not_an_early_end():
+    early_end = EarlyEnd(TrainingConfig(epochs=2, max_minutes=1e-9, patience=1, validate_every=1))
+    assert early_end.reason(accuracies(0.2, 0.1)) is None
+
+
+def test_the_best_validated_model_is_the_result(tmp_path):
+    run = longtail.train(digits(IMPATIENT), tmp_path / "run")
+    history = run.history()
+    values = [record["val_balanced"] for record in history]
+    best = values.index(max(values)) + 1
+    assert len(history) == best + 2 < 40
+    assert [record.get("ended") for record in history] == [None] * (len(history) - 1) + ["validation"]
+    kept = load_file(run.epochs_folder / f"epoch-{best}.safetensors")
+    assert are_equal(weights(run), kept)
+    assert run.results()["epoch"] == best
+    assert run.results()["val"]["balanced"] == pytest.approx(values[best - 1])
+    with pytest.raises(InputError, match="is finished"):
+        longtail.resume(run.folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epochs_left", [0, 1])
+def test_an_interrupted_run_ends_as_early(epochs_left, tmp_path, monkeypatch):
+    whole = longtail.train(digits(IMPATIENT), tmp_path / "whole")
+    last = len(whole.history()) - epochs_left
+
+    def interrupted(*arguments):
+        for record in fit(*arguments):
+            if record["epoch"] == last:
+                raise KeyboardInterrupt
+            yield record
+
+    with monkeypatch.context() as patch:
+        patch.setattr("longtail.training.experts.fit", interrupted)
+        with pytest.raises(Stopped):
+            longtail.train(digits(IMPATIENT), tmp_path / "part")
+    longtail.resume(tmp_path / "part")
+    assert_same_runs(whole.folder, tmp_path / "part")
+
+
+def test_training_that_takes_too_long_ends_after_an_epoch(tmp_path, caplog, monkeypatch):
+    monkeypatch.undo()  # the report is written
+    with caplog.at_level(logging.INFO):
+        run = longtail.train(
+            digits(EXPERTS_ONLY | {"training.epochs": 30, "training.max_minutes": 1e-3}), tmp_path / "a"
+        )
+    assert [record.get("ended") for record in run.history()] == ["time"]
+    assert run.is_finished
+    assert "epoch 1 of 30" in caplog.text
+    assert "1 of 30 epochs in" in (run.folder / "report.md").read_text()
+    assert "1 of 30 epochs in" in (run.folder / "report.html").read_text()
+    longtail.evaluate(run)
+
+
+def test_patience_needs_validation():
+    with pytest.raises(InputError, match=r"training.patience is 3; it must be 0 unless training.validate_every"):
+        digits({"training.patience": 3})
+
+
+@pytest.mark.parametrize("trained", ["all", "experts", "heads"])
+def test_validation_of_a_model_with_a_frozen_part(trained, tmp_path, monkeypatch):
+    """The frozen part runs once for each validation image; the accuracies are those of the saved models."""
+    computed = []
+
+    class Counting(FrozenValidation):
+        def __init__(self, loader, compute, max_bytes):
+            super().__init__(loader, lambda images: computed.append(len(images)) or compute(images), max_bytes)
+
+    monkeypatch.setattr(experts, "FrozenValidation", Counting)
+    changes = {"data.val_spare": 5, "training.validate_every": 1, "training.keep_every": 1, "training.epochs": 3}
+    run = longtail.train(digits(EXPERTS_ONLY | changes | {"training.trained_parts": trained}), tmp_path / "run")
+    context = api._context(run, run.config, SINGLE_PROCESS, Signals())
+    assert sum(computed) == (0 if trained == "all" else len(context.dataset.val))
+    for record in run.history():
+        model, _ = load_model_file(run.epochs_folder / f"epoch-{record['epoch']}.safetensors")
+        right = [
+            (model(batch.inputs).ensemble.argmax(dim=1) == batch.labels).float()
+            for batch in context.eval_loader(context.dataset.val).epoch(0)
+        ]
+        assert record["val_accuracy"] == pytest.approx(torch.cat(right).mean().item())
