@@ -192,6 +192,23 @@ def test_two_processes_retrain_classifiers_as_one(run, tmp_path):
     assert "router.output.0.weight" in after
 
 
+@pytest.mark.slow
+def test_two_processes_train_on_cached_outputs_as_one(tmp_path):
+    """Except for rounding. Both compute and validate a part; the best epoch is the result."""
+    changes = {"training.trained_parts": "experts", "training.freeze_batch_norms": True, "training.views": 3}
+    changes |= {"training.epochs": 6, "training.patience": 1, "training.learning_rate": 0.01, "router.train": False}
+    command = ["train", *settings(**changes)]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for done in (
+        python("-m", "longtail", *command, "--output", one),
+        torchrun("-m", "longtail", *command, "--output", two),
+    ):
+        assert done.returncode == 0, done.stderr
+    torch.testing.assert_close(weights(two), weights(one), rtol=1e-4, atol=1e-5)
+    assert longtail.Run(one).results()["epoch"] == longtail.Run(two).results()["epoch"]
+    assert not (two / "frozen-views").exists()
+
+
 KILLED = """
 import os, signal, sys
 from longtail.cli import main
