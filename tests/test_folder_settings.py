@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from helpers import layouts
 
 import longtail
 from longtail import folder_settings
 from longtail.cli import main
+from longtail.data.build import load_data
+from longtail.data.splits import ImageSplit
 from longtail.folder_settings import SIZES, choose_settings, parse_duration
 from longtail.utils.errors import InputError
 
@@ -44,12 +47,25 @@ def test_the_time_decides_the_epochs_of_a_fixed_size(photos):
         choose_settings(config, fixed=["data.image_size"], time_limit=limit).training.epochs for limit in (1e-6, 1e6)
     ]
     assert chosen[0] < 8 <= chosen[1]
-    fixed = ["data.image_size", "training.epochs"]
+    fixed = ["data.image_size", "training.epochs", "training.batch_size"]
     assert choose_settings(config, fixed=fixed) == config
     limited = choose_settings(config, fixed=fixed, time_limit=60)
     assert 0 < limited.training.max_minutes < 1  # the rest is for the test
     assert replace(limited, training=replace(limited.training, max_minutes=None)) == config
     assert choose_settings(config, fixed=[*fixed, "training.max_minutes"], time_limit=60) == config
+
+
+@pytest.mark.parametrize(("count", "batch"), [(30, 16), (2000, 32), (3000, 64)])
+def test_few_images_give_small_batches(count, batch, tmp_path):
+    layouts.write_folder(tmp_path / "few", counts=(20, 10))
+    config = config_of(tmp_path / "few", **{"training.batch_size": 64, "data.val_fraction": 0})
+    dataset = load_data(config.data)
+    many = ImageSplit(np.zeros(count, dtype=np.int64), paths=np.resize(dataset.train.paths, count))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_settings, "load_data", lambda data: replace(dataset, train=many, val=dataset.test))
+        chosen = choose_settings(config)
+        assert chosen.training.batch_size == batch
+        assert choose_settings(config, fixed=["training.batch_size"]).training.batch_size == 64
 
 
 def test_enough_images_give_a_validation_part(tmp_path):
@@ -66,7 +82,7 @@ def test_nothing_else_is_chosen(photos):
     same = replace(
         chosen,
         data=replace(chosen.data, image_size=config.data.image_size, val_fraction=config.data.val_fraction),
-        training=replace(chosen.training, epochs=config.training.epochs, max_minutes=None),
+        training=replace(chosen.training, epochs=config.training.epochs, batch_size=64, max_minutes=None),
     )
     assert same == config
 

@@ -37,7 +37,10 @@ VAL_FRACTION, MIN_VALIDATION = 0.1, 30
 """Share of the training images that is held out for validation, and the fewest that are worth it"""
 
 STEPS = 400
-"""Few images are shown in more epochs, for so many steps"""
+"""Few images are shown in more epochs and smaller batches, for so many steps"""
+
+MIN_BATCH = 16
+"""Fewest images in a step"""
 
 MARGIN = 0.75
 """Share of the time that is planned: the machine may become slower"""
@@ -64,7 +67,7 @@ class Plan(NamedTuple):
 def choose_settings(
     config: Config | None = None, *, fixed: Collection[str] = (), time_limit: float | None = None
 ) -> Config:
-    """Returns settings with what suits the images and this machine: image size, epochs and validation images.
+    """Returns settings with what suits the images and this machine: image size, epochs, batch and validation images.
 
     Speed is measured for a second or two, so the choice may differ from one time to another. `longtail.train` writes
     all settings into the run folder.
@@ -91,6 +94,10 @@ def choose_settings(
     most = config.training.epochs
     if "training.epochs" not in fixed:
         most = min(MAX_EPOCHS, max(most, -(-STEPS * config.training.batch_size // len(dataset.train))))
+    batch_size = config.training.batch_size
+    if "training.batch_size" not in fixed:
+        while batch_size > MIN_BATCH and most * len(dataset.train) < STEPS * batch_size:
+            batch_size //= 2
     plans = [
         clock.plan(size, epochs)
         for size in ([config.data.image_size or SIZES[-1]] if "data.image_size" in fixed else SIZES)
@@ -101,9 +108,10 @@ def choose_settings(
     plan = max(in_time) if in_time else min(plans, key=lambda plan: plan.seconds)
     logger.info(
         f"Chosen for {len(dataset.train):,} training images on {clock.device}, within {duration(time_limit)}: "
-        f"{plan.image_size} pixels, {pluralize(plan.epochs, 'epoch')}; expected to take {duration(plan.seconds)}"
+        f"{plan.image_size} pixels, {pluralize(plan.epochs, 'epoch')}, batches of {batch_size}; expected to take "
+        f"{duration(plan.seconds)}"
     )
-    training = replace(config.training, epochs=plan.epochs)
+    training = replace(config.training, epochs=plan.epochs, batch_size=batch_size)
     if is_limited and "training.max_minutes" not in fixed:
         # The share of training in the expected time: a machine that becomes slower tests more slowly, too.
         minutes = time_limit / 60 * (1 - plan.testing / plan.seconds)

@@ -1,7 +1,7 @@
 """Train and evaluate a model, and write a run folder.
 
 'longtail train photos/' trains on your own images, with one folder per class. It starts from a pretrained network, and
-chooses image size, epochs and validation images for your images, this machine and the time.
+chooses image size, epochs, batch size and validation images for your images, this machine and the time.
 """
 
 import argparse
