@@ -19,7 +19,6 @@ from result import report
 from run_contexts import run_contexts
 from torch import Tensor
 
-from longtail.evaluation.evaluator import eval_loaders
 from longtail.evaluation.flops import cost
 from longtail.evaluation.routing import CurvePoint, curve, oracle_curve, prefix_predictions, random_curve
 from longtail.losses import router_targets
@@ -100,7 +99,7 @@ def table(context: RunContext) -> Iterator[str]:
     model_cost = cost(model, metadata.image_size)
     model.router = None
     context.to_device(model)
-    loaders = eval_loaders(context)
+    loaders = context.eval_loaders()
     assert "val" in loaders, "the data set has no validation split"
     splits = {}
     for name in ("val", "test"):

@@ -8,11 +8,10 @@ import torch
 from helpers.runs import EXPERTS_ONLY, are_equal, assert_same_runs, digits, untimed, weights
 
 import longtail
-from longtail import api
 from longtail.models.lora import add_adapters, merge_adapters, merged
 from longtail.models.multi_expert import create_model
+from longtail.runs.context import open_context
 from longtail.runs.run import Run
-from longtail.runtime.distributed import SINGLE_PROCESS
 from longtail.runtime.process import Signals, Stopped
 from longtail.training.experts import ExpertStage
 from longtail.training.frozen_part import frozen_part
@@ -33,7 +32,7 @@ def stage(config, folder):
     """The first stage of a new run."""
     run = Run(folder)
     folder.mkdir()
-    context = api._context(run, config, SINGLE_PROCESS, Signals())
+    context = open_context(run, config)
     run.start(config, {})
     return ExpertStage(context)
 

@@ -5,10 +5,9 @@ import torch
 from helpers.runs import EXPERTS_ONLY, are_equal, digits, weights
 
 import longtail
-from longtail import api
 from longtail.runs.model_file import load_model_file
 from longtail.runs.run import Run
-from longtail.training import experts
+from longtail.training import experts, stages
 from longtail.training.experts import ExpertStage
 from longtail.utils.errors import InputError
 
@@ -21,7 +20,7 @@ def interrupt(*arguments):
 
 def test_a_run_resumes_at_the_stage_that_was_interrupted(digits_run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(api, "train_router", interrupt)
+        patch.setattr(stages, "train_router", interrupt)
         with pytest.raises(KeyboardInterrupt):
             longtail.train(digits_run.config, tmp_path / "run")
     run = Run(tmp_path / "run")
@@ -53,7 +52,7 @@ def test_an_interrupted_evaluation_is_all_that_is_repeated(digits_run_copy, monk
     (run.folder / "results.json").unlink()
     assert run.progress() == (2, True, True, True, False)
     for name in ("ExpertStage", "train_router"):
-        monkeypatch.setattr(api, name, None)
+        monkeypatch.setattr(stages, name, None)
     longtail.resume(run)
     assert run.is_finished
     assert are_equal(weights(run), trained)

@@ -9,7 +9,6 @@ import torch
 from helpers.runs import EXPERTS_ONLY, digits
 
 import longtail
-from longtail import api
 from longtail.cli import main
 from longtail.config.recipes import load_recipe
 from longtail.data.build import load_data
@@ -210,7 +209,7 @@ def test_uniform_prior(digits_run_copy, capsys):
 
 
 def test_invalid_priors_are_found_before_the_evaluation(digits_run_copy, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(api, "evaluate_splits", None)
+    monkeypatch.setattr("longtail.reports.results.evaluate_splits", None)
     (tmp_path / "prior.txt").write_text("1 2")
     assert evaluate(digits_run_copy, "--prior", tmp_path / "prior.txt") == 2
     assert "2 numbers for 10 classes" in capsys.readouterr().err

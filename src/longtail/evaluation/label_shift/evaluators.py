@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtail.evaluation.evaluator import SplitName
 from longtail.evaluation.label_shift.adjustment import adjust_to_prior, aggregation_weights
 from longtail.evaluation.label_shift.learned_prior import LearnedPrior, learned_prior
 from longtail.evaluation.label_shift.priors import read_prior
@@ -16,7 +15,7 @@ from longtail.evaluation.label_shift.subsets import RATIOS, label_shifts, valid_
 from longtail.evaluation.metrics import Evaluation
 from longtail.evaluation.outputs import ModelOutputs, collect_outputs, evaluate_outputs
 from longtail.models.multi_expert import MultiExpert
-from longtail.runs.context import RunContext
+from longtail.runs.context import EvalSplit, RunContext
 from longtail.runs.model_file import ModelMetadata
 from longtail.utils.ensembles import Average, ensemble, weighted_ensemble
 
@@ -34,7 +33,7 @@ class PriorTest:
         InputError: the file does not fit the classes, or a class has no training images.
     """
 
-    def __init__(self, context: RunContext, metadata: ModelMetadata, split: SplitName, prior: str | Path):
+    def __init__(self, context: RunContext, metadata: ModelMetadata, split: EvalSplit, prior: str | Path):
         self.context, self.metadata, self.split, self.prior = context, metadata, split, str(prior)
         self.shares = read_prior(prior, metadata.class_names)
         self.learned = _learned_prior(context, metadata)
@@ -61,7 +60,7 @@ class LabelShiftTest:
         InputError: a class has fewer than two images in the split, or none for training.
     """
 
-    def __init__(self, context: RunContext, metadata: ModelMetadata, split: SplitName):
+    def __init__(self, context: RunContext, metadata: ModelMetadata, split: EvalSplit):
         self.context, self.metadata, self.split = context, metadata, split
         images = context.dataset.val if split == "val" else context.dataset.test
         assert images is not None
