@@ -26,9 +26,9 @@ from longtail.interop.onnx.layout import (
     THRESHOLDS,
 )
 from longtail.interop.onnx.metadata import OnnxMetadata, as_thresholds
-from longtail.interop.onnx.missing import import_extra
 from longtail.runtime.process import num_processors
 from longtail.utils.errors import InputError
+from longtail.utils.extras import check_extra
 from longtail.utils.paths import check_regular
 
 PROVIDERS = ("CPUExecutionProvider",)
@@ -156,7 +156,9 @@ def open_session(source: Path | bytes, threads: int | None, providers: Sequence[
     Raises:
         InputError: it is not an ONNX file, or there is no such provider.
     """
-    runtime = import_extra("onnxruntime")
+    check_extra("onnx", "onnxruntime")
+    import onnxruntime as runtime
+
     unknown = [name for name in providers if name not in runtime.get_available_providers()]
     if unknown:
         available = ", ".join(runtime.get_available_providers())
