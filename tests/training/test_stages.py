@@ -5,6 +5,7 @@ import torch
 from helpers.runs import EXPERTS_ONLY, are_equal, digits, weights
 
 import longtail
+from longtail.runs.context import open_context
 from longtail.runs.model_file import load_model_file
 from longtail.runs.run import Run
 from longtail.training import experts, stages
@@ -101,3 +102,11 @@ def test_random_numbers_of_the_network_depend_on_seed_and_step_alone(tmp_path):
     torch.manual_seed(99)
     second = longtail.train(config, tmp_path / "b")
     assert are_equal(weights(first), weights(second))
+
+
+def test_two_views_of_a_single_image_are_enough_for_batch_norms(tmp_path):
+    """At the end of this network a feature map has one pixel."""
+    changes = EXPERTS_ONLY | {"model.backbone": "resnet10", "model.num_experts": 1, "training.batch_size": 1}
+    with pytest.raises(InputError, match="at least 2 per process"):
+        ExpertStage(open_context(Run(tmp_path), digits(changes)))
+    ExpertStage(open_context(Run(tmp_path), digits(changes | {"augmentation.views": "weak-strong"})))

@@ -133,7 +133,7 @@ class ExpertStage:
         return metadata
 
     def _check_single_images(self) -> None:
-        """Finds steps with one image, if a batch norm in training then sees a single value of each channel.
+        """Finds steps with one image, or its views, if a batch norm in training then sees one value of each channel.
 
         Raises:
             InputError: the network has maps of 1 x 1, and a process can get a single image.
@@ -144,10 +144,11 @@ class ExpertStage:
             return
         if training.freeze_batch_norms or training.trained_parts == "heads":
             return
+        views = 1 if self.context.config.augmentation.views == "one" else 2
         model, size = copy.deepcopy(self.model).to("meta").train(), self.metadata.image_size
         model.trunk.train(training.trained_parts == "all")
         try:
-            model(torch.empty(1, 3, size, size, device="meta"))
+            model(torch.empty(views, 3, size, size, device="meta"))
         except ValueError as error:
             raise InputError(
                 f"training.batch_size is {training.batch_size}: a single image in a process is too few for the batch "
