@@ -107,7 +107,7 @@ def table(context: RunContext) -> Iterator[str]:
             outputs = [(*model(batch.inputs)[:2], batch.labels) for batch in loaders[name].epoch(0)]
         logits, features, labels = (torch.cat(values).cpu() for values in zip(*outputs, strict=True))
         splits[name] = Split(ExpertOutput(logits, features), labels, model_cost.routed_costs, model_cost.prefix_costs)
-    seed, loader = context.config.seed, context.shuffled_loader()
+    seed, loader = context.config.seed, context.loaders.shuffled(context.config.training.batch_size)
     frozen = CachedOutputs(model, loader, batch_size=settings.batch_size, seed=seed)
 
     def trained(weight: float, epochs: int, shared: bool) -> Iterator[Router]:

@@ -22,7 +22,7 @@ from longtail.data.build import (
     preprocessing,
 )
 from longtail.data.corrupt_images import SKIPPED_FILE, CorruptImage, from_text, to_text, without
-from longtail.data.loaders import EpochOrder, Loader
+from longtail.data.loaders import Loader
 from longtail.data.sources import source_info
 from longtail.data.splits import DataSplits, ImageSplit
 from longtail.data.views import Views
@@ -66,43 +66,15 @@ class RunContext:
         return f"{config_fingerprint(self.config)}\n{self.training_images}"
 
     @cached_property
-    def _loaders(self) -> LoaderFactory:
+    def loaders(self) -> LoaderFactory:
+        """Makes the loaders of the images."""
         config = self.config
         form = preprocessing(config.data, config.model.backbone, self.dataset)
         return LoaderFactory(self.dataset, config.data, config.augmentation, form, self.runtime, config.seed)
 
-    @property
-    def decodes_repeatedly(self) -> bool:
-        """Whether image files are decoded in each epoch instead of once."""
-        return self._loaders.decodes_repeatedly
-
-    def train_loader(self) -> Loader:
-        """Augmented training images: this process's share of every batch."""
-        return self._loaders.train(self.config.training, self.config.loss.label_smoothing)
-
-    def shuffled_loader(self) -> Loader:
-        """All training images, augmented but not mixed, in a new order in each epoch."""
-        return self._loaders.shuffled(self.config.training.batch_size)
-
-    def balanced_loader(self, batch_size: int) -> Loader:
-        """Class-balanced draws of the training images, augmented but not mixed: this process's share of every batch."""
-        return self._loaders.balanced(batch_size)
-
-    def views_loader(self, split: ImageSplit, flip: bool = True) -> Loader:
-        """Images in their own order, augmented as for training, anew in each epoch; ``flip`` False: not mirrored."""
-        return self._loaders.views(split, self.config.training.batch_size, flip)
-
-    def train_order(self) -> EpochOrder:
-        """The training images of each epoch: this process's share of every batch."""
-        return self._loaders.train_order(self.config.training)
-
-    def with_soft_targets(self, loader: Loader) -> Loader:
-        """Another loader of the training images, with the soft targets that are set, if any."""
-        return self._loaders.with_soft_targets(loader, self.config.loss.label_smoothing)
-
     def eval_loader(self, split: ImageSplit, views: Views = "one") -> Loader:
         """Images in their own order, without augmentation; or the views of each."""
-        return self._loaders.eval(split, self.config.evaluation.batch_size, views)
+        return self.loaders.eval(split, self.config.evaluation.batch_size, views)
 
     def eval_loaders(self) -> dict[EvalSplit, Loader]:
         """The test split and, if there is one, the validation split, in the views that the settings ask for."""
@@ -113,12 +85,12 @@ class RunContext:
     def eval_pixels(self, split: ImageSplit) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Returns images as test images are cropped, (N, 3, S, S), and their labels (N,)."""
         loader = self.eval_loader(split)
-        batches = [self._loaders.pixels(batch.inputs).cpu() for batch in loader.epoch(0)]
+        batches = [self.loaders.pixels(batch.inputs).cpu() for batch in loader.epoch(0)]
         return torch.cat(batches).contiguous().numpy(), split.labels
 
     def new_metadata(self) -> ModelMetadata:
         """The metadata of the model before any training."""
-        form = self._loaders.preprocessing
+        form = self.loaders.preprocessing
         return ModelMetadata(
             architecture=architecture(self.config.model, self.dataset.num_classes, form.image_size),
             class_names=self.dataset.class_names,

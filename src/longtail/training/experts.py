@@ -65,7 +65,7 @@ class ExpertStage:
             checkpoint_activations(model)
         counts, epochs = context.dataset.class_counts, config.training.epochs
         self.criterion = build_criterion(config.loss, counts, epochs, config.model.scale)
-        self.loader = context.train_loader()
+        self.loader = context.loaders.train(config.training, config.loss.label_smoothing)
         self._check_single_images()
         self.checkpoint = stage_checkpoint(context, "experts")
 
@@ -80,8 +80,9 @@ class ExpertStage:
         network = self._prepared_model()
         frozen = frozen_part(self.model, training.trained_parts, metadata.image_size, network)
         views = frozen and self._views(frozen, teacher)
-        loader = self.loader if views is None else context.with_soft_targets(views)
+        loader = self.loader
         if views is not None:
+            loader = context.loaders.with_soft_targets(views, config.loss.label_smoothing)
             with context.signals.postponed():
                 views.prepare()
         if config.model.head_start == "class-means" and not self.checkpoint.exists:

@@ -209,7 +209,7 @@ def _make_plan(context: RunContext, is_teacher: bool) -> tuple[RunContext, _Plan
         InputError: training images do not decode; all that are known are listed.
     """
     examined = is_teacher or context.config.data.on_corrupt_image == "skip"
-    if context.decodes_repeatedly and not examined:
+    if context.loaders.decodes_repeatedly and not examined:
         context = without_corrupt_test_images(context, in_full=False)
     try:
         return context, _Plan(context)

@@ -77,7 +77,7 @@ class LabelShiftTest:
         """
         context, views = self.context, None
         if model.num_experts > 1:
-            loader = context.views_loader(self.images)
+            loader = context.loaders.views(self.images, context.config.training.batch_size)
             first, second = (collect_outputs(model, loader, context.runtime.group, epoch).logits for epoch in (1, 2))
             views = first, second
         if not context.run.writes:
