@@ -109,7 +109,7 @@ class OnnxParts:
     def run(self, pixels: NDArray[np.uint8], thresholds: Thresholds = None) -> OnnxOutputs:
         """As `OnnxFile.run`."""
         limits = as_thresholds(thresholds, self.metadata)
-        values = self._step(0, {IMAGES: pixels})
+        values = run_session(self._sessions[0], {IMAGES: pixels})
         logits = values[LOGITS]
         used = np.full(len(pixels), 1 if limits else self.metadata.num_experts)
         active = np.arange(len(pixels))
@@ -119,15 +119,10 @@ class OnnxParts:
                 break
             active = active[kept]
             feed = {BEFORE.get(name, name): values[name][kept] for name in (SHARED, *SUMS) if name in values}
-            values = self._step(step + 1, feed)
+            values = run_session(self._sessions[step + 1], feed)
             values.setdefault(SHARED, feed[SHARED])
             logits[active], used[active] = values[LOGITS], step + 2
         return OnnxOutputs(logits, softmax(logits, self.metadata.temperature), used)
-
-    def _step(self, number: int, feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        session = self._sessions[number]
-        names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, feed), strict=True))
 
 
 def open_model(path: Path, threads: int | None = None, providers: Sequence[str] = PROVIDERS) -> "OnnxFile | OnnxParts":
@@ -176,6 +171,12 @@ def open_session(source: Path | bytes, threads: int | None, providers: Sequence[
         )
     except Exception as error:  # the type depends on the damage
         raise _not_ours(source, " ".join(str(error).split())[:200]) from error
+
+
+def run_session(session: Any, feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Returns all outputs of a session by name."""
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, feed), strict=True))
 
 
 @cache
