@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -155,7 +156,7 @@ def one_expert(outputs):
 def test_one_expert_has_no_weights():
     report = evaluate_label_shift(one_expert(example(1)), COUNTS, LearnedPrior(torch.zeros(1, 3), "x"), None, (2,))
     assert {(row.aggregated, row.weights) for row in report.rows} == {(None, None)}
-    assert json.loads(json.dumps(report.as_dict()))["approximation"] == "x"
+    assert json.loads(json.dumps(asdict(report)))["approximation"] == "x"
 
 
 def test_the_page_explains_only_its_columns(tmp_path):
@@ -234,7 +235,7 @@ def test_label_shift_of_a_run(digits_run_copy, capsys, monkeypatch):
         assert not torch.equal(view.logits, outputs.logits)
     assert not torch.equal(first.logits, second.logits)
     prior = learned_prior(run.config, metadata.class_counts, "", metadata.epoch)
-    expected = evaluate_label_shift(outputs, metadata.class_counts, prior, (first.logits, second.logits)).as_dict()
+    expected = asdict(evaluate_label_shift(outputs, metadata.class_counts, prior, (first.logits, second.logits)))
     for row, other in zip(found["rows"], json.loads(json.dumps(expected))["rows"], strict=True):
         assert row.pop("weights") == pytest.approx(other.pop("weights"), abs=1e-5)
         assert row.pop("aggregated") == pytest.approx(other.pop("aggregated"), abs=0.01)

@@ -1,9 +1,8 @@
 """Evaluation with class shares that differ from those of training: known ones, and label shift."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,10 +130,6 @@ class LabelShiftReport:
 
     average: Average
     """How the ensemble averages the experts"""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns JSON-ready values."""
-        return asdict(self)
 
 
 def evaluate_label_shift(
