@@ -83,8 +83,9 @@ def test_cached_outputs_are_those_of_the_views(trained, tmp_path):
     for epoch in (1, 2, 7):
         positions = order.draw(epoch).positions.tolist()
         batches = list(cached.epoch(epoch))
-        assert torch.equal(torch.cat([batch.labels for batch in batches]), cached.labels(epoch))
-        assert cached.labels(epoch).tolist() == context.dataset.train.labels[positions].tolist()
+        assert (
+            torch.cat([batch.labels for batch in batches]).tolist() == context.dataset.train.labels[positions].tolist()
+        )
         rows = torch.cat([batch.inputs for batch in batches])
         for place in range(0, len(positions), 37):
             position = positions[place]

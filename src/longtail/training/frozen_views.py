@@ -60,10 +60,6 @@ class FrozenViews:
     def __len__(self) -> int:
         return len(self._order)
 
-    def labels(self, epoch: int) -> Tensor:
-        """The labels of an epoch's images in their order: (num_images,)."""
-        return self._labels[self._order.draw(epoch).positions]
-
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yields batches whose inputs are outputs of the frozen part."""
         self.prepare()
