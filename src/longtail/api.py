@@ -11,6 +11,7 @@ from longtail.config.schema import Config
 from longtail.evaluation.label_shift.evaluators import LabelShiftTest, PriorTest
 from longtail.evaluation.metrics import Evaluation
 from longtail.evaluation.outputs import collect_outputs
+from longtail.evaluation.routing import parse_budget
 from longtail.reports.html.compare import ComparedRun, check_comparable, write_comparison
 from longtail.reports.html.page import HTML_FILE, write_html
 from longtail.reports.results import evaluate_and_write, log_results, report_label_shift, report_prior_test
@@ -21,7 +22,7 @@ from longtail.runs.pulled import as_run
 from longtail.runs.run import Run, new_run
 from longtail.runtime.distributed import init_distributed
 from longtail.runtime.process import Stopped
-from longtail.training.checks import check_goal_values, check_tau, check_threshold_goal
+from longtail.training.checks import check_tau, check_threshold_goal
 from longtail.training.decoupled import train_classifier
 from longtail.training.frozen_stage import TrainedStage, save_stages
 from longtail.training.router import set_threshold, train_router
@@ -123,7 +124,9 @@ def evaluate(
     run, config = _with_settings(run, config)
     if fit_temperature:
         config = replace(config, evaluation=replace(config.evaluation, temperature=None))
-    check_goal_values(compute_budget, max_accuracy_drop)
+    goal = replace(config.router, compute_budget=compute_budget, max_accuracy_drop=max_accuracy_drop)
+    if compute_budget is not None:
+        parse_budget(str(compute_budget))  # before data and model are read
     with open_model(run, config) as opened:
         context, model, metadata, loaders = opened
         if fit_temperature and "val" not in loaders:
@@ -135,17 +138,16 @@ def evaluate(
             raise InputError(f"data set '{config.data.name}' has no split '{split}', only {' and '.join(loaders)}")
         prior_test = None if prior is None else PriorTest(context, metadata, split, prior)
         shift_test = LabelShiftTest(context, metadata, split) if label_shift else None
-        has_goal = compute_budget is not None or max_accuracy_drop is not None
-        if has_goal:
+        if goal.has_goal:
             if model.router is None:
                 raise InputError(f"{run.folder} has no router, so no threshold; 'longtail router' trains one")
-            check_threshold_goal(compute_budget, max_accuracy_drop, loaders)
+            check_threshold_goal(goal, loaders)
             outputs = collect_outputs(model, loaders["val"], context.runtime.group)
-            metadata = set_threshold(model, metadata, outputs, compute_budget, max_accuracy_drop)
-        if has_goal or opened.average_changed:
+            metadata = set_threshold(model, metadata, outputs, goal)
+        if goal.has_goal or opened.average_changed:
             run.save_model(model, metadata)
             fit_temperature |= model.temperature != 1
-            if not has_goal and model.router is not None:
+            if not goal.has_goal and model.router is not None:
                 logger.info(
                     "The experts' %s are averaged now. Router and threshold are unchanged; to train them for it: "
                     "longtail router %s",
@@ -181,7 +183,7 @@ def add_router(run: Run | str | Path, *, config: Config | None = None) -> Run:
         context, model, metadata, loaders = opened
         if model.num_experts == 1:
             raise InputError(f"{run.folder} has one expert; a router needs several")
-        check_threshold_goal(config.router.compute_budget, config.router.max_accuracy_drop, loaders)
+        check_threshold_goal(config.router, loaders)
         with _stops_unchanged(run):
             router = train_router(context, model, metadata, loaders.get("val"))
         _replace_stages(opened, router=router)
@@ -214,7 +216,7 @@ def retrain_classifier(run: Run | str | Path, *, config: Config | None = None) -
         check_tau(config.classifier, loaders)
         is_routed = model.router is not None
         if is_routed:
-            check_threshold_goal(config.router.compute_budget, config.router.max_accuracy_drop, loaders)
+            check_threshold_goal(config.router, loaders)
         with _stops_unchanged(run):
             stages = {"classifier": train_classifier(context, model, metadata, loaders.get("val"))}
             if is_routed:

@@ -566,7 +566,7 @@ class RouterConfig(_Checked):
     """Choose the most accurate threshold with this mean cost per image on the validation images: 1.2 (times the cost of
     one expert), or 70M or 4.1G (multiply-accumulates)."""
 
-    max_accuracy_drop: float | None = bounded(None, min=0)
+    max_accuracy_drop: float | None = bounded(None, min=0, max=100)
     """Choose the cheapest threshold that loses at most this many percentage points of balanced accuracy on the
     validation images, compared with all experts."""
 
@@ -574,6 +574,11 @@ class RouterConfig(_Checked):
         super().__post_init__()
         is_one = self.max_accuracy_drop is None or self.compute_budget is None
         self._require(is_one, "max_accuracy_drop", "null if router.compute_budget is set")
+
+    @property
+    def has_goal(self) -> bool:
+        """Whether the threshold is chosen on validation images."""
+        return self.compute_budget is not None or self.max_accuracy_drop is not None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from longtail.config.schema import ClassifierConfig
+from longtail.config.schema import ClassifierConfig, RouterConfig
 from longtail.data.loaders import Loader
 from longtail.evaluation.flops import cost
 from longtail.evaluation.routing import parse_budget
@@ -15,22 +15,11 @@ from longtail.utils.format import macs
 Loaders = Mapping[EvalSplit, Loader]
 
 
-def check_goal_values(compute_budget: float | str | None, max_accuracy_drop: float | None) -> None:
-    """Checks a goal of the router's threshold by itself."""
-    if compute_budget is not None:
-        parse_budget(str(compute_budget))
-    if max_accuracy_drop is not None and not 0 <= max_accuracy_drop <= 100:
-        raise InputError(f"max_accuracy_drop is {max_accuracy_drop:g}; it must be from 0 to 100 points")
-    if compute_budget is not None and max_accuracy_drop is not None:
-        raise InputError("compute_budget and max_accuracy_drop are both set; set one of them")
-
-
-def check_threshold_goal(compute_budget: float | str | None, max_accuracy_drop: float | None, loaders: Loaders) -> None:
-    """Checks that a threshold can be chosen for the goal."""
-    if compute_budget is None and max_accuracy_drop is None:
-        return
-    check_goal_values(compute_budget, max_accuracy_drop)
-    if "val" not in loaders:
+def check_threshold_goal(settings: RouterConfig, loaders: Loaders) -> None:
+    """Checks that a threshold can be chosen for the goal, if there is one."""
+    if settings.compute_budget is not None:
+        parse_budget(str(settings.compute_budget))
+    if settings.has_goal and "val" not in loaders:
         raise InputError(
             "the router's threshold is chosen on validation images, and there are none. Train with data.val_fraction, "
             "or data.val_spare if the long tail is made from a larger set; or choose no threshold: "

@@ -101,7 +101,7 @@ class _Plan:
         self.loaders = context.eval_loaders()
         check_tau(config.classifier, self.loaders)
         if config.router.train:
-            check_threshold_goal(config.router.compute_budget, config.router.max_accuracy_drop, self.loaders)
+            check_threshold_goal(config.router, self.loaders)
         if self.experts is not None:
             views = NUM_VIEWS[config.evaluation.views]
             check_budget(config.router.compute_budget, self.experts.model, self.experts.metadata, views)
