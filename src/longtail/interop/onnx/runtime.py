@@ -26,7 +26,7 @@ from longtail.interop.onnx.layout import (
     THRESHOLDS,
 )
 from longtail.interop.onnx.metadata import OnnxMetadata, as_thresholds
-from longtail.runtime.process import num_processors
+from longtail.runtime.process import num_processors, processor_info
 from longtail.utils.errors import InputError
 from longtail.utils.extras import check_extra
 from longtail.utils.paths import check_regular
@@ -184,11 +184,8 @@ def saturates() -> bool:
     """Whether sums of two 8-bit products saturate at 16 bits: on x86 processors without VNNI instructions."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    path = Path("/proc/cpuinfo")  # elsewhere, slow and correct
-    flags = (
-        next((line for line in path.read_text().splitlines() if line.startswith("flags")), "") if path.exists() else ""
-    )
-    return "avx512_vnni" not in flags and "avx_vnni" not in flags
+    # If the system does not say: slow and correct.
+    return {"avx512_vnni", "avx_vnni"}.isdisjoint(processor_info("flags").split())
 
 
 def read_metadata(source: Path | bytes, session: Any) -> OnnxMetadata:
