@@ -262,7 +262,7 @@ def _noted(action: Callable[[], Any]) -> list[str]:
     records: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("longtail.api")
+    logger = logging.getLogger("longtail.interop.export_run")
     logger.addHandler(handler)
     level, logger.level = logger.level, logging.INFO
     try:

@@ -10,6 +10,8 @@ from pathlib import Path
 import timm
 import torch
 
+from longtail.runtime.process import processor_name
+
 FOLDER = Path(__file__).parent / "results"
 
 
@@ -26,16 +28,9 @@ def report(lines: Iterable[str], name: str, note: str = "") -> None:
     versions = f"torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}"
     threads = f"{torch.get_num_threads()} CPU thread{'s' * (torch.get_num_threads() > 1)} of {os.cpu_count()} cores"
     gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
-    text = [command, versions, ", ".join([_processor(), threads, *gpu]), *([note] if note else []), ""]
+    text = [command, versions, ", ".join([processor_name(), threads, *gpu]), *([note] if note else []), ""]
     print(*text, sep="\n")
     for line in lines:
         print(line, flush=True)
         text.append(line)
     (FOLDER / name).write_text("\n".join(text) + "\n")
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -19,7 +19,6 @@ from result import report
 from run_contexts import run_contexts
 from torch import Tensor
 
-from longtail.evaluation.evaluator import eval_loaders
 from longtail.evaluation.flops import cost
 from longtail.evaluation.routing import CurvePoint, curve, oracle_curve, prefix_predictions, random_curve
 from longtail.losses import router_targets
@@ -100,7 +99,7 @@ def table(context: RunContext) -> Iterator[str]:
     model_cost = cost(model, metadata.image_size)
     model.router = None
     context.to_device(model)
-    loaders = eval_loaders(context)
+    loaders = context.eval_loaders()
     assert "val" in loaders, "the data set has no validation split"
     splits = {}
     for name in ("val", "test"):
@@ -108,7 +107,7 @@ def table(context: RunContext) -> Iterator[str]:
             outputs = [(*model(batch.inputs)[:2], batch.labels) for batch in loaders[name].epoch(0)]
         logits, features, labels = (torch.cat(values).cpu() for values in zip(*outputs, strict=True))
         splits[name] = Split(ExpertOutput(logits, features), labels, model_cost.routed_costs, model_cost.prefix_costs)
-    seed, loader = context.config.seed, context.shuffled_loader()
+    seed, loader = context.config.seed, context.loaders.shuffled(context.config.training.batch_size)
     frozen = CachedOutputs(model, loader, batch_size=settings.batch_size, seed=seed)
 
     def trained(weight: float, epochs: int, shared: bool) -> Iterator[Router]:

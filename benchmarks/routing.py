@@ -64,8 +64,10 @@ def table(context: RunContext) -> Iterator[str]:
 
 def caching(context: RunContext, model: MultiExpert) -> Iterator[str]:
     size, seed = context.config.router.batch_size, context.config.seed
-    cached = CachedOutputs(model, context.shuffled_loader(), batch_size=size, seed=seed)
-    computed = ComputedOutputs(model, context.balanced_loader(size), context.config.evaluation.batch_size)
+    cached = CachedOutputs(
+        model, context.loaders.shuffled(context.config.training.batch_size), batch_size=size, seed=seed
+    )
+    computed = ComputedOutputs(model, context.loaders.balanced(size), context.config.evaluation.batch_size)
     for kind, outputs in (("cached", cached), ("computed in each epoch", computed)):
         seconds = []
         for epoch in (1, 2):

@@ -281,7 +281,7 @@ def test_a_model_is_not_evaluated_on_other_classes(digits_run, tmp_path):
 
 def test_values_are_checked_before_data_and_model_are_read(single_expert_run, monkeypatch, tmp_path):
     """As early as on the command line."""
-    monkeypatch.setattr("longtail.api.load_data", None)
+    monkeypatch.setattr("longtail.runs.context.load_data", None)
     run, config = single_expert_run, single_expert_run.config
     wrong = replace(config, training=replace(config.training, precision="x"))
     with pytest.raises(InputError, match=r"training\.precision"):

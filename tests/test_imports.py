@@ -72,11 +72,11 @@ def test_every_package_has_a_floor_and_few_files_are_beside_the_packages():
     assert not [path for path in SOURCE.rglob("build") if path.is_dir()]
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if floor(path) >= floor("runs")], ids=name)
+@pytest.mark.parametrize("path", [path for path in MODULES if floor(path) > floor("runs")], ids=name)
 def test_few_modules_see_the_settings(path):
-    """Below the context of a run, only `build.py` files and data sources see settings, and only their sections."""
+    """Below runs, only `build.py` files and data sources see settings, and only their sections."""
     schema = {imported for module, imported in imports(path) if module == "config.schema"}
-    if package(path) != "config" and name(path) not in ("runs/context.py", "runs/run.py"):
+    if package(path) != "config":
         assert "Config" not in schema
         assert not schema or path.name == "build.py" or path.is_relative_to(SOURCE / "data" / "sources")
 

@@ -21,7 +21,7 @@ import longtail
 from longtail.config.recipes import about, flat, list_recipes, load_recipe
 from longtail.config.schema import Config
 from longtail.data.sources import list_sources
-from longtail.losses.build import list_losses
+from longtail.losses.base import REGISTRY as LOSSES
 
 DOCS = Path(__file__).parents[1]
 GENERATED = DOCS / "_generated"
@@ -39,7 +39,7 @@ GROUPS = {
 }
 """Heading of the recipes of each data set"""
 
-CHOICES = {"data.name": list_sources, "loss.name": list_losses}
+CHOICES = {"data.name": list_sources, "loss.name": LOSSES.names}
 """Settings whose values register themselves"""
 
 BOUNDS = {"min": "at least", "above": "above", "max": "at most", "below": "below"}

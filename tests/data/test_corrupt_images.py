@@ -244,7 +244,7 @@ def test_run_skips_the_same_images_later(root, tmp_path, monkeypatch, no_plots):
     assert sorted(image.path for image in run.skipped()) == ["class 0/2.jpg", "class 1/3.jpg"]
     assert (run.folder / "skipped_images.txt").read_text().startswith("class ")
     num_images = longtail.evaluate(run).num_images
-    monkeypatch.setattr("longtail.api.find_corrupt_images", lambda *arguments: pytest.fail("checked again"))
+    monkeypatch.setattr("longtail.runs.context.find_corrupt_images", lambda *arguments: pytest.fail("checked again"))
     root.rename(tmp_path / "moved")
     moved = longtail.load_recipe(run.config_path, {"data.root": str(tmp_path / "moved")})
     assert longtail.evaluate(run, config=moved).num_images == num_images

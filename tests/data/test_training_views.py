@@ -207,11 +207,11 @@ def test_other_stages_see_the_weak_view_alone(tmp_path, cache_gib):
     changes |= {"augmentation.crop": "padded", "augmentation.color_jitter": (0.0,) * 4, "augmentation.cutout": 4}
     run = context(tmp_path, "folder-from-scratch", **changes)
     plain = RunContext(None, dataclasses.replace(run.config, augmentation=weak(run.config)), run.dataset, Runtime())
-    assert next(iter(run.train_loader().epoch(1))).num_views == 2
+    assert next(iter(run.loaders.train(run.config.training).epoch(1))).num_views == 2
     for make in (
-        RunContext.shuffled_loader,
-        lambda of: of.balanced_loader(4),
-        lambda of: of.views_loader(of.dataset.train),
+        lambda of: of.loaders.shuffled(4),
+        lambda of: of.loaders.balanced(4),
+        lambda of: of.loaders.views(of.dataset.train, 4),
     ):
         batch, expected = (next(iter(make(of).epoch(1))) for of in (run, plain))
         assert batch.num_views == 1
@@ -228,7 +228,7 @@ def test_auto_augment_and_cutout_without_views():
     batches = []
     for config in (digits(EXPERTS_ONLY), digits(EXPERTS_ONLY | changes)):
         run = RunContext(None, config, load_data(config.data), Runtime())
-        batches.append(next(iter(run.train_loader().epoch(1))))
+        batches.append(next(iter(run.loaders.train(run.config.training).epoch(1))))
     plain, strong = (batch.inputs for batch in batches)
     assert plain.shape == strong.shape
     assert (plain != strong).flatten(1).any(1).float().mean() > 0.7

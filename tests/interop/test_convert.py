@@ -198,7 +198,7 @@ def few_images(num_classes, names):
 @pytest.mark.slow
 def test_evaluation_with_known_classes(file, tmp_path, monkeypatch, no_plots):
     run = convert(file, tmp_path / "run")
-    monkeypatch.setattr("longtail.api.load_data", lambda *arguments: few_images(100, CLASS_NAMES["cifar100"]))
+    monkeypatch.setattr("longtail.runs.context.load_data", lambda *arguments: few_images(100, CLASS_NAMES["cifar100"]))
     config = replace(run.config, device="cpu")
     with pytest.raises(
         InputError, match=r"class_counts.*'apple': 2 instead of 500.* and 97 more"

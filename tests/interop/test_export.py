@@ -13,10 +13,10 @@ from helpers.runs import SOURCE, python
 from PIL import Image
 
 import longtail
-from longtail import api
 from longtail.cli import main
 from longtail.interop.export import REGISTRY, Exported, Format
 from longtail.interop.export_model import export_model
+from longtail.runs.context import open_context
 from longtail.utils.errors import InputError
 
 FAKE = "fake"
@@ -229,7 +229,7 @@ def test_images_of_the_comparison(fake, digits_run, tmp_path, capsys):
 
 def test_pixels_are_those_of_the_files(digits_run):
     """They are taken from normalised images."""
-    context = api._context(digits_run, digits_run.config, api.SINGLE_PROCESS, api.Signals())
+    context = open_context(digits_run, digits_run.config)
     images, labels = context.eval_pixels(context.dataset.test)
     np.testing.assert_array_equal(images, context.dataset.test.pixels.transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(labels, context.dataset.test.labels)
@@ -243,7 +243,7 @@ def test_digits_from_run_to_answers(digits_run, tmp_path):
     """The routed accuracy of the exported file is that of the run."""
     pytest.importorskip("onnxscript")
     path = longtail.export(digits_run, tmp_path / "model.onnx")
-    context = api._context(digits_run, digits_run.config, api.SINGLE_PROCESS, api.Signals())
+    context = open_context(digits_run, digits_run.config)
     images, labels = context.eval_pixels(context.dataset.test)
     outputs = longtail.OnnxPredictor(path).run(images)
     expected = digits_run.results()["test"]["routing"]
@@ -272,7 +272,7 @@ def test_int8(digits_run, tmp_path, caplog):
     longtail.export(digits_run, tmp_path / "model.onnx", int8=True, tolerance=20)
     size = sum(path.stat().st_size for path in (tmp_path / "parts").iterdir())
     assert size < 0.6 * digits_run.model_path.stat().st_size
-    context = api._context(digits_run, digits_run.config, api.SINGLE_PROCESS, api.Signals())
+    context = open_context(digits_run, digits_run.config)
     images, _ = context.eval_pixels(context.dataset.test)
     ours, theirs = small.run(images), longtail.Predictor(digits_run.folder)
     joined = longtail.OnnxPredictor(tmp_path / "model.onnx")

@@ -68,7 +68,7 @@ def test_data_that_changed_give_no_pictures(digits_run_copy, monkeypatch, caplog
         dataset.test.pixels[0] ^= 1
         return dataset
 
-    monkeypatch.setattr("longtail.api.load_data", other_images)
+    monkeypatch.setattr("longtail.reports.saved.load_data", other_images)
     page = Page(longtail.report(digits_run_copy.folder).read_text())
     assert not page.attributes("img")
     assert "the test images have changed" in caplog.text
@@ -76,7 +76,7 @@ def test_data_that_changed_give_no_pictures(digits_run_copy, monkeypatch, caplog
     def missing(*arguments):
         raise InputError("data.root: no such folder")
 
-    monkeypatch.setattr("longtail.api.load_data", missing)
+    monkeypatch.setattr("longtail.reports.saved.load_data", missing)
     assert not Page(longtail.report(digits_run_copy.folder).read_text()).attributes("img")
     assert "data.root: no such folder" in caplog.text
 

@@ -6,7 +6,8 @@ import signal
 import pytest
 from helpers.runs import python
 
-from longtail.runtime.process import EXIT_STOPPED, Signals, Stopped, num_processors
+from longtail.runtime import process
+from longtail.runtime.process import EXIT_STOPPED, Signals, Stopped, num_processors, processor_info
 
 
 def send(number):
@@ -64,3 +65,10 @@ def test_a_process_that_hangs_ends_after_its_grace(kind, code):
 
 def test_the_number_of_processors_is_that_of_this_process():
     assert 1 <= num_processors() <= os.cpu_count()
+
+
+def test_what_linux_says_about_the_processor(tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "CPU_INFO", tmp_path / "cpuinfo")
+    assert processor_info("flags") == ""
+    process.CPU_INFO.write_text("model name\t: A: B\nflags\t\t: sse2 avx2\n\nflags\t\t: other\n")
+    assert (processor_info("flags", "Features"), processor_info("model name")) == ("sse2 avx2", "A: B")

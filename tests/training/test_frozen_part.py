@@ -8,11 +8,10 @@ import torch
 from helpers.runs import EXPERTS_ONLY, are_equal, assert_same_runs, digits, untimed, weights
 
 import longtail
-from longtail import api
 from longtail.models.lora import add_adapters, merge_adapters, merged
 from longtail.models.multi_expert import create_model
+from longtail.runs.context import open_context
 from longtail.runs.run import Run
-from longtail.runtime.distributed import SINGLE_PROCESS
 from longtail.runtime.process import Signals, Stopped
 from longtail.training.experts import ExpertStage
 from longtail.training.frozen_part import frozen_part
@@ -33,7 +32,7 @@ def stage(config, folder):
     """The first stage of a new run."""
     run = Run(folder)
     folder.mkdir()
-    context = api._context(run, config, SINGLE_PROCESS, Signals())
+    context = open_context(run, config)
     run.start(config, {})
     return ExpertStage(context)
 
@@ -76,18 +75,17 @@ def test_cached_outputs_are_those_of_the_views(trained, tmp_path):
     config = digits(settings(trained, **{"augmentation.flip": True, "training.views": 5}))
     experts = stage(config, tmp_path / "run")
     context, model = experts.context, experts.model.eval()
-    images = [
-        torch.cat([batch.inputs for batch in context.views_loader(context.dataset.train, flip=False).epoch(epoch)])
-        for epoch in (1, 2, 3)
-    ]
+    loader = context.loaders.views(context.dataset.train, config.training.batch_size, flip=False)
+    images = [torch.cat([batch.inputs for batch in loader.epoch(epoch)]) for epoch in (1, 2, 3)]
     views = [images[0], images[0].flip(-1), images[1], images[1].flip(-1), images[2]]
     cached = experts._views(frozen_part_of(experts), None)
-    order = context.train_order()
+    order = context.loaders.train_order(context.config.training)
     for epoch in (1, 2, 7):
         positions = order.draw(epoch).positions.tolist()
         batches = list(cached.epoch(epoch))
-        assert torch.equal(torch.cat([batch.labels for batch in batches]), cached.labels(epoch))
-        assert cached.labels(epoch).tolist() == context.dataset.train.labels[positions].tolist()
+        assert (
+            torch.cat([batch.labels for batch in batches]).tolist() == context.dataset.train.labels[positions].tolist()
+        )
         rows = torch.cat([batch.inputs for batch in batches])
         for place in range(0, len(positions), 37):
             position = positions[place]
@@ -306,7 +304,8 @@ def test_mixup_mixes_cached_outputs(tmp_path):
     config = digits(settings("heads", **{"augmentation.mixup": 0.5}))
     experts = stage(config, tmp_path / "run")
     views = experts._views(frozen_part_of(experts), None)
-    plain, mixed = (next(iter(source.epoch(1))) for source in (views, experts.context.with_soft_targets(views)))
+    loaders = views, experts.context.loaders.with_soft_targets(views, 0.0)
+    plain, mixed = (next(iter(loader.epoch(1))) for loader in loaders)
     share = mixed.soft_targets.gather(1, mixed.labels[:, None]).reshape(-1, 1, 1)
     different = (mixed.labels != mixed.labels.flip(0)).nonzero().flatten()  # the others' targets do not tell the share
     expected = share * plain.inputs + (1 - share) * plain.inputs.flip(0)

@@ -12,7 +12,7 @@ import longtail
 from longtail import api
 from longtail.config.recipes import load_recipe
 from longtail.data import build as data_build
-from longtail.evaluation.evaluator import eval_loaders, evaluate_splits
+from longtail.evaluation.evaluator import evaluate_splits
 from longtail.evaluation.flops import cost
 from longtail.evaluation.outputs import collect_outputs
 from longtail.runs.context import RunContext
@@ -111,12 +111,12 @@ def test_results_of_routing_are_those_of_the_model(digits_run):
     config = digits_run.config
     context = RunContext(digits_run, config, data_build.load_data(config.data), Runtime())
     model, metadata = digits_run.load_model()
-    outputs = collect_outputs(model, eval_loaders(context)["test"])
+    outputs = collect_outputs(model, context.eval_loaders()["test"])
     model.router.threshold = outputs.router_logits.sigmoid().median().item()  # so that images use 1, 2 and 3 experts
-    loaders = eval_loaders(context)
+    loaders = context.eval_loaders()
     results = evaluate_splits(context, model, metadata, loaders, {"test": outputs})
     with torch.inference_mode():
-        routed = [(model.route(batch.inputs), batch.labels) for batch in eval_loaders(context)["test"].epoch(0)]
+        routed = [(model.route(batch.inputs), batch.labels) for batch in context.eval_loaders()["test"].epoch(0)]
     used = torch.cat([output.experts_used for output, _ in routed])
     correct = torch.cat([output.logits.argmax(dim=1) == labels for output, labels in routed])
     assert used.unique().tolist() == [1, 2, 3]

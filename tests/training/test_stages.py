@@ -5,10 +5,10 @@ import torch
 from helpers.runs import EXPERTS_ONLY, are_equal, digits, weights
 
 import longtail
-from longtail import api
+from longtail.runs.context import open_context
 from longtail.runs.model_file import load_model_file
 from longtail.runs.run import Run
-from longtail.training import experts
+from longtail.training import experts, stages
 from longtail.training.experts import ExpertStage
 from longtail.utils.errors import InputError
 
@@ -21,7 +21,7 @@ def interrupt(*arguments):
 
 def test_a_run_resumes_at_the_stage_that_was_interrupted(digits_run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(api, "train_router", interrupt)
+        patch.setattr(stages, "train_router", interrupt)
         with pytest.raises(KeyboardInterrupt):
             longtail.train(digits_run.config, tmp_path / "run")
     run = Run(tmp_path / "run")
@@ -53,7 +53,7 @@ def test_an_interrupted_evaluation_is_all_that_is_repeated(digits_run_copy, monk
     (run.folder / "results.json").unlink()
     assert run.progress() == (2, True, True, True, False)
     for name in ("ExpertStage", "train_router"):
-        monkeypatch.setattr(api, name, None)
+        monkeypatch.setattr(stages, name, None)
     longtail.resume(run)
     assert run.is_finished
     assert are_equal(weights(run), trained)
@@ -102,3 +102,11 @@ def test_random_numbers_of_the_network_depend_on_seed_and_step_alone(tmp_path):
     torch.manual_seed(99)
     second = longtail.train(config, tmp_path / "b")
     assert are_equal(weights(first), weights(second))
+
+
+def test_two_views_of_a_single_image_are_enough_for_batch_norms(tmp_path):
+    """At the end of this network a feature map has one pixel."""
+    changes = EXPERTS_ONLY | {"model.backbone": "resnet10", "model.num_experts": 1, "training.batch_size": 1}
+    with pytest.raises(InputError, match="at least 2 per process"):
+        ExpertStage(open_context(Run(tmp_path), digits(changes)))
+    ExpertStage(open_context(Run(tmp_path), digits(changes | {"augmentation.views": "weak-strong"})))

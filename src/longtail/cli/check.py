@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    from longtail import api
     from longtail.config.recipes import FOLDER_RECIPE, resolve
+    from longtail.reports.check import check
 
     trained = None
     folder, settings = split_folder(arguments.settings)
@@ -40,4 +40,4 @@ def run(arguments: argparse.Namespace) -> None:
         trained, config = open_run(arguments.trained, settings, ("data", "evaluation"))
     else:
         raise InputError("--run keeps the settings of the run; it takes no --config")
-    api.check(config, run=trained, output=arguments.output, min_side=arguments.min_side)
+    check(config, run=trained, output=arguments.output, min_side=arguments.min_side)

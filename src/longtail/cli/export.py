@@ -39,11 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    from longtail import api
+    from longtail.interop.export_run import export
 
     options = {"format": arguments.format, "int8": arguments.int8, "tolerance": arguments.tolerance}
     if arguments.settings:
         trained, config = open_run(arguments.model, arguments.settings, ("data",))
-        api.export(trained, arguments.output, config=config, **options)
+        export(trained, arguments.output, config=config, **options)
     else:
-        api.export(arguments.model, arguments.output, **options)
+        export(arguments.model, arguments.output, **options)

@@ -19,6 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    from longtail import api
+    from longtail.runs.tracking import track
 
-    api.track(arguments.folder, arguments.to)
+    track(arguments.folder, arguments.to)

@@ -29,30 +29,34 @@ def bounded(default: T, **bounds: float) -> T:
     return field(default=default, metadata=bounds)
 
 
-def _require(condition: bool, setting: str, value: object, requirement: str) -> None:
-    if not condition:
-        raise InputError(f"{setting} is {value!r}; it must be {requirement}")
-
-
 @dataclass(frozen=True)
 class _Checked:
     """Checks the values of the fields one by one."""
 
     def __post_init__(self) -> None:
-        section = "" if isinstance(self, Config) else type(self).__name__.removesuffix("Config").lower() + "."
         for setting in fields(self):
-            name, value = section + setting.name, getattr(self, setting.name)
+            name, value = setting.name, getattr(self, setting.name)
             optional = NoneType in get_args(setting.type)
             if value is None and not optional:
-                raise InputError(f"{name} is null; it must have a value")
+                raise InputError(f"{self._section}{name} is null; it must have a value")
             for item in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(item, str):
-                    _require("\0" not in item, name, value, "without null characters")
+                    self._require("\0" not in item, name, "without null characters")
                 elif isinstance(item, int | float):
-                    _require(math.isfinite(item), name, value, "finite")
+                    self._require(math.isfinite(item), name, "finite")
                     keeps = all(_BOUNDS[kind][0](item, bound) for kind, bound in setting.metadata.items())
                     words = " and ".join(f"{_BOUNDS[kind][1]} {bound}" for kind, bound in setting.metadata.items())
-                    _require(keeps, name, value, words + (", or null" if optional else ""))
+                    self._require(keeps, name, words + (", or null" if optional else ""))
+
+    @property
+    def _section(self) -> str:
+        return "" if isinstance(self, Config) else type(self).__name__.removesuffix("Config").lower() + "."
+
+    def _require(self, condition: bool, setting: str, requirement: str) -> None:
+        """Raises an error about a setting of the section, or of any section by ``section.field``."""
+        if not condition:
+            value = operator.attrgetter(setting)(self)
+            raise InputError(f"{self._section}{setting} is {value!r}; it must be {requirement}")
 
 
 @dataclass(frozen=True)
@@ -144,20 +148,13 @@ class DataConfig(_Checked):
 
     def __post_init__(self) -> None:
         factor = self.imbalance_factor
-        _require(
-            not factor or factor <= 1,
-            "data.imbalance_factor",
-            factor,
-            "above 0 and at most 1; for imbalance 100 it is 0.01",
-        )
+        if factor:
+            self._require(factor <= 1, "imbalance_factor", "above 0 and at most 1; for imbalance 100 it is 0.01")
         super().__post_init__()
         if self.resize is not None and self.image_size is not None:
-            _require(
-                self.resize >= self.image_size,
-                "data.resize", self.resize, f"at least data.image_size, {self.image_size}",
-            )  # fmt: skip
+            self._require(self.resize >= self.image_size, "resize", f"at least data.image_size, {self.image_size}")
         if self.name == "list":
-            _require(self.train_list is not None, "data.train_list", None, "a file if data.name is 'list'")
+            self._require(self.train_list is not None, "train_list", "a file if data.name is 'list'")
 
 
 @dataclass(frozen=True)
@@ -230,20 +227,13 @@ class AugmentationConfig(_Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         jitter, sides = self.color_jitter, self.cutmix_range
-        _require(
-            sides is None or (self.cutmix > 0 and sides[0] <= sides[1]),
-            "augmentation.cutmix_range", sides, "two numbers in ascending order, with cutmix above 0",
-        )  # fmt: skip
-        _require(self.scale[0] <= self.scale[1], "augmentation.scale", self.scale, "two numbers in ascending order")
+        are_sides = sides is None or (self.cutmix > 0 and sides[0] <= sides[1])
+        self._require(are_sides, "cutmix_range", "two numbers in ascending order, with cutmix above 0")
+        self._require(self.scale[0] <= self.scale[1], "scale", "two numbers in ascending order")
         mixed = [name for name in ("mixup", "cutmix", "random_erasing") if getattr(self, name)]
-        _require(
-            self.views == "one" or not mixed,
-            "augmentation.views", self.views, f"'one' if {' or '.join(mixed)} is above 0",
-        )  # fmt: skip
-        _require(jitter[3] <= 0.5, "augmentation.color_jitter", jitter, "at most 0.5 for hue, the last number")
-        _require(
-            self.crop == "resized" or not any(jitter), "augmentation.color_jitter", jitter, "0 unless crop is 'resized'"
-        )
+        self._require(self.views == "one" or not mixed, "views", f"'one' if {' or '.join(mixed)} is above 0")
+        self._require(jitter[3] <= 0.5, "color_jitter", "at most 0.5 for hue, the last number")
+        self._require(self.crop == "resized" or not any(jitter), "color_jitter", "0 unless crop is 'resized'")
 
 
 @dataclass(frozen=True)
@@ -472,24 +462,18 @@ class TrainingConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(
-            not (self.compile and self.checkpoint_activations),
-            "training.compile", True, "false if training.checkpoint_activations is true",
-        )  # fmt: skip
-        _require(
-            self.accumulation <= self.batch_size,
-            "training.accumulation", self.accumulation, f"at most training.batch_size, {self.batch_size}",
-        )  # fmt: skip
-        _require(
-            0 < self.validate_every <= self.epochs or not self.patience,
-            "training.patience", self.patience, "0 unless training.validate_every is 1 to training.epochs",
-        )  # fmt: skip
-        _require(self.momentum > 0 or not self.nesterov, "training.nesterov", True, "false if momentum is 0")
+        recomputes = self.compile and self.checkpoint_activations
+        self._require(not recomputes, "compile", "false if training.checkpoint_activations is true")
+        at_most = f"at most training.batch_size, {self.batch_size}"
+        self._require(self.accumulation <= self.batch_size, "accumulation", at_most)
+        is_validated = 0 < self.validate_every <= self.epochs
+        self._require(
+            is_validated or not self.patience, "patience", "0 unless training.validate_every is 1 to training.epochs"
+        )
+        self._require(self.momentum > 0 or not self.nesterov, "nesterov", "false if momentum is 0")
         milestones = [epoch_of(milestone, self.epochs) for milestone in self.milestones]
-        _require(
-            milestones == sorted(milestones),
-            "training.milestones", self.milestones, "epochs or fractions of all epochs, in ascending order",
-        )  # fmt: skip
+        ascending = "epochs or fractions of all epochs, in ascending order"
+        self._require(milestones == sorted(milestones), "milestones", ascending)
 
 
 @dataclass(frozen=True)
@@ -603,16 +587,19 @@ class RouterConfig(_Checked):
     """Choose the most accurate threshold with this mean cost per image on the validation images: 1.2 (times the cost of
     one expert), or 70M or 4.1G (multiply-accumulates)."""
 
-    max_accuracy_drop: float | None = bounded(None, min=0)
+    max_accuracy_drop: float | None = bounded(None, min=0, max=100)
     """Choose the cheapest threshold that loses at most this many percentage points of balanced accuracy on the
     validation images, compared with all experts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(
-            self.max_accuracy_drop is None or self.compute_budget is None,
-            "router.max_accuracy_drop", self.max_accuracy_drop, "null if router.compute_budget is set",
-        )  # fmt: skip
+        is_one = self.max_accuracy_drop is None or self.compute_budget is None
+        self._require(is_one, "max_accuracy_drop", "null if router.compute_budget is set")
+
+    @property
+    def has_goal(self) -> bool:
+        """Whether the threshold is chosen on validation images."""
+        return self.compute_budget is not None or self.max_accuracy_drop is not None
 
 
 @dataclass(frozen=True)
@@ -647,10 +634,8 @@ class EvaluationConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(
-            self.few_below <= self.many_above + 1,
-            "evaluation.few_below", self.few_below, f"at most many_above + 1, {self.many_above + 1}",
-        )  # fmt: skip
+        limit = self.many_above + 1
+        self._require(self.few_below <= limit, "few_below", f"at most many_above + 1, {limit}")
 
 
 @dataclass(frozen=True)
@@ -686,44 +671,29 @@ class Config(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        training, experts = self.training, self.model.num_experts
+        model, training, experts, how = self.model, self.training, self.model.num_experts, self.augmentation
         limit = f"at most training.epochs, {training.epochs}, or a fraction below 1"
-        for setting, value, latest in (
-            ("training.milestones", training.milestones, max(training.milestones, default=0)),
-            ("training.warmup", training.warmup, training.warmup),
-            ("loss.reweight_after", self.loss.reweight_after, self.loss.reweight_after or 0),
-            ("distillation.self_rampup", self.distillation.self_rampup, self.distillation.self_rampup),
+        for setting, latest in (
+            ("training.milestones", max(training.milestones, default=0)),
+            ("training.warmup", training.warmup),
+            ("loss.reweight_after", self.loss.reweight_after or 0),
+            ("distillation.self_rampup", self.distillation.self_rampup),
         ):
-            _require(latest <= training.epochs, setting, value, limit)
-        if self.loss.name == "logit_adjustment":
-            for name in ("prior_exponents", "inverse_exponents"):
-                exponents: list[float] = getattr(self.loss, name)
-                _require(
-                    len(exponents) in (1, experts), f"loss.{name}", exponents, f"1 number, or {experts}, one per expert"
-                )
-        method = self.classifier.method
-        _require(
-            self.model.head == "linear" or method not in ("scale", "tau"),
-            "classifier.method", method, "none, retrain or nearest-mean if model.head is 'cosine'",
-        )  # fmt: skip
-        _require(experts > 1 or not self.router.train, "router.train", True, "false if there is only one expert")
-        _require(
-            self.model.head_start == "random" or self.model.head == "cosine",
-            "model.head_start", self.model.head_start, "'random' if model.head is 'linear'",
-        )  # fmt: skip
-        how = self.augmentation
-        _require(
-            how.views == "weak-strong" or self.distillation.self_factor == 0,
-            "distillation.self_factor", self.distillation.self_factor, "0 unless augmentation.views is 'weak-strong'",
-        )  # fmt: skip
-        _require(
-            training.trained_parts == "all" or training.views == 0 or how.views == "one",
-            "training.views", training.views, "0 if augmentation.views is 'weak-strong'",
-        )  # fmt: skip
-        # The published arithmetic lets the teacher see the images of a step as one batch.
-        changes = how.cutmix or how.random_erasing or (self.teacher and (how.mixup or self.distillation.published))
-        _require(
-            training.trained_parts == "all" or training.views == 0 or not changes,
-            "training.views", training.views,
-            "0 for cutmix, random_erasing, and mixup or distillation.published with a teacher",
-        )  # fmt: skip
+            self._require(latest <= training.epochs, setting, limit)
+        for name in ("prior_exponents", "inverse_exponents") if self.loss.name == "logit_adjustment" else ():
+            is_right = len(getattr(self.loss, name)) in (1, experts)
+            self._require(is_right, f"loss.{name}", f"1 number, or {experts}, one per expert")
+        fits_head = model.head == "linear" or self.classifier.method not in ("scale", "tau")
+        self._require(fits_head, "classifier.method", "none, retrain or nearest-mean if model.head is 'cosine'")
+        self._require(experts > 1 or not self.router.train, "router.train", "false if there is only one expert")
+        can_start = model.head_start == "random" or model.head == "cosine"
+        self._require(can_start, "model.head_start", "'random' if model.head is 'linear'")
+        has_views = how.views == "weak-strong"
+        can_learn = has_views or self.distillation.self_factor == 0
+        self._require(can_learn, "distillation.self_factor", "0 unless augmentation.views is 'weak-strong'")
+        if training.trained_parts != "all" and training.views > 0:
+            self._require(not has_views, "training.views", "0 if augmentation.views is 'weak-strong'")
+            # The published arithmetic lets the teacher see the images of a step as one batch.
+            changes = how.cutmix or how.random_erasing or (self.teacher and (how.mixup or self.distillation.published))
+            unless = "0 for cutmix, random_erasing, and mixup or distillation.published with a teacher"
+            self._require(not changes, "training.views", unless)

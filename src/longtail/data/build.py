@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from longtail.data.copies import without_test_copies
 from longtail.data.corrupt_images import CorruptImage
 from longtail.data.fast_crop import FileCrop
 from longtail.data.image_loader import ImageLoader
-from longtail.data.loaders import EpochOrder, Loader, MemoryLoader, Normalise
+from longtail.data.loaders import EpochOrder, ImagesLoader, Loader, MemoryLoader, Normalise
 from longtail.data.memory_cache import decode_all, fits
 from longtail.data.mixup import MixedLoader, MixSettings
 from longtail.data.samplers import LongTailSampler
@@ -184,22 +184,14 @@ class LoaderFactory:
     def with_soft_targets(self, loader: Loader, label_smoothing: float) -> Loader:
         """The loader with batches that are mixed and erased as set, if at all."""
         how = self.augmentation
-        mix = MixSettings(
-            how.mixup,
-            how.cutmix,
-            label_smoothing,
-            how.random_erasing,
-            how.mix_images,
-            how.mix_probability,
-            how.cutmix_probability,
-            how.cutmix_range,
-        )
+        mixed = {name: getattr(how, name) for name in MixSettings._fields if name != "label_smoothing"}
+        mix = MixSettings(**mixed, label_smoothing=label_smoothing)
         if mix.are_none:
             return loader
         device = self.runtime.device
         return MixedLoader(loader, self.dataset.num_classes, mix, seed=self.seed, device=device)
 
-    def shuffled(self, batch_size: int) -> Loader:
+    def shuffled(self, batch_size: int) -> ImagesLoader:
         """All training images, augmented but not mixed, in a new order in each epoch; full batches."""
         split = self.dataset.train
         order = self._order(split, batch_size, self.runtime.group.eval_shard, shuffle=True)
@@ -274,7 +266,7 @@ class LoaderFactory:
         weak = replace(how, views="one", rand_augment=None, auto_augment="none", cutout=0)
         return [weak, replace(how, views="one", rotation=0.0)]
 
-    def _augmented(self, split: ImageSplit, order: EpochOrder, views: list[AugmentationConfig]) -> Loader:
+    def _augmented(self, split: ImageSplit, order: EpochOrder, views: list[AugmentationConfig]) -> ImagesLoader:
         how, split = self.augmentation, self._in_memory(split)
         if split.pixels is None:
             return self._image_loader(split, [self._train_transform(view) for view in views], order)
@@ -301,7 +293,9 @@ class LoaderFactory:
             other_views=others,
         )
 
-    def _image_loader(self, split: ImageSplit, transforms: list[Transform | FileCrop], order: EpochOrder) -> Loader:
+    def _image_loader(
+        self, split: ImageSplit, transforms: list[Transform | FileCrop], order: EpochOrder
+    ) -> ImagesLoader:
         return ImageLoader(
             split,
             transforms[0],
@@ -314,17 +308,7 @@ class LoaderFactory:
 
     def _train_transform(self, how: AugmentationConfig) -> Transform | FileCrop:
         form = self.preprocessing
-        augmentation = ImageAugmentation(
-            how.crop,
-            how.padding,
-            how.scale,
-            how.flip,
-            how.rotation,
-            how.color_jitter,
-            how.rand_augment,
-            how.auto_augment,
-            how.cutout,
-        )
+        augmentation = ImageAugmentation(**{part.name: getattr(how, part.name) for part in fields(ImageAugmentation)})
         if how.crop == "resized" and how.fast_crops:
             return FileCrop(form.image_size, augmentation, form.interpolation, form.mean)
         return train_transform(form.image_size, augmentation, form.resize, form.interpolation, form.mean)

@@ -77,6 +77,10 @@ class Loader(Protocol):
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from number ``first`` on. They depend on the seed and the epoch alone."""
 
+
+class ImagesLoader(Loader, Protocol):
+    """A loader that knows the labels of an epoch without its images."""
+
     def labels(self, epoch: int) -> Tensor:
         """The labels of an epoch's images in their order, (num_images,), on the CPU. Decodes no image."""
 

@@ -83,10 +83,6 @@ class MixedLoader:
     def __len__(self) -> int:
         return len(self._loader)
 
-    def labels(self, epoch: int) -> Tensor:
-        """The labels of an epoch's images in their order: (num_images,), on the CPU."""
-        return self._loader.labels(epoch)
-
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yields batches of images (B, 3, H, W), perhaps with soft targets (B, C)."""
         for step, batch in enumerate(self._loader.epoch(epoch, first), start=first):

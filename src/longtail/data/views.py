@@ -83,10 +83,6 @@ class ViewsLoader:
         for batch in self._loader.epoch(epoch, first):
             yield batch._replace(inputs=make_views(batch.inputs, self._views, self._image_size))
 
-    def labels(self, epoch: int) -> Tensor:
-        """The labels of the images: (num_images,)."""
-        return self._loader.labels(epoch)
-
 
 def num_views(loader: Loader) -> int:
     """Returns the number of views of each image in a loader's batches."""

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,12 +18,10 @@ from longtail.evaluation.temperature import fit_temperature, predicted_logits
 from longtail.evaluation.throughput import Speed, images_per_second
 from longtail.models.multi_expert import MultiExpert
 from longtail.models.router import THRESHOLD
-from longtail.runs.context import RunContext
+from longtail.runs.context import EvalSplit, RunContext
 from longtail.runs.model_file import ModelMetadata
 
 logger = logging.getLogger(__name__)
-
-SplitName = Literal["val", "test"]
 
 SPEED_BATCH, SPEED_IMAGES, SPEED_SECONDS = 64, 512, 0.5
 """How speed is measured: images in a batch, in all, and seconds for each number of experts"""
@@ -32,11 +30,11 @@ SPEED_BATCH, SPEED_IMAGES, SPEED_SECONDS = 64, 512, 0.5
 class EvaluationResults(NamedTuple):
     """Everything measured, by split."""
 
-    evaluations: dict[SplitName, Evaluation]
-    routings: dict[SplitName, RoutingReport]
+    evaluations: dict[EvalSplit, Evaluation]
+    routings: dict[EvalSplit, RoutingReport]
     """Empty for a model without a router"""
 
-    outputs: dict[SplitName, ModelOutputs]
+    outputs: dict[EvalSplit, ModelOutputs]
 
     speed: Speed | None = None
     """Of a model without a router, in the process that writes; with a router it is part of the routing report"""
@@ -45,18 +43,9 @@ class EvaluationResults(NamedTuple):
     """For one image, counting all its views; in the process that writes"""
 
 
-def eval_loaders(context: RunContext) -> dict[SplitName, Loader]:
-    """Returns the loaders of the test split and, if there is one, of the validation split."""
-    views = context.config.evaluation.views
-    loaders: dict[SplitName, Loader] = {"test": context.eval_loader(context.dataset.test, views)}
-    if context.dataset.val is not None:
-        loaders["val"] = context.eval_loader(context.dataset.val, views)
-    return loaders
-
-
 def set_temperature(
-    model: MultiExpert, outputs: Mapping[SplitName, ModelOutputs], setting: float | None
-) -> dict[SplitName, ModelOutputs]:
+    model: MultiExpert, outputs: Mapping[EvalSplit, ModelOutputs], setting: float | None
+) -> dict[EvalSplit, ModelOutputs]:
     """Sets the temperature of a model; returns the outputs with it.
 
     Args:
@@ -79,13 +68,13 @@ def evaluate_splits(
     context: RunContext,
     model: MultiExpert,
     metadata: ModelMetadata,
-    loaders: Mapping[SplitName, Loader],
-    outputs: dict[SplitName, ModelOutputs],
+    loaders: Mapping[EvalSplit, Loader],
+    outputs: dict[EvalSplit, ModelOutputs],
 ) -> EvaluationResults:
     """Evaluates the outputs of a model on every split. The process that writes also measures speed and routing."""
     settings = context.config.evaluation
     evaluations = {split: evaluate_outputs(outputs[split], metadata.class_counts, settings) for split in outputs}
-    routings: dict[SplitName, RoutingReport] = {}
+    routings: dict[EvalSplit, RoutingReport] = {}
     if not context.run.writes:
         return EvaluationResults(evaluations, routings, outputs)
     threshold = THRESHOLD if model.router is None else model.router.threshold

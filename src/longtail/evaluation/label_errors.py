@@ -4,7 +4,8 @@ Letters in shapes: N images, E experts, D features, C classes.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,15 +14,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longtail.data.loaders import Loader
-from longtail.evaluation.evaluator import SplitName
+from longtail.data.check.findings import Finding, FindingMaker
+from longtail.data.copies import AllImages
 from longtail.evaluation.label_shift.adjustment import adjust_to_prior
 from longtail.evaluation.label_shift.evaluators import PriorTest
 from longtail.evaluation.label_shift.priors import UNIFORM
 from longtail.evaluation.outputs import collect_features, collect_outputs
-from longtail.models.multi_expert import MultiExpert
-from longtail.runs.context import RunContext
-from longtail.runs.model_file import ModelMetadata
+from longtail.runs.context import EvalSplit
+from longtail.runs.opened_model import OpenedModel
 from longtail.utils.ensembles import ensemble
 
 MIN_ODDS = 30.0
@@ -104,27 +104,32 @@ def most_doubtful(log_odds: NDArray[np.float32], labels: NDArray[np.int64]) -> N
     return np.array(chosen, dtype=np.int64)
 
 
-def split_label_doubts(
-    context: RunContext, model: MultiExpert, metadata: ModelMetadata, loaders: Mapping[SplitName, Loader]
-) -> Iterator[LabelDoubts]:
+def wrong_labels(opened: OpenedModel) -> Iterator[Finding]:
+    """Yields the labels that are likely to be wrong, the most doubtful first."""
+    context, _, metadata, _ = opened
+    images = AllImages(context.dataset, Path(context.config.data.root))
+    finding, labels = FindingMaker(images), images.labels
+    doubts = list(split_label_doubts(opened))
+    log_odds, suggested, probability = (torch.cat(parts).numpy() for parts in zip(*doubts, strict=True))
+    for position in most_doubtful(log_odds, labels):
+        detail = f"{metadata.class_names[suggested[position]]}, probability {probability[position]:.2f}"
+        yield finding("likely wrong label", position, detail=detail)
+
+
+def split_label_doubts(opened: OpenedModel) -> Iterator[LabelDoubts]:
     """Yields the doubts about the labels of each split: train, val (if any), test.
 
     The model was trained with the training labels. Therefore these are judged by the means of its features, each image
     without itself, and those of the other splits by its probabilities, adjusted to classes that are equally common.
-
-    Args:
-        context: of the run.
-        model: on the device.
-        metadata: of the model.
-        loaders: of the other splits.
     """
+    context, model, metadata, loaders = opened
     group = context.runtime.group
     for split in context.dataset.splits:
         if split == "train":
             features, labels = collect_features(model, context.eval_loader(context.dataset.train), group)
             yield label_doubts(leave_one_out_logits(features, labels, model.num_classes), labels)
         else:
-            name: SplitName = "val" if split == "val" else "test"
+            name: EvalSplit = "val" if split == "val" else "test"
             test, outputs = PriorTest(context, metadata, name, UNIFORM), collect_outputs(model, loaders[name], group)
             logits = adjust_to_prior(outputs.logits, test.learned.log_prior, torch.zeros(model.num_classes))
             yield label_doubts(ensemble(logits, outputs.average), outputs.labels)

@@ -66,23 +66,15 @@ def collect_outputs(
         epoch: of the loader, if its images are augmented.
         compute: from the loader's inputs to the model's outputs, if they are not images; by default, the model.
     """
-    compute = compute or model
-    router, sizes = model.router, [(model.num_experts, model.num_classes)]
-    how = model.average, model.temperature, num_views(loader)
-    if router is None:
-        labels, logits = _gather(model, compute, loader, group, epoch, lambda output: (output.logits,), sizes)
-        return ModelOutputs(logits, labels, None, *how)
-    sizes.append((model.num_experts - 1,))  # type: ignore[arg-type]
-    labels, logits, router_logits = _gather(
-        model,
-        compute,
-        loader,
-        group,
-        epoch,
-        lambda output: (output.logits, router(output.logits, output.features)),
-        sizes,
-    )
-    return ModelOutputs(logits, labels, router_logits, *how)
+    router = model.router
+
+    def select(output: ExpertOutput) -> tuple[Tensor, ...]:
+        return (output.logits,) if router is None else (output.logits, router(output.logits, output.features))
+
+    sizes = [(model.num_experts, model.num_classes), *([] if router is None else [(model.num_experts - 1,)])]
+    labels, logits, *routed = _gather(model, compute or model, loader, group, epoch, select, sizes)
+    router_logits = routed[0] if routed else None
+    return ModelOutputs(logits, labels, router_logits, model.average, model.temperature, num_views(loader))
 
 
 def collect_features(model: MultiExpert, loader: Loader, group: Group = SINGLE_PROCESS) -> Features:

@@ -8,11 +8,6 @@ from longtail.config.schema import LossConfig, epoch_of
 from longtail.losses.base import REGISTRY, Criterion
 
 
-def list_losses() -> list[str]:
-    """Returns the names of all losses, sorted."""
-    return REGISTRY.names()
-
-
 def build_criterion(settings: LossConfig, class_counts: Sequence[int], epochs: int, scale: float) -> Criterion:
     """Returns the criterion that the settings describe.
 

@@ -13,7 +13,7 @@ from longtail.data.views import NUM_VIEWS
 from longtail.evaluation.metrics import Scores
 from longtail.reports.tables import ACCURACIES, ReportTable, accuracies, class_size
 from longtail.runs.model_file import ModelMetadata
-from longtail.utils.format import duration, escape, macs, percent, pluralize, shortened_list
+from longtail.utils.format import duration, escape, macs, percent, pluralize, rarest, shortened_list
 
 SCORES = ("accuracy", "balanced", *SHOTS)
 
@@ -213,11 +213,10 @@ class ModelCard:
             data.name, f"The data set `{data.name}`"
         )
         subset = "" if data.imbalance == "none" else f", a long-tailed subset ({data.imbalance} profile)"
-        rarest = f"{smallest:,}, an imbalance of {largest / smallest:,.4g} to 1" if smallest else "none"
         return [
             f"{kind}{subset}: {sum(counts):,} training images of {pluralize(len(counts), 'class', 'classes')}. The "
-            f"most common class has {largest:,} images, and the rarest {rarest}. The median class has "
-            f"{np.median(counts):,.4g}.",
+            f"most common class has {largest:,} images, and the rarest {rarest(smallest, largest)}. The median "
+            f"class has {np.median(counts):,.4g}.",
             f"Classes: {escape(shortened_list(self.metadata.class_names, 20), 2000)}. `config.json` has all of them, "
             "with their numbers of training images.",
         ]

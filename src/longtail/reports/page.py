@@ -26,7 +26,7 @@ from longtail.reports.tables import (
     routing_table,
     speed_note,
 )
-from longtail.utils.format import duration, escape, percent, pluralize
+from longtail.utils.format import duration, escape, percent, pluralize, rarest
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,10 @@ def _introduction(report: RunReport) -> str:
     if config.evaluation.views != "one":
         number = NUM_VIEWS[config.evaluation.views]
         sentences.append(f"The outputs are averaged over {number} views of each image: {config.evaluation.views}.")
-    rarest = f"{smallest:,}, an imbalance of {largest / smallest:,.4g} to 1" if smallest else "none"
     sentences += [
         f"The data set `{config.data.name}` has {sum(report.class_counts):,} training images of "
-        f"{len(report.class_counts):,} classes: the most common class has {largest:,} images, and the rarest {rarest}.",
+        f"{len(report.class_counts):,} classes: the most common class has {largest:,} images, and the rarest "
+        f"{rarest(smallest, largest)}.",
         f"The accuracy on {evaluation.num_images:,} test images is **{percent(evaluation.accuracy)} %**, and "
         f"**{percent(evaluation.balanced)} %** if every class has the same weight.",
         f"These are the results of one run with seed {config.seed}; other seeds give slightly different ones.",

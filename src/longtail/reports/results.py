@@ -2,24 +2,26 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from longtail.evaluation.evaluator import EvaluationResults, SplitName
+from longtail.data.loaders import Loader
+from longtail.evaluation.evaluator import EvaluationResults, evaluate_splits, set_temperature
 from longtail.evaluation.image_outputs import OUTPUTS_FILE, ImageOutputs, image_outputs, save_image_outputs
 from longtail.evaluation.label_shift.evaluators import LabelShiftReport, LabelShiftTest, PriorTest
 from longtail.evaluation.label_shift.learned_prior import learned_prior
 from longtail.evaluation.label_shift.priors import UNIFORM
 from longtail.evaluation.metrics import BLOCK
-from longtail.evaluation.outputs import ModelOutputs
+from longtail.evaluation.outputs import ModelOutputs, collect_outputs
+from longtail.models.multi_expert import MultiExpert
 from longtail.reports.html.page import HTML_FILE, write_html
 from longtail.reports.page import RunReport, write_label_shift, write_report
 from longtail.reports.tables import accuracy_table, label_shift_table, routing_table, speed_note
-from longtail.runs.context import RunContext
+from longtail.runs.context import EvalSplit, RunContext
 from longtail.runs.model_file import ModelMetadata
 from longtail.runs.run import PREDICTIONS_FILE
 from longtail.utils.console import show
@@ -27,6 +29,23 @@ from longtail.utils.csv_lines import path_cell
 from longtail.utils.ensembles import ensemble
 
 logger = logging.getLogger(__name__)
+
+
+def evaluate_and_write(
+    context: RunContext,
+    model: MultiExpert,
+    metadata: ModelMetadata,
+    loaders: Mapping[EvalSplit, Loader],
+    choose_temperature: bool,
+) -> EvaluationResults:
+    """Evaluates a model and writes its results; first chooses its temperature, if asked for, and saves it."""
+    outputs = {split: collect_outputs(model, loader, context.runtime.group) for split, loader in loaders.items()}
+    if choose_temperature:
+        outputs = set_temperature(model, outputs, context.config.evaluation.temperature)
+        context.run.save_model(model, metadata)
+    results = evaluate_splits(context, model, metadata, loaders, outputs)
+    write_results(context, results, metadata)
+    return results
 
 
 def write_results(context: RunContext, results: EvaluationResults, metadata: ModelMetadata) -> None:
@@ -71,7 +90,7 @@ def _image_outputs(context: RunContext, outputs: ModelOutputs, metadata: ModelMe
     return image_outputs(outputs, context.dataset.test.fingerprint(Path(config.data.root)), learned)
 
 
-def log_results(context: RunContext, results: EvaluationResults, split: SplitName) -> None:
+def log_results(context: RunContext, results: EvaluationResults, split: EvalSplit) -> None:
     """Shows the results of a split as tables."""
     name, evaluation = context.config.name, results.evaluations[split]
     images, number = f"{evaluation.num_images:,} {split} images", results.outputs[split].num_views
@@ -100,7 +119,7 @@ def report_label_shift(test: LabelShiftTest, report: LabelShiftReport) -> None:
     """Shows accuracies under label shift, and writes label_shift.json and label_shift.md."""
     run, title = test.context.run, f"{test.context.config.name}: label shift of the {test.split} images"
     show(label_shift_table(report, title))
-    run.write_json("label_shift.json", {"part": test.split, **report.as_dict()})
+    run.write_json("label_shift.json", {"part": test.split, **asdict(report)})
     write_label_shift(run.folder, label_shift_table(report, title, with_weights=True))
     addition = "" if report.rows[0].weights is None else ", with the experts' weights"
     logger.info("Also written to %s%s", run.folder / "label_shift.md", addition)

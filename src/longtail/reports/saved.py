@@ -1,11 +1,15 @@
 """The content of a report from the files of a run that was evaluated, without the network and the data."""
 
+import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from longtail.config.schema import Config
+from longtail.data.build import load_data
+from longtail.data.splits import ImageSplit
 from longtail.evaluation.flops import Cost
 from longtail.evaluation.image_outputs import OUTPUTS_FILE, ImageOutputs, load_image_outputs
 from longtail.evaluation.metrics import Evaluation, confusion_counts
@@ -13,7 +17,10 @@ from longtail.evaluation.routing import RoutingReport
 from longtail.evaluation.throughput import Speed
 from longtail.reports.page import RunReport
 from longtail.runs.run import PREDICTIONS_FILE, Run
+from longtail.utils.console import without_notes
 from longtail.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def load_report(run: Run) -> tuple[RunReport, ImageOutputs] | None:
@@ -37,6 +44,20 @@ def load_report(run: Run) -> tuple[RunReport, ImageOutputs] | None:
             f"{run.results_path}: damaged ({error}); 'longtail evaluate {run.folder}' writes it again"
         ) from error
     return (report, outputs) if _match(report.evaluation, outputs) else None
+
+
+def evaluated_images(run: Run, config: Config, fingerprint: str) -> ImageSplit | None:
+    """Returns the test images of an evaluation, for pictures; None if they cannot be read or are other ones."""
+    try:
+        with without_notes():
+            images = load_data(config.data, run.skipped() or ()).test
+    except InputError as error:
+        logger.warning("The report has no pictures: %s", error)
+        return None
+    if images.fingerprint(Path(config.data.root)) != fingerprint:
+        logger.warning("The report has no pictures: the test images have changed; longtail evaluate %s", run.folder)
+        return None
+    return images
 
 
 def _report(run: Run, results: dict[str, Any], outputs: ImageOutputs) -> RunReport:

@@ -12,7 +12,7 @@ from longtail.evaluation.label_shift.evaluators import LabelShiftReport
 from longtail.evaluation.metrics import Evaluation, Scores
 from longtail.evaluation.routing import RoutingReport
 from longtail.evaluation.throughput import Speed
-from longtail.utils.format import escape, macs, percent, pluralize
+from longtail.utils.format import escape, macs, percent, pluralize, rate
 
 ACCURACIES = ("overall", "balanced", *SHOTS)
 """Columns of `accuracies`"""
@@ -122,8 +122,8 @@ def routing_table(report: RoutingReport, title: str = "") -> ReportTable:
     ]
     if speed := report.images_per_second:
         header.append("images/s")
-        for row, rate in zip(rows, (*speed.prefixes, speed.routed), strict=True):
-            row.append("n/a" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}")
+        for row, number in zip(rows, (*speed.prefixes, speed.routed), strict=True):
+            row.append(rate(number))
     notes = [
         f"Accuracy in %. MACs: multiply-accumulates per image{views}; cost: × one expert.",
         *routing_notes(report),
@@ -149,10 +149,7 @@ def routing_notes(report: RoutingReport) -> list[str]:
 
 def speed_note(speed: Speed) -> str:
     """Returns a sentence with the images per second of the first 1 to E experts."""
-    rates = [
-        f"{pluralize(number, 'expert')} {f'{rate:,.0f}' if rate >= 100 else f'{rate:.3g}'}"
-        for number, rate in enumerate(speed.prefixes, start=1)
-    ]
+    rates = [f"{pluralize(k, 'expert')} {rate(number)}" for k, number in enumerate(speed.prefixes, start=1)]
     return f"Images/s with batches of {speed.batch_size}: {', '.join(rates)}."
 
 

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from longtail.utils.console import log_level
 from longtail.utils.errors import InputError, one_line
-
-logger = logging.getLogger(__name__)
 
 SCHEME = "hf://"
 PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
@@ -96,18 +95,15 @@ def hub_errors(what: str) -> Iterator[None]:
     Raises:
         InputError: the client failed.
     """
-    from huggingface_hub.utils import logging as client
+    import huggingface_hub.utils  # noqa: F401  # sets the level of its logger
 
-    level = client.get_verbosity()
-    client.set_verbosity(logging.ERROR)  # it announces each retry
     try:
-        yield
+        with log_level(logging.ERROR, "huggingface_hub"):  # it announces each retry
+            yield
     except InputError:
         raise
     except Exception as error:
         raise InputError(f"{what}: {_explanation(error)}") from error
-    finally:
-        client.set_verbosity(level)
 
 
 def _explanation(error: Exception) -> str:

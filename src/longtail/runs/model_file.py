@@ -152,11 +152,15 @@ def model_path(source: str | Path) -> Path:
     """The model file of a run folder, the file itself, or the downloaded file of ``hf://owner/name``.
 
     Raises:
-        InputError: an address on the Hub is wrong, or the download fails.
+        InputError: there is no such run or file; an address on the Hub is wrong, or the download fails.
     """
     if is_hub_address(source):
         return download(parse_address(str(source)), MODEL_FILE).path
     path = Path(source)
+    if not path.exists():
+        raise InputError(f"'{source}' is not a run folder or a model file: it does not exist")
+    if path.is_dir() and not (path / MODEL_FILE).exists():
+        raise InputError(f"'{source}' is not a run folder: it has no {MODEL_FILE}")
     return path / MODEL_FILE if path.is_dir() else path
 
 

@@ -12,6 +12,11 @@ PULLED_FROM = "pulled_from"
 """Key in environment.json: address and commit"""
 
 
+def as_run(run: Run | str | Path) -> Run:
+    """Returns a run, which is opened if it is given by its folder or its address; see `open_run`."""
+    return run if isinstance(run, Run) else open_run(run)
+
+
 def open_run(source: str | Path) -> Run:
     """Opens a run folder, or downloads ``hf://owner/name`` to a new run folder runs/name.
 

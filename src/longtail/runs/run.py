@@ -63,8 +63,24 @@ class Run:
     """
 
     def __init__(self, folder: str | Path, writes: bool = True):
-        self.folder = Path(folder)
+        self.folder = folder = Path(folder)
         self.writes = writes
+        self.config_path = folder / "config.yaml"
+        """Every setting"""
+        self.model_path = folder / MODEL_FILE
+        """Weights and metadata"""
+        self.heads_path = folder / "heads.safetensors"
+        """The experts' own heads, if the model has other ones"""
+        self.results_path = folder / "results.json"
+        """Results as JSON"""
+        self.teacher_folder = folder / "teacher"
+        """The run of a teacher that is trained for this run"""
+        self.views_folder = folder / "frozen-views"
+        """Outputs of the frozen part of the network for the training images, while the rest is trained"""
+        self.tracking_folder = folder / "tracking"
+        """Files of the trackers"""
+        self.epochs_folder = folder / "epochs"
+        """The models that are kept every so many epochs"""
 
     def __repr__(self) -> str:
         return f"Run('{self.folder}')"
@@ -81,46 +97,6 @@ class Run:
         if not run.model_path.is_file():
             raise InputError(f"'{folder}' is not a run folder: it has no {run.model_path.name}")
         return run
-
-    @property
-    def config_path(self) -> Path:
-        """Every setting."""
-        return self.folder / "config.yaml"
-
-    @property
-    def model_path(self) -> Path:
-        """Weights and metadata."""
-        return self.folder / MODEL_FILE
-
-    @property
-    def heads_path(self) -> Path:
-        """The experts' own heads, if the model has other ones."""
-        return self.folder / "heads.safetensors"
-
-    @property
-    def results_path(self) -> Path:
-        """Results as JSON."""
-        return self.folder / "results.json"
-
-    @property
-    def teacher_folder(self) -> Path:
-        """The run of a teacher that is trained for this run."""
-        return self.folder / "teacher"
-
-    @property
-    def views_folder(self) -> Path:
-        """Outputs of the frozen part of the network for the training images, while the rest is trained."""
-        return self.folder / "frozen-views"
-
-    @property
-    def tracking_folder(self) -> Path:
-        """Files of the trackers."""
-        return self.folder / "tracking"
-
-    @property
-    def epochs_folder(self) -> Path:
-        """The models that are kept every so many epochs."""
-        return self.folder / "epochs"
 
     def checkpoint_path(self, stage: str) -> Path:
         """The checkpoint of an unfinished stage: experts, classifier or router."""
@@ -143,12 +119,9 @@ class Run:
 
     def stage_records(self) -> dict[str, list[dict[str, Any]]]:
         """The metrics of the epochs of each complete stage: train (the experts), classifier, router."""
-        records = {"train": self.history()}
-        for stage in ("classifier", "router"):
-            path = self.folder / f"{stage}.json"
-            if path.is_file():
-                records[stage] = list(_parse(path.read_bytes(), str(path)).get("epochs", ()))
-        return records
+        later = {stage: self._json(f"{stage}.json") for stage in ("classifier", "router")}
+        records = {stage: list(found.get("epochs", ())) for stage, found in later.items() if found}
+        return {"train": self.history()} | records
 
     def plots(self) -> dict[str, Path]:
         """The plots of the report by name."""
@@ -164,8 +137,7 @@ class Run:
 
     def environment(self) -> dict[str, Any]:
         """Versions and hardware of the training."""
-        path = self.folder / "environment.json"
-        return _parse(path.read_bytes(), str(path)) if path.is_file() else {}
+        return self._json("environment.json")
 
     def skipped(self) -> list[CorruptImage] | None:
         """The images that were skipped because they do not decode; None if images were not checked.
@@ -298,6 +270,11 @@ class Run:
         if self.writes:
             self.epochs_folder.mkdir(exist_ok=True)
             save_model(self.epochs_folder / f"epoch-{metadata.epoch}.safetensors", model, metadata)
+
+    def _json(self, name: str) -> dict[str, Any]:
+        """The content of a JSON file; empty if there is none."""
+        path = self.folder / name
+        return _parse(path.read_bytes(), str(path)) if path.is_file() else {}
 
     def write_config(self, config: Config) -> None:
         """Replaces the settings."""

@@ -4,7 +4,7 @@ import logging
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from longtail.runtime.distributed import SINGLE_PROCESS, Group
+from longtail.runtime.process import processor_info, processor_name
 from longtail.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def warn_slow_precision(device: torch.device, precision: Precision) -> None:
     instructions = {"bf16": ("avx512_bf16", "amx_bf16", "bf16"), "fp16": ("avx512_fp16", "amx_fp16", "fphp")}
     if device.type != "cpu" or precision == "float32":
         return
-    flags = _processor_flags()
+    flags = set(processor_info("flags", "Features").split())
     if flags and not flags.intersection(instructions[precision]):
         logger.warning(
             "This processor has no instructions for %s, which is several times slower here than float32", precision
@@ -111,27 +112,10 @@ def environment(device: torch.device, num_processes: int) -> dict[str, Any]:
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         "processes": num_processes,
         "threads": torch.get_num_threads(),
         "packages": {name: version(name) for name in packages} | {"torch": torch.__version__},
     }
-
-
-def _processor_flags() -> set[str]:
-    """What the processor can do; empty if the system does not say."""
-    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
-        for line in lines:
-            if line.startswith(("flags", "Features")):
-                return set(line.partition(":")[2].split())
-    return set()
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
-            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

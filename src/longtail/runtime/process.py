@@ -2,13 +2,15 @@
 
 import multiprocessing
 import os
+import platform
 import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 HANG_UP = getattr(signal, "SIGHUP", None)
@@ -19,6 +21,9 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR
 
 EXIT_STOPPED = 75
 """Exit code of a stopped process, EX_TEMPFAIL of sysexits.h: it is saved, and the same command resumes it"""
+
+CPU_INFO = Path("/proc/cpuinfo")
+"""What Linux says about the processor"""
 
 SECOND_SIGNAL = 1.0
 """Seconds after which another Ctrl-C counts as a second one"""
@@ -156,6 +161,21 @@ class Signals:
 def num_processors() -> int:
     """Returns the number of processors that this process may use; on a cluster, fewer than the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor_info(*names: str) -> str:
+    """Returns what Linux says about the processor under the first of these names; empty if it says nothing."""
+    with suppress(OSError), CPU_INFO.open(encoding="utf-8") as lines:
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name.strip() in names:
+                return value.strip()
+    return ""
+
+
+def processor_name() -> str:
+    """Returns the name of the processor, or its kind."""
+    return processor_info("model name") or platform.processor() or platform.machine()
 
 
 def _is_ours(number: int) -> bool:

@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from longtail.tracking import REGISTRY, TrackedRun, Tracker
 from longtail.tracking.metrics import epoch_metrics, result_metrics
 from longtail.utils.errors import InputError, one_line
+from longtail.utils.extras import check_extra
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Trackers:
     def __init__(self, names: str | None = None, *, is_active: bool = True, strict: bool = False):
         self.names = list(dict.fromkeys(name.strip() for name in (names or "").split(",") if name.strip()))
         for name in self.names:
-            _check_installed(name)
+            check_extra(name, REGISTRY[name].needs)
         self._is_active, self._strict = is_active, strict
         self._open: dict[str, Tracker] = {}
         self._last: dict[tuple[str, str], int] = {}
@@ -93,10 +93,3 @@ class Trackers:
             if self._strict:
                 raise InputError(f"{name}: {reason}") from error
             logger.warning("tracker %s is off from here: %s. 'longtail track' sends a finished run again", name, reason)
-
-
-def _check_installed(name: str) -> None:
-    package = REGISTRY[name].needs
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:  # without an origin it is a folder that has the package's name
-        raise InputError(f"track '{name}' needs the package {package}: pip install 'longtail[{name}]'")

@@ -6,7 +6,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from longtail.data.loaders import Batch, Loader, rows_of
+from longtail.data.loaders import Batch, ImagesLoader, Loader, rows_of
 from longtail.data.samplers import LongTailSampler
 from longtail.models.multi_expert import ExpertOutput, MultiExpert
 from longtail.runtime.distributed import SINGLE_PROCESS, Group
@@ -44,7 +44,7 @@ class CachedOutputs:
     def __init__(
         self,
         model: MultiExpert,
-        loader: Loader,
+        loader: ImagesLoader,
         *,
         batch_size: int,
         seed: int,
@@ -61,11 +61,6 @@ class CachedOutputs:
 
     def __len__(self) -> int:
         return len(self.shard.batches(self.num_images, self.batch_size))
-
-    def labels(self, epoch: int) -> Tensor:
-        """The labels of an epoch's draws, in order: (num_images,)."""
-        labels = self._loader.labels(self._view(epoch))
-        return labels[self._draw(labels, epoch)]
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yields batches whose inputs are `ExpertOutput`s, on the device."""
@@ -147,10 +142,6 @@ class ComputedOutputs:
 
     def __len__(self) -> int:
         return len(self._loader)
-
-    def labels(self, epoch: int) -> Tensor:
-        """The labels of an epoch's draws, in order: (num_images,)."""
-        return self._loader.labels(epoch)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yields batches whose inputs are `ExpertOutput`s, on the device."""

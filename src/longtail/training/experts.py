@@ -68,7 +68,7 @@ class ExpertStage:
             checkpoint_activations(model)
         counts, epochs = context.dataset.class_counts, config.training.epochs
         self.criterion = build_criterion(config.loss, counts, epochs, config.model.scale)
-        self.loader = context.train_loader()
+        self.loader = context.loaders.train(config.training, config.loss.label_smoothing)
         self._check_single_images()
         self.checkpoint = stage_checkpoint(context, "experts")
 
@@ -84,8 +84,9 @@ class ExpertStage:
         network = self._prepared_model()
         frozen = frozen_part(self.model, training.trained_parts, metadata.image_size, network)
         views = frozen and self._views(frozen, teacher)
-        loader = self.loader if views is None else context.with_soft_targets(views)
+        loader = self.loader
         if views is not None:
+            loader = context.loaders.with_soft_targets(views, config.loss.label_smoothing)
             with context.signals.postponed():
                 views.prepare()
         if config.model.head_start == "class-means" and not self.checkpoint.exists:
@@ -165,7 +166,7 @@ class ExpertStage:
         return validate
 
     def _check_single_images(self) -> None:
-        """Finds steps with one image, if a batch norm in training then sees a single value of each channel.
+        """Finds steps with one image, or its views, if a batch norm in training then sees one value of each channel.
 
         Raises:
             InputError: the network has maps of 1 x 1, and a process can get a single image.
@@ -176,10 +177,11 @@ class ExpertStage:
             return
         if training.freeze_batch_norms or training.trained_parts == "heads":
             return
+        views = 1 if self.context.config.augmentation.views == "one" else 2
         model, size = copy.deepcopy(self.model).to("meta").train(), self.metadata.image_size
         model.trunk.train(training.trained_parts == "all")
         try:
-            model(torch.empty(1, 3, size, size, device="meta"))
+            model(torch.empty(views, 3, size, size, device="meta"))
         except ValueError as error:
             raise InputError(
                 f"training.batch_size is {training.batch_size}: a single image in a process is too few for the batch "

@@ -83,7 +83,7 @@ def train_on_frozen(
     if cache_bytes(model, len(context.dataset.train), views) <= settings.cache_gib * 2**30:
         loader = CachedOutputs(
             model,
-            context.shuffled_loader(),
+            context.loaders.shuffled(context.config.training.batch_size),
             batch_size=settings.batch_size,
             seed=context.config.seed,
             signals=context.signals,
@@ -93,7 +93,7 @@ def train_on_frozen(
     else:
         logger.info("The experts' outputs do not fit into %s.cache_gib; each epoch computes them again.", stage)
         loader = ComputedOutputs(
-            model, context.balanced_loader(settings.batch_size), context.config.evaluation.batch_size
+            model, context.loaders.balanced(settings.batch_size), context.config.evaluation.batch_size
         )
     records = checkpoint.records
     if checkpoint.exists:

@@ -27,10 +27,6 @@ class FrozenValidation:
     def __len__(self) -> int:
         return len(self._loader)
 
-    def labels(self, epoch: int) -> Tensor:
-        """The labels of the images: (num_images,)."""
-        return self._loader.labels(epoch)
-
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yields batches of outputs, which are the same in every epoch."""
         if len(self._batches) == len(self):

@@ -40,10 +40,10 @@ class FrozenViews:
 
     def __init__(self, context: RunContext, image_size: int, compute: Callable[[Tensor], tuple[Tensor, ...]]):
         train, runtime = context.dataset.train, context.runtime
-        self._order, self._labels = context.train_order(), torch.from_numpy(train.labels)
+        self._order, self._labels = context.loaders.train_order(context.config.training), torch.from_numpy(train.labels)
         self.num_images, self.batch_size, self.shard = self._order.num_images, self._order.batch_size, self._order.shard
         # Each epoch of the loader gives two views if images are mirrored: as they are, and mirrored.
-        self._views = context.views_loader(train, flip=False)
+        self._views = context.loaders.views(train, context.config.training.batch_size, flip=False)
         self._per_epoch = 2 if context.config.augmentation.flip else 1
         self._num_views = context.config.training.views
         self._num_epochs = -(-self._num_views // self._per_epoch)
@@ -59,10 +59,6 @@ class FrozenViews:
 
     def __len__(self) -> int:
         return len(self._order)
-
-    def labels(self, epoch: int) -> Tensor:
-        """The labels of an epoch's images in their order: (num_images,)."""
-        return self._labels[self._order.draw(epoch).positions]
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yields batches whose inputs are outputs of the frozen part."""

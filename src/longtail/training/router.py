@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 
+from longtail.config.schema import RouterConfig
 from longtail.data.loaders import Loader
 from longtail.evaluation.flops import cost
 from longtail.evaluation.outputs import ModelOutputs, collect_outputs
@@ -39,20 +40,15 @@ def train_router(
     records = train_on_frozen(context, model, task, "router", checkpoint, nesterov=True)
     model.router = router.eval()
     metadata = replace(metadata, threshold_for="")
-    budget, drop = settings.compute_budget, settings.max_accuracy_drop
-    if budget is not None or drop is not None:
+    if settings.has_goal:
         assert val_loader is not None
         outputs = collect_outputs(model, val_loader, context.runtime.group)
-        metadata = set_threshold(model, metadata, outputs, budget, drop)
+        metadata = set_threshold(model, metadata, outputs, settings)
     return TrainedStage(metadata, {"seconds": time.perf_counter() - start, "epochs": records}, checkpoint)
 
 
 def set_threshold(
-    model: MultiExpert,
-    metadata: ModelMetadata,
-    outputs: ModelOutputs,
-    compute_budget: float | str | None,
-    max_accuracy_drop: float | None,
+    model: MultiExpert, metadata: ModelMetadata, outputs: ModelOutputs, settings: RouterConfig
 ) -> ModelMetadata:
     """Sets the router's threshold for a goal; returns metadata that name the goal.
 
@@ -60,8 +56,7 @@ def set_threshold(
         model: with a router.
         metadata: of the model.
         outputs: of the model on the images for the choice.
-        compute_budget: see `longtail.config.schema.RouterConfig`.
-        max_accuracy_drop: see there; one of the two is set.
+        settings: name the goal.
 
     Raises:
         InputError: no threshold reaches the goal.
@@ -71,7 +66,8 @@ def set_threshold(
     costs = cost(model, metadata.image_size).times(outputs.num_views).routed_costs
     correct = prefix_predictions(outputs.logits, outputs.average) == outputs.labels[:, None]
     points = curve(correct, outputs.router_logits, outputs.labels, costs)
-    budget = None if compute_budget is None else parse_budget(str(compute_budget))
-    model.router.threshold = choose_threshold(points, compute_budget=budget, max_accuracy_drop=max_accuracy_drop)
-    goal = f"compute_budget {compute_budget}" if budget else f"max_accuracy_drop {max_accuracy_drop:g}"
+    drop = settings.max_accuracy_drop
+    budget = None if settings.compute_budget is None else parse_budget(str(settings.compute_budget))
+    model.router.threshold = choose_threshold(points, compute_budget=budget, max_accuracy_drop=drop)
+    goal = f"compute_budget {settings.compute_budget}" if budget else f"max_accuracy_drop {drop:g}"
     return replace(metadata, threshold_for=goal)

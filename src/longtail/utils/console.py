@@ -6,7 +6,7 @@ Nothing is shown by default. The command line calls `log_to_console`, and so can
 import logging
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console, RenderableType
 
@@ -44,16 +44,23 @@ def mute() -> None:
     logging.getLogger("longtail").setLevel(logging.ERROR)
 
 
-@contextmanager
-def without_notes() -> Iterator[None]:
+def without_notes() -> AbstractContextManager[None]:
     """Within it, only warnings and errors are logged: for what is said again later."""
-    logger = logging.getLogger("longtail")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    return log_level(logging.WARNING, "longtail")
+
+
+@contextmanager
+def log_level(level: int, *names: str) -> Iterator[None]:
+    """Within it, loggers have another level."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, own in zip(loggers, before, strict=True):
+            logger.setLevel(own)
 
 
 def printable(text: str) -> str:

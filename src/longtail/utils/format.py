@@ -41,6 +41,16 @@ def exact(number: float) -> str:
     return f"{number / size:.2f} {unit}" if unit else f"{number:.0f}"
 
 
+def rate(number: float | None) -> str:
+    """Returns images per second with three digits, or as a whole number; n/a for None."""
+    return "n/a" if number is None else f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def rarest(smallest: int, largest: int) -> str:
+    """Returns the images of the rarest class in words, with the imbalance: "5, an imbalance of 100 to 1"."""
+    return f"{smallest:,}, an imbalance of {largest / smallest:,.4g} to 1" if smallest else "none"
+
+
 def duration(seconds: float) -> str:
     """Returns a time in the largest unit of which it has at least two."""
     if seconds < 120:

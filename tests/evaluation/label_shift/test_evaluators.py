@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ import torch
 from helpers.runs import EXPERTS_ONLY, digits
 
 import longtail
-from longtail import api
 from longtail.cli import main
 from longtail.config.recipes import load_recipe
 from longtail.data.build import load_data
@@ -156,7 +156,7 @@ def one_expert(outputs):
 def test_one_expert_has_no_weights():
     report = evaluate_label_shift(one_expert(example(1)), COUNTS, LearnedPrior(torch.zeros(1, 3), "x"), None, (2,))
     assert {(row.aggregated, row.weights) for row in report.rows} == {(None, None)}
-    assert json.loads(json.dumps(report.as_dict()))["approximation"] == "x"
+    assert json.loads(json.dumps(asdict(report)))["approximation"] == "x"
 
 
 def test_the_page_explains_only_its_columns(tmp_path):
@@ -210,7 +210,7 @@ def test_uniform_prior(digits_run_copy, capsys):
 
 
 def test_invalid_priors_are_found_before_the_evaluation(digits_run_copy, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(api, "evaluate_splits", None)
+    monkeypatch.setattr("longtail.reports.results.evaluate_splits", None)
     (tmp_path / "prior.txt").write_text("1 2")
     assert evaluate(digits_run_copy, "--prior", tmp_path / "prior.txt") == 2
     assert "2 numbers for 10 classes" in capsys.readouterr().err
@@ -235,7 +235,7 @@ def test_label_shift_of_a_run(digits_run_copy, capsys, monkeypatch):
         assert not torch.equal(view.logits, outputs.logits)
     assert not torch.equal(first.logits, second.logits)
     prior = learned_prior(run.config, metadata.class_counts, "", metadata.epoch)
-    expected = evaluate_label_shift(outputs, metadata.class_counts, prior, (first.logits, second.logits)).as_dict()
+    expected = asdict(evaluate_label_shift(outputs, metadata.class_counts, prior, (first.logits, second.logits)))
     for row, other in zip(found["rows"], json.loads(json.dumps(expected))["rows"], strict=True):
         assert row.pop("weights") == pytest.approx(other.pop("weights"), abs=1e-5)
         assert row.pop("aggregated") == pytest.approx(other.pop("aggregated"), abs=0.01)

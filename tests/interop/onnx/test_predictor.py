@@ -275,6 +275,6 @@ def test_processors_whose_sums_saturate(monkeypatch):
     for flags, expected in (("sse4_1 avx2", True), ("avx2 avx512_vnni", False), ("avx2 avx_vnni", False)):
         runtime.saturates.cache_clear()
         monkeypatch.setattr("platform.machine", lambda: "AMD64")
-        monkeypatch.setattr("pathlib.Path.read_text", lambda path, flags=flags: f"model\t: x\nflags\t\t: {flags}\n")
+        monkeypatch.setattr(runtime, "processor_info", lambda name, flags=flags: flags)
         assert runtime.saturates() == expected
     runtime.saturates.cache_clear()

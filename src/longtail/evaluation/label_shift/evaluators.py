@@ -1,14 +1,12 @@
 """Evaluation with class shares that differ from those of training: known ones, and label shift."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from longtail.evaluation.evaluator import SplitName
 from longtail.evaluation.label_shift.adjustment import adjust_to_prior, aggregation_weights
 from longtail.evaluation.label_shift.learned_prior import LearnedPrior, learned_prior
 from longtail.evaluation.label_shift.priors import read_prior
@@ -16,7 +14,7 @@ from longtail.evaluation.label_shift.subsets import RATIOS, label_shifts, valid_
 from longtail.evaluation.metrics import Evaluation
 from longtail.evaluation.outputs import ModelOutputs, collect_outputs, evaluate_outputs
 from longtail.models.multi_expert import MultiExpert
-from longtail.runs.context import RunContext
+from longtail.runs.context import EvalSplit, RunContext
 from longtail.runs.model_file import ModelMetadata
 from longtail.utils.ensembles import Average, ensemble, weighted_ensemble
 
@@ -34,7 +32,7 @@ class PriorTest:
         InputError: the file does not fit the classes, or a class has no training images.
     """
 
-    def __init__(self, context: RunContext, metadata: ModelMetadata, split: SplitName, prior: str | Path):
+    def __init__(self, context: RunContext, metadata: ModelMetadata, split: EvalSplit, prior: str | Path):
         self.context, self.metadata, self.split, self.prior = context, metadata, split, str(prior)
         self.shares = read_prior(prior, metadata.class_names)
         self.learned = _learned_prior(context, metadata)
@@ -61,7 +59,7 @@ class LabelShiftTest:
         InputError: a class has fewer than two images in the split, or none for training.
     """
 
-    def __init__(self, context: RunContext, metadata: ModelMetadata, split: SplitName):
+    def __init__(self, context: RunContext, metadata: ModelMetadata, split: EvalSplit):
         self.context, self.metadata, self.split = context, metadata, split
         images = context.dataset.val if split == "val" else context.dataset.test
         assert images is not None
@@ -78,7 +76,7 @@ class LabelShiftTest:
         """
         context, views = self.context, None
         if model.num_experts > 1:
-            loader = context.views_loader(self.images)
+            loader = context.loaders.views(self.images, context.config.training.batch_size)
             first, second = (collect_outputs(model, loader, context.runtime.group, epoch).logits for epoch in (1, 2))
             views = first, second
         if not context.run.writes:
@@ -132,10 +130,6 @@ class LabelShiftReport:
 
     average: Average
     """How the ensemble averages the experts"""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns JSON-ready values."""
-        return asdict(self)
 
 
 def evaluate_label_shift(

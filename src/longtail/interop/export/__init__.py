@@ -9,7 +9,7 @@ What it returns is then compared with PyTorch, and only written if it computes t
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from longtail.utils.registry import Registry
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from longtail.interop.onnx.metadata import OnnxMetadata
+    from longtail.interop.onnx.runtime import OnnxOutputs
     from longtail.models.multi_expert import MultiExpert
     from longtail.runs.model_file import ModelMetadata
 
@@ -50,29 +51,13 @@ class Source(NamedTuple):
     """Points of accuracy that 8-bit integers may lose"""
 
 
-class Outputs(Protocol):
-    """Outputs for a batch of B images. C classes."""
-
-    @property
-    def logits(self) -> "NDArray[np.float32]":
-        """(B, C)."""
-
-    @property
-    def probabilities(self) -> "NDArray[np.float32]":
-        """(B, C)."""
-
-    @property
-    def experts_used(self) -> "NDArray[np.int64]":
-        """(B,)."""
-
-
 class Exported(NamedTuple):
     """An exported model in memory."""
 
     content: bytes | dict[str, bytes]
     """Of the file; or, for a folder, of its files by name"""
 
-    run: "Callable[[NDArray[np.uint8], float | None], Outputs]"
+    run: "Callable[[NDArray[np.uint8], float | None], OnnxOutputs]"
     """Runs it: pixels (B, 3, S, S), and a threshold of the router or None for its own -> outputs"""
 
     is_routed: bool = True

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from longtail.interop.export import Exported, Source, register
 from longtail.interop.onnx.metadata import OnnxMetadata
-from longtail.interop.onnx.missing import import_extra
 from longtail.interop.onnx.runtime import OnnxFile, OnnxParts
 from longtail.utils.errors import InputError
+from longtail.utils.extras import check_extra
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -33,7 +33,7 @@ def build_parts(source: Source) -> Exported:
 
 
 def _build(source: Source, write: "Write", open_content: Callable[[Any], OnnxFile | OnnxParts]) -> Exported:
-    import_extra("onnx", "onnxscript", "onnxruntime")
+    check_extra("onnx", "onnx", "onnxscript", "onnxruntime")
     from longtail.interop.onnx.stages import export_stages
 
     stages = export_stages(source.model, source.metadata)

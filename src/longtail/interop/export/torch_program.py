@@ -7,7 +7,6 @@ A routed program would have tensors inside of branches whose size depends on the
 import io
 import json
 from dataclasses import asdict
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from longtail.interop.export import Exported, Source, register
 from longtail.interop.networks import AllExperts, PixelsToInputs
+from longtail.interop.onnx.runtime import OnnxOutputs
 from longtail.models.fuse import fuse_batch_norms
 
 METADATA_FILE = "longtail.json"
@@ -35,12 +35,6 @@ class _Program(nn.Module):
         return logits, (logits / self.temperature).softmax(dim=1)
 
 
-class _Outputs(NamedTuple):
-    logits: NDArray[np.float32]
-    probabilities: NDArray[np.float32]
-    experts_used: NDArray[np.int64]
-
-
 @register("torch", suffix=".pt2")
 def build(source: Source) -> Exported:
     """Returns a program of `torch.export`, with the metadata in `METADATA_FILE`."""
@@ -58,10 +52,10 @@ def build(source: Source) -> Exported:
     content = file.getvalue()
     loaded = torch.export.load(io.BytesIO(content)).module()
 
-    def run(pixels: NDArray[np.uint8], threshold: float | None) -> _Outputs:
+    def run(pixels: NDArray[np.uint8], threshold: float | None) -> OnnxOutputs:
         with torch.no_grad():
             logits, probabilities = loaded(torch.from_numpy(pixels))
         used = np.full(len(pixels), source.model.num_experts)
-        return _Outputs(logits.numpy(), probabilities.numpy(), used)
+        return OnnxOutputs(logits.numpy(), probabilities.numpy(), used)
 
     return Exported(content, run, is_routed=False)

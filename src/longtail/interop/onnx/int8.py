@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from longtail.evaluation.flops import cost
+from longtail.evaluation.metrics import score
 from longtail.evaluation.routing import Budget, choose_threshold, curve
 from longtail.interop.export import Source
 from longtail.interop.onnx.layout import BEFORE, IMAGES, LOGITS, SCORE, SHARED, SUMS
-from longtail.interop.onnx.runtime import PROVIDERS, OnnxFile, OnnxParts, open_session
+from longtail.interop.onnx.runtime import PROVIDERS, OnnxFile, OnnxParts, open_session, run_session
 from longtail.interop.onnx.stages import Stage
 from longtail.utils.errors import InputError
 from longtail.utils.format import pluralize
@@ -94,7 +95,7 @@ class Int8:
         """
         pixels, labels = self._images
         (first, first_used), (second, second_used) = (_answers(each, pixels) for each in (model, quantised))
-        before, after = _accuracies(first, labels), _accuracies(second, labels)
+        before, after = (self._accuracies(classes) for classes in (first, second))
         numbers = (
             f"on {pluralize(len(labels), 'validation image')}, accuracy {after[0]:.2f} instead of {before[0]:.2f} %, "
             f"balanced {after[1]:.2f} instead of {before[1]:.2f} %, same class for {_same(first, second):.1f} %"
@@ -114,6 +115,12 @@ class Int8:
         size = sum(s.graph.ByteSize() for s in self.stages) / sum(s.graph.ByteSize() for s in self._before)
         speed = _time_ratio(quantised, model, self._spaced(SPEED_IMAGES))
         return (f"int8 {numbers}", f"int8 has {size:.2f} of the size and takes {speed:.2f} of the time on this machine")
+
+    def _accuracies(self, classes: NDArray[np.int64]) -> tuple[float, float]:
+        """Returns overall and balanced accuracy in percent."""
+        counts = [0] * len(self.metadata.class_names)
+        scores = score(torch.from_numpy(classes), torch.from_numpy(self._images.labels), counts)
+        return 100 * scores.accuracy, 100 * scores.balanced
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -177,8 +184,7 @@ def _run(sessions: Sequence[Any], pixels: NDArray[np.uint8]) -> tuple[Feed, list
     feed: Feed = {IMAGES: pixels}
     outputs = []
     for session in sessions:
-        names = [output.name for output in session.get_outputs()]
-        values = dict(zip(names, session.run(names, feed), strict=True))
+        values = run_session(session, feed)
         outputs.append({name: values[name] for name in (LOGITS, SCORE) if name in values})
         values = feed | values  # later stages do not return the output of the trunk
         feed = {BEFORE.get(name, name): values[name] for name in (SHARED, *SUMS) if name in values}
@@ -198,12 +204,6 @@ def _answers(model: OnnxModel, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.in
     outputs = [model.run(batch) for batch in _batches(pixels)]
     classes = np.concatenate([batch.logits.argmax(axis=1) for batch in outputs])
     return classes, np.concatenate([batch.experts_used for batch in outputs])
-
-
-def _accuracies(classes: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[float, float]:
-    """Returns the share of images, and the mean share of each class, that are classified correctly, in percent."""
-    correct, totals = np.bincount(labels, classes == labels), np.bincount(labels)
-    return 100 * float((classes == labels).mean()), 100 * float((correct[totals > 0] / totals[totals > 0]).mean())
 
 
 def _same(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:

@@ -26,9 +26,9 @@ from longtail.interop.onnx.layout import (
     THRESHOLDS,
 )
 from longtail.interop.onnx.metadata import OnnxMetadata, as_thresholds
-from longtail.interop.onnx.missing import import_extra
-from longtail.runtime.process import num_processors
+from longtail.runtime.process import num_processors, processor_info
 from longtail.utils.errors import InputError
+from longtail.utils.extras import check_extra
 from longtail.utils.paths import check_regular
 
 PROVIDERS = ("CPUExecutionProvider",)
@@ -109,7 +109,7 @@ class OnnxParts:
     def run(self, pixels: NDArray[np.uint8], thresholds: Thresholds = None) -> OnnxOutputs:
         """As `OnnxFile.run`."""
         limits = as_thresholds(thresholds, self.metadata)
-        values = self._step(0, {IMAGES: pixels})
+        values = run_session(self._sessions[0], {IMAGES: pixels})
         logits = values[LOGITS]
         used = np.full(len(pixels), 1 if limits else self.metadata.num_experts)
         active = np.arange(len(pixels))
@@ -119,15 +119,10 @@ class OnnxParts:
                 break
             active = active[kept]
             feed = {BEFORE.get(name, name): values[name][kept] for name in (SHARED, *SUMS) if name in values}
-            values = self._step(step + 1, feed)
+            values = run_session(self._sessions[step + 1], feed)
             values.setdefault(SHARED, feed[SHARED])
             logits[active], used[active] = values[LOGITS], step + 2
         return OnnxOutputs(logits, softmax(logits, self.metadata.temperature), used)
-
-    def _step(self, number: int, feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        session = self._sessions[number]
-        names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, feed), strict=True))
 
 
 def open_model(path: Path, threads: int | None = None, providers: Sequence[str] = PROVIDERS) -> "OnnxFile | OnnxParts":
@@ -156,7 +151,9 @@ def open_session(source: Path | bytes, threads: int | None, providers: Sequence[
     Raises:
         InputError: it is not an ONNX file, or there is no such provider.
     """
-    runtime = import_extra("onnxruntime")
+    check_extra("onnx", "onnxruntime")
+    import onnxruntime as runtime
+
     unknown = [name for name in providers if name not in runtime.get_available_providers()]
     if unknown:
         available = ", ".join(runtime.get_available_providers())
@@ -176,16 +173,19 @@ def open_session(source: Path | bytes, threads: int | None, providers: Sequence[
         raise _not_ours(source, " ".join(str(error).split())[:200]) from error
 
 
+def run_session(session: Any, feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Returns all outputs of a session by name."""
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, feed), strict=True))
+
+
 @cache
 def saturates() -> bool:
     """Whether sums of two 8-bit products saturate at 16 bits: on x86 processors without VNNI instructions."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    path = Path("/proc/cpuinfo")  # elsewhere, slow and correct
-    flags = (
-        next((line for line in path.read_text().splitlines() if line.startswith("flags")), "") if path.exists() else ""
-    )
-    return "avx512_vnni" not in flags and "avx_vnni" not in flags
+    # If the system does not say: slow and correct.
+    return {"avx512_vnni", "avx_vnni"}.isdisjoint(processor_info("flags").split())
 
 
 def read_metadata(source: Path | bytes, session: Any) -> OnnxMetadata:

@@ -15,6 +15,7 @@ from longtail.interop.onnx.layout import BEFORE, IMAGES, LOGITS, SCORE, SHARED, 
 from longtail.models.fuse import fuse_batch_norms
 from longtail.models.multi_expert import MultiExpert
 from longtail.runs.model_file import ModelMetadata
+from longtail.utils.console import log_level
 
 OPSET = 20
 """Version of the ONNX operators"""
@@ -80,14 +81,6 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], out
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Within it, the exporter's warnings and notes, which are about PyTorch's own code, are not shown."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    names = "torch.onnx", "torch.export", "onnxscript", "onnx_ir"
+    with log_level(logging.ERROR, *names), warnings.catch_warnings(action="ignore"):
+        yield

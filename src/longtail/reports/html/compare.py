@@ -13,16 +13,16 @@ from torch import Tensor
 
 from longtail.data.imbalance import SHOTS
 from longtail.evaluation.image_outputs import ImageOutputs
-from longtail.evaluation.significance import difference_interval, holm, mcnemar, wilson_interval
+from longtail.evaluation.significance import difference_interval, holm, mcnemar
 from longtail.reports.html.classes import MAX_CLASSES
 from longtail.reports.html.render import render
 from longtail.reports.html.svg import Chart, axis_around, percent_axis
-from longtail.reports.html.text import clean, interval, p_value, points
+from longtail.reports.html.text import accuracy_interval, clean, p_value, points
 from longtail.reports.page import RunReport
 from longtail.reports.tables import ACCURACIES, ReportTable, accuracies
 from longtail.utils.errors import InputError
 from longtail.utils.files import write_atomically
-from longtail.utils.format import macs, percent, unit_of
+from longtail.utils.format import macs, percent, rate, unit_of
 
 SIGNIFICANT = 0.05
 """A difference is called significant if its adjusted p-value is below this"""
@@ -176,22 +176,17 @@ def _results_table(runs: Sequence[ComparedRun], names: Sequence[str]) -> ReportT
     rows = []
     for number, (run, name) in enumerate(zip(runs, names, strict=True), start=1):
         evaluation, routing = run.report.evaluation, run.report.routing
-        low, high = wilson_interval(int(run.correct.sum()), evaluation.num_images)
         cost = "n/a" if run.report.cost is None else macs(run.report.cost.total)
-        numbers = [interval(float(low), float(high)), percent(evaluation.ece), cost, _rate(run.rate)]
+        numbers = [accuracy_interval(evaluation.accuracy, evaluation.num_images), percent(evaluation.ece)]
+        numbers += [cost, rate(run.rate)]
         rows.append([f"{number}  {name}", *accuracies(evaluation), *numbers])
         if routing is not None:
-            low, high = wilson_interval(round(routing.accuracy * evaluation.num_images), evaluation.num_images)
+            numbers = [accuracy_interval(routing.accuracy, evaluation.num_images), percent(routing.ece)]
             speed = routing.images_per_second
-            numbers = [interval(float(low), float(high)), percent(routing.ece), macs(routing.cost)]
-            numbers.append(_rate(None if speed is None else speed.routed))
+            numbers += [macs(routing.cost), rate(None if speed is None else speed.routed)]
             label = f"{number}  routed, {routing.mean_experts:.2f} experts"
             rows.append([label, *accuracies(routing), *numbers])
     return ReportTable(header, rows)
-
-
-def _rate(rate: float | None) -> str:
-    return "n/a" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _chart(runs: Sequence[ComparedRun], names: Sequence[str]) -> Markup:

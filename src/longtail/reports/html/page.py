@@ -14,7 +14,7 @@ from longtail.data.views import NUM_VIEWS
 from longtail.evaluation.image_outputs import ImageOutputs
 from longtail.evaluation.metrics import Evaluation
 from longtail.evaluation.routing import RoutingReport
-from longtail.evaluation.significance import balanced_interval, wilson_interval
+from longtail.evaluation.significance import balanced_interval
 from longtail.reports.html import charts
 from longtail.reports.html.budget import BudgetPoint, budget_points
 from longtail.reports.html.classes import MAX_CLASSES, ClassRow, class_rows
@@ -28,11 +28,11 @@ from longtail.reports.html.examples import (
 from longtail.reports.html.pictures import Pictures
 from longtail.reports.html.render import render
 from longtail.reports.html.svg import stacked_bar
-from longtail.reports.html.text import clean, interval, probability
+from longtail.reports.html.text import accuracy_interval, clean, interval, probability
 from longtail.reports.page import RunReport, class_size_table, plain, results_table
 from longtail.reports.tables import accuracy_table, routing_notes, routing_table, speed_note
 from longtail.utils.files import write_atomically
-from longtail.utils.format import macs, percent, pluralize, unit_of
+from longtail.utils.format import macs, percent, pluralize, rate, unit_of
 
 HTML_FILE = "report.html"
 
@@ -91,25 +91,23 @@ def _content(folder: Path, report: RunReport, outputs: ImageOutputs, images: Ima
 
 
 def _result(evaluation: Evaluation) -> dict[str, str]:
-    low, high = wilson_interval(round(evaluation.accuracy * evaluation.num_images), evaluation.num_images)
     totals = np.asarray(evaluation.test_counts)
     return {
         "images": pluralize(evaluation.num_images, "test image") + (" is" if evaluation.num_images == 1 else " are"),
         "accuracy": percent(evaluation.accuracy),
-        "accuracy_interval": interval(float(low), float(high)),
+        "accuracy_interval": accuracy_interval(evaluation.accuracy, evaluation.num_images),
         "balanced": percent(evaluation.balanced),
         "balanced_interval": interval(*balanced_interval(np.diag(evaluation.confusion), totals)),
     }
 
 
 def _routed_result(evaluation: Evaluation, routing: RoutingReport) -> dict[str, str]:
-    low, high = wilson_interval(round(routing.accuracy * evaluation.num_images), evaluation.num_images)
     return {
         "mean_experts": f"{routing.mean_experts:.2f}",
         "num_experts": str(len(routing.prefixes)),
         "share_of_cost": f"{100 * routing.cost / routing.prefixes[-1].cost:.0f}",
         "accuracy": percent(routing.accuracy),
-        "accuracy_interval": interval(float(low), float(high)),
+        "accuracy_interval": accuracy_interval(routing.accuracy, evaluation.num_images),
         "balanced": percent(routing.balanced),
     }
 
@@ -182,8 +180,7 @@ def _budget_texts(point: BudgetPoint) -> Iterator[str]:
     yield f"{point.mean_experts:.2f}"
     scores = point.scores
     yield from map(percent, (scores.accuracy, scores.balanced, scores.many, scores.medium, scores.few))
-    rate = point.images_per_second
-    yield "n/a" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+    yield rate(point.images_per_second)
     yield f"{point.threshold:.4g}"
 
 

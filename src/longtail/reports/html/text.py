@@ -2,6 +2,8 @@
 
 import math
 
+from longtail.evaluation.significance import wilson_interval
+
 MAX_LENGTH = 80
 
 
@@ -22,6 +24,12 @@ _DIRECTIONS = "\u200c\u200d\u200e\u200f"
 def interval(low: float, high: float) -> str:
     """Returns an interval of fractions in percent: "67.4 to 74.7"."""
     return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def accuracy_interval(accuracy: float, num_images: int) -> str:
+    """Returns the confidence interval of an accuracy, in percent."""
+    low, high = wilson_interval(round(accuracy * num_images), num_images)
+    return interval(float(low), float(high))
 
 
 def p_value(p: float) -> str:
