@@ -81,7 +81,13 @@ def test_page_has_the_numbers(tmp_path, drawn):
     config = dataclasses.replace(Config(), name="birds", seed=7)
     page = report(tmp_path, COUNTS, result, config=config, val=validation)
     assert page.startswith("# birds\n")
-    for fact in ("seed 7", "3 epochs in 4 min", "1,162 training images of 10 classes", "250 to 1", "200 test images"):
+    for fact in (
+        "seed 7",
+        "3 of 200 epochs in 4 min",
+        "1,162 training images of 10 classes",
+        "250 to 1",
+        "200 test images",
+    ):
         assert fact in page
 
     rows = table_rows(page)

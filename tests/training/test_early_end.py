@@ -8,11 +8,10 @@ from helpers.runs import EXPERTS_ONLY, are_equal, assert_same_runs, digits, weig
 from safetensors.torch import load_file
 
 import longtail
-from longtail import api
 from longtail.config.schema import TrainingConfig
+from longtail.runs.context import open_context
 from longtail.runs.model_file import load_model_file
-from longtail.runtime.distributed import SINGLE_PROCESS
-from longtail.runtime.process import Signals, Stopped
+from longtail.runtime.process import Stopped
 from longtail.training import experts
 from longtail.training.early_end import EarlyEnd
 from longtail.training.frozen_validation import FrozenValidation
@@ -137,7 +136,7 @@ def test_validation_of_a_model_with_a_frozen_part(trained, tmp_path, monkeypatch
     monkeypatch.setattr(experts, "FrozenValidation", Counting)
     changes = {"data.val_spare": 5, "training.validate_every": 1, "training.keep_every": 1, "training.epochs": 3}
     run = longtail.train(digits(EXPERTS_ONLY | changes | {"training.trained_parts": trained}), tmp_path / "run")
-    context = api._context(run, run.config, SINGLE_PROCESS, Signals())
+    context = open_context(run, run.config)
     assert sum(computed) == (0 if trained == "all" else len(context.dataset.val))
     for record in run.history():
         model, _ = load_model_file(run.epochs_folder / f"epoch-{record['epoch']}.safetensors")
