@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import distributed_worker, layouts
-from helpers.runs import environment, python, untimed_results, weights
+from helpers import distributed_worker, jobs, layouts
+from helpers.runs import environment, untimed_results, weights
 
 import longtail
 from longtail.losses import RIDELoss
@@ -168,8 +169,8 @@ def test_two_processes_write_one_run(run, tmp_path):
 def test_two_processes_evaluate_as_one(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "copy")
     (copy / "results.json").unlink()
-    done = torchrun("-m", "longtail", "evaluate", copy)
-    assert done.returncode == 0, done.stderr
+    codes, _, err = jobs.run_as_two(["evaluate", copy], tmp_path)
+    assert codes == [0, 0], err
     assert untimed_results(copy) == untimed_results(run)
 
 
@@ -178,11 +179,9 @@ def test_two_processes_retrain_classifiers_as_one(run, tmp_path):
     """Except for rounding: gradients are averages of averages. A new router is trained too."""
     command = ["--device", "cpu", "--classifier.method", "retrain", "--classifier.epochs", "5"]
     one, two = (shutil.copytree(run, tmp_path / name) for name in ("one", "two"))
-    for done in (
-        python("-m", "longtail", "classifier", one, *command),
-        torchrun("-m", "longtail", "classifier", two, *command),
-    ):
-        assert done.returncode == 0, done.stderr
+    jobs.run(["classifier", one, *command], tmp_path / "job")
+    codes, _, err = jobs.run_as_two(["classifier", two, *command], tmp_path)
+    assert codes == [0, 0], err
     before, after, expected = weights(run), weights(two), weights(one)
     for name, tensor in expected.items():
         torch.testing.assert_close(tensor, after[name], rtol=1e-4, atol=1e-4)
@@ -192,37 +191,17 @@ def test_two_processes_retrain_classifiers_as_one(run, tmp_path):
     assert "router.output.0.weight" in after
 
 
-KILLED = """
-import os, signal, sys
-from longtail.cli import main
-from longtail.training.checkpoint import Checkpoint
-
-save = Checkpoint.save
-
-
-def save_and_die(self, state):
-    save(self, state)
-    if (state.position.epoch, state.position.step) == (2, 2):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-Checkpoint.save = save_and_die
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.slow
 def test_two_killed_processes_resume_exactly(run, tmp_path):
     """Both are killed in the middle of an epoch; then the same command runs again."""
-    folder, script = tmp_path / "run", tmp_path / "killed.py"
-    script.write_text(KILLED)
+    folder = tmp_path / "run"
     command = ["train", "--output", folder, *settings(**{"training.checkpoint_every": 0})]
-    done = torchrun(script, *command)
-    assert done.returncode != 0
+    codes, _, _ = jobs.run_as_two(command, tmp_path, distributed_worker.die_in_second_epoch)
+    assert -signal.SIGKILL in codes
     assert (folder / "checkpoint-experts.safetensors").exists()
-    done = torchrun("-m", "longtail", *command)
-    assert done.returncode == 0, done.stderr
-    assert "epoch 2 of 2 from" in done.stdout
+    codes, out, err = jobs.run_as_two(command, tmp_path)
+    assert codes == [0, 0], err
+    assert "epoch 2 of 2 from" in out
     first, second = weights(run), weights(folder)
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
@@ -231,17 +210,17 @@ def test_two_killed_processes_resume_exactly(run, tmp_path):
 @pytest.mark.slow
 def test_input_errors_are_reported_once(tmp_path):
     wrong = {"data.root": "x", "data.name": "folder"}
-    done = torchrun("-m", "longtail", "train", "--output", tmp_path / "run", *settings(**wrong))
-    assert done.returncode != 0
-    assert done.stderr.count("longtail: data.root") == 1
+    codes, _, err = jobs.run_as_two(["train", "--output", tmp_path / "run", *settings(**wrong)], tmp_path)
+    assert codes == [2, 2]
+    assert err.count("longtail: data.root") == 1
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 def test_a_batch_must_be_large_enough_to_share(tmp_path):
     command = ["train", "--output", tmp_path / "run", *settings(**{"training.batch_size": 3})]
-    done = torchrun("-m", "longtail", *command)
-    assert done.stderr.count("longtail: training.batch_size is 3 for 383 images; 2 processes") == 1
+    _, _, err = jobs.run_as_two(command, tmp_path)
+    assert err.count("longtail: training.batch_size is 3 for 383 images; 2 processes") == 1
 
 
 @pytest.mark.slow
@@ -256,9 +235,9 @@ def test_two_processes_skip_the_same_corrupt_images(tmp_path):
         "router.max_accuracy_drop": "null", "data.val_spare": 0,
     }  # fmt: skip
     folder = tmp_path / "run"
-    done = torchrun("-m", "longtail", "train", "--output", folder, *settings(**changes))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("1 image that does not decode") == 1
+    codes, out, err = jobs.run_as_two(["train", "--output", folder, *settings(**changes)], tmp_path)
+    assert codes == [0, 0], err
+    assert out.count("1 image that does not decode") == 1
     assert (folder / "skipped_images.txt").read_text().startswith("class 1/3.jpg\t")
     assert sum(json.loads((folder / "results.json").read_text())["class_counts"]) in (23, 24)
     longtail.evaluate(folder)  # one process has the same images
