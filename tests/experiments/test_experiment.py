@@ -1,14 +1,13 @@
 """One real experiment with the command line: shared experts, a teacher, interruptions."""
 
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 from helpers.experiments import write_experiment
-from helpers.runs import environment, python
+from helpers.jobs import Job
 
 import longtail
 from longtail.cli import main
@@ -40,7 +39,7 @@ def test_table(finished):
         assert fact in text
 
 
-def test_reused_experts_give_the_same_run(finished, tmp_path):
+def test_reused_experts_give_the_same_run(finished, tmp_path, no_plots):
     folder, _ = finished
     source = Run(folder / "runs" / "ce-seed0")
     expert_seconds = sum(record["seconds"] for record in source.history())
@@ -76,21 +75,18 @@ def test_nothing_is_trained_twice(finished, monkeypatch, capsys):
     assert "unknown argument 'tau'" in capsys.readouterr().err
 
 
-def test_stop_and_resume(tmp_path):
-    path = write_experiment(tmp_path, {"ce": {"recipe": "digits-lt-ce", "settings": {"training": {"epochs": 40}}}})
-    command = ["-m", "longtail", "experiment", str(path), "--output", str(tmp_path / "runs")]
+def test_stop_and_resume(tmp_path, capsys):
+    path = write_experiment(tmp_path, {"ce": {"recipe": "digits-lt-ce", "settings": {"training": {"epochs": 15}}}})
+    command = ["experiment", str(path), "--output", str(tmp_path / "runs")]
     run = Run(tmp_path / "runs" / "ce-seed0")
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment()}
-    process = subprocess.Popen([sys.executable, *command], **options)
-    while process.poll() is None and not run.model_path.is_file():
+    job = Job(command, tmp_path / "job")
+    while job.is_running() and not run.model_path.is_file():
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 75, err
-    assert "the same command resumes" in out
-    assert 0 < run.progress().epochs < 40
-    done = python(*command, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert "ce-seed0: resumes" in done.stdout
+    os.kill(job.pid, signal.SIGTERM)
+    assert job.wait() == 75, job.err
+    assert "the same command resumes" in job.out
+    assert 0 < run.progress().epochs < 15
+    assert main(command) == 0
+    assert "ce-seed0: resumes" in capsys.readouterr().out
     assert run.is_finished
     assert "| ce |" in (tmp_path / "runs" / "table.md").read_text()
