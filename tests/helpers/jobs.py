@@ -66,6 +66,7 @@ def _run(command: list[str], out: Path, err: Path, prepare: Callable[[], None]) 
     os.setsid()
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    multiprocessing.set_start_method(None, force=True)  # the default, not that of this process
     torch.set_num_threads(1)
     skip_reports(setattr)
     prepare()

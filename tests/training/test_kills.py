@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -50,8 +51,15 @@ def uninterrupted(tmp_path_factory) -> Path:
     return base / "uninterrupted"
 
 
-def wait_for_checkpoint(job: Job, folder: Path) -> None:
-    while job.is_running() and not list(folder.glob("checkpoint-*.safetensors")):
+def start(command: list[str], **options) -> subprocess.Popen:
+    """Starts Python itself, where it matters how a process ends or what its terminal is."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "longtail", *command], env=environment(), start_new_session=True, **options
+    )
+
+
+def wait_for_checkpoint(is_running: Callable[[], bool], folder: Path) -> None:
+    while is_running() and not list(folder.glob("checkpoint-*.safetensors")):
         time.sleep(0.02)
 
 
@@ -75,7 +83,7 @@ def stop_and_resume(command: list[str], folder: Path, number: signal.Signals) ->
     """Signals the job when it has a checkpoint, checks that the run is saved, and runs the same command again."""
     command = [*command, "--output", str(folder)]
     job = Job(command, folder.with_name("job"))
-    wait_for_checkpoint(job, folder)
+    wait_for_checkpoint(job.is_running, folder)
     os.killpg(job.pid, number)
     assert job.wait(120) == EXIT_STOPPED, job.err
     assert len(job.err.splitlines()) == 1
@@ -104,12 +112,7 @@ def test_a_run_whose_terminal_is_closed(tmp_path, ignored):
 
     command = ["train", "--output", str(folder), *SETTINGS]
     stdout = subprocess.DEVNULL if ignored else theirs
-    process = subprocess.Popen(
-        [sys.executable, "-m", "longtail", *command],
-        **{"stdin": theirs, "stdout": stdout, "stderr": theirs, "env": environment()},
-        start_new_session=True,
-        preexec_fn=take_terminal,
-    )
+    process = start(command, stdin=theirs, stdout=stdout, stderr=theirs, preexec_fn=take_terminal)
     os.close(theirs)
     while process.poll() is None and not list(folder.glob("checkpoint-*.safetensors")):
         time.sleep(0.02)
@@ -139,9 +142,9 @@ def uninterrupted_with_workers(tmp_path_factory) -> WithWorkers:
     return WithWorkers(command, base / "run")
 
 
-def workers_of(job: Job) -> list[int]:
+def workers_of(process: subprocess.Popen) -> list[int]:
     """The processes that decode for the first loader, that of the training."""
-    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [int(child) for child in children][:2]
 
 
@@ -150,22 +153,23 @@ def workers_of(job: Job) -> list[int]:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_is_killed_or_frozen(uninterrupted_with_workers, tmp_path, number):
     """Nothing waits for ever, the training is saved, and the same command completes it."""
-    command, folder = uninterrupted_with_workers.command, tmp_path / "run"
-    job = Job([*command, "--output", folder], tmp_path / "job")
-    wait_for_checkpoint(job, folder)
-    for worker in workers_of(job):
+    folder = tmp_path / "run"
+    command = [*uninterrupted_with_workers.command, "--output", str(folder)]
+    process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_checkpoint(lambda: process.poll() is None, folder)
+    for worker in workers_of(process):
         os.kill(worker, number)
     if number == signal.SIGSTOP:
         time.sleep(1)  # until training waits
-        os.kill(job.pid, signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
     begin = time.monotonic()
-    exit_code = job.wait(120)
+    _, err = process.communicate(timeout=120)
     assert time.monotonic() - begin < 30
-    assert exit_code == (2 if number == signal.SIGKILL else EXIT_STOPPED), job.err
-    assert len(job.err.splitlines()) == 1
-    assert number == signal.SIGSTOP or ("was killed" in job.err and "data.workers" in job.err)
+    assert process.returncode == (2 if number == signal.SIGKILL else EXIT_STOPPED), err
+    assert len(err.splitlines()) == 1
+    assert number == signal.SIGSTOP or ("was killed" in err and "data.workers" in err)
     assert list(folder.glob("checkpoint-*.safetensors"))
-    assert "Resuming epoch" in jobs.run([*command, "--output", folder], tmp_path / "job").out
+    assert "Resuming epoch" in jobs.run(command, tmp_path / "job").out
     assert_same_runs(uninterrupted_with_workers.folder, folder)
 
 
