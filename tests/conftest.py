@@ -14,16 +14,10 @@ import shutil
 
 import pytest
 import torch
-from helpers.runs import EXPERTS_ONLY, digits
+from helpers.runs import EXPERTS_ONLY, digits, skip_reports, train_without_reports
 
 # The tests' tensors are tiny: more threads gain nothing, and on a busy machine they wait for each other.
 torch.set_num_threads(1)
-
-
-def skip_plots(monkeypatch):
-    for name in ("write_report", "write_html"):
-        monkeypatch.setattr(f"longtail.reports.results.{name}", lambda *arguments, **options: None)
-    monkeypatch.setattr("longtail.evaluation.evaluator.SPEED_SECONDS", 0.01)
 
 
 def pytest_collection_modifyitems(items):
@@ -34,7 +28,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def no_plots(monkeypatch):
     """Skips report, plots and long speed measurements, which take most of the time of a short run."""
-    skip_plots(monkeypatch)
+    skip_reports(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +48,7 @@ def digits_run_copy(digits_run, tmp_path):
 @pytest.fixture(scope="session")
 def experts_run(tmp_path_factory):
     """A run without router and validation images; it has no report and no plots. Do not change it."""
-    return _train_without_plots(digits(EXPERTS_ONLY), tmp_path_factory.mktemp("runs") / "experts")
+    return train_without_reports(digits(EXPERTS_ONLY), tmp_path_factory.mktemp("runs") / "experts")
 
 
 @pytest.fixture
@@ -67,15 +61,7 @@ def experts_run_copy(experts_run, tmp_path):
 def single_expert_run(tmp_path_factory):
     """A run with one expert and one epoch; it has no report and no plots. Do not change it."""
     config = digits({"training.epochs": 1}, "digits-lt-ce")
-    return _train_without_plots(config, tmp_path_factory.mktemp("runs") / "single")
-
-
-def _train_without_plots(config, folder):
-    import longtail
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        skip_plots(monkeypatch)
-        return longtail.train(config, folder)
+    return train_without_reports(config, tmp_path_factory.mktemp("runs") / "single")
 
 
 def _copy(run, tmp_path):

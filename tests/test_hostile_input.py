@@ -345,7 +345,7 @@ MODELS = {
         "model.safetensors: ",
         lambda here: torch.save(HOSTILE["posix.system"](f"touch {here / 'executed'}"), here / "model.safetensors"),
     ),
-    "absent": Case(MODEL, "model.safetensors: "),
+    "absent": Case(MODEL, "'model.safetensors' .* does not exist"),
     "no metadata": Case(
         MODEL, "model.safetensors: ", lambda here: save_file({"a": torch.zeros(1)}, here / "model.safetensors")
     ),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.ensembles import random_logits, slow_ensemble
-from helpers.runs import digits
+from helpers.runs import digits, train_without_reports
 from PIL import Image
 
 import longtail
@@ -114,10 +114,7 @@ BETTER_THAN_CHANCE = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run whose predictions are better than chance after few epochs. Do not change it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("longtail.reports.results.write_report", lambda *arguments, **options: None)
-        patch.setattr("longtail.evaluation.evaluator.SPEED_SECONDS", 0.01)
-        return longtail.train(digits(BETTER_THAN_CHANCE), tmp_path_factory.mktemp("runs") / "run")
+    return train_without_reports(digits(BETTER_THAN_CHANCE), tmp_path_factory.mktemp("runs") / "run")
 
 
 @pytest.fixture

@@ -1,17 +1,20 @@
 """One real experiment with the command line: shared experts, a teacher, interruptions."""
 
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
+from functools import partial
+from itertools import count
 
 import pytest
-from helpers import every_write, kill_at
-from helpers.experiments import write_experiment
-from helpers.runs import environment, python
+from helpers import jobs
+from helpers.every_write import FULL_DISK, KILL, interrupt
+from helpers.experiments import train_by_script, write_experiment
+from helpers.jobs import Job
+from helpers.kill_at import kill_at
 
 import longtail
 from longtail.cli import main
@@ -44,7 +47,7 @@ def test_table(finished):
         assert fact in text
 
 
-def test_reused_experts_give_the_same_run(finished, tmp_path):
+def test_reused_experts_give_the_same_run(finished, tmp_path, no_plots):
     folder, _ = finished
     source = Run(folder / "runs" / "ce-seed0")
     expert_seconds = sum(record["seconds"] for record in source.history())
@@ -80,22 +83,19 @@ def test_nothing_is_trained_twice(finished, monkeypatch, capsys):
     assert "unknown argument 'tau'" in capsys.readouterr().err
 
 
-def test_stop_and_resume(tmp_path):
-    path = write_experiment(tmp_path, {"ce": {"recipe": "digits-lt-ce", "settings": {"training": {"epochs": 40}}}})
-    command = ["-m", "longtail", "experiment", str(path), "--output", str(tmp_path / "runs")]
+def test_stop_and_resume(tmp_path, capsys):
+    path = write_experiment(tmp_path, {"ce": {"recipe": "digits-lt-ce", "settings": {"training": {"epochs": 15}}}})
+    command = ["experiment", str(path), "--output", str(tmp_path / "runs")]
     run = Run(tmp_path / "runs" / "ce-seed0")
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment()}
-    process = subprocess.Popen([sys.executable, *command], **options)
-    while process.poll() is None and not run.model_path.is_file():
+    job = Job(command, tmp_path / "job")
+    while job.is_running() and not run.model_path.is_file():
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 75, err
-    assert "the same command resumes" in out
-    assert 0 < run.progress().epochs < 40
-    done = python(*command, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert "ce-seed0: resumes" in done.stdout
+    os.kill(job.pid, signal.SIGTERM)
+    assert job.wait() == 75, job.err
+    assert "the same command resumes" in job.out
+    assert 0 < run.progress().epochs < 15
+    assert main(command) == 0
+    assert "ce-seed0: resumes" in capsys.readouterr().out
     assert run.is_finished
     assert "| ce |" in (tmp_path / "runs" / "table.md").read_text()
 
@@ -109,54 +109,53 @@ def untimed_rows(table, *names):
     return rows
 
 
-def test_a_killed_experiment(finished, tmp_path):
+def test_a_killed_experiment(finished, tmp_path, capsys):
     """Killed when a training starts, while it trains, and while the table is written. Trainings outlive it."""
     command = ["experiment", write_experiment(tmp_path), "--output", tmp_path / "runs", "--rows", "ce,tau"]
-    log, run = tmp_path / "log", Run(tmp_path / "runs" / "ce-seed0")
-    for is_time in (lambda: "ce-seed0: starts" in log.read_text(), run.config_path.is_file):
-        with log.open("w") as output:
-            words = [sys.executable, "-m", "longtail", *map(str, command)]
-            process = subprocess.Popen(words, stdout=output, stderr=output, env=environment())
-        while not is_time():
-            assert process.poll() is None, log.read_text()
+    run = Run(tmp_path / "runs" / "ce-seed0")
+    for is_time in (lambda job: "ce-seed0: starts" in job.out, lambda job: run.config_path.is_file()):
+        job = Job(command, tmp_path / "job")
+        while not is_time(job):
+            assert job.is_running(), job.err
             time.sleep(0.01)
-        process.kill()
-        process.wait()
+        assert job.end(0) == -signal.SIGKILL
     for file in ("table.json", "table.md"):
-        killed = python(kill_at.__file__, "before", file, 1, *command)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = python("-m", "longtail", *command)
-    assert done.returncode == 0, done.stderr
-    assert "2 trainings, 2 of them finished before" in done.stdout
+        killed = Job(command, tmp_path / "job", partial(kill_at, "before", file, 1))
+        assert killed.wait() == -signal.SIGKILL, killed.err
+    assert "2 trainings, 2 of them finished before" in jobs.run(command, tmp_path / "job").out
     expected = finished[1].with_suffix(".json")
     assert untimed_rows(tmp_path / "runs" / "table.json", "ce", "tau") == untimed_rows(expected, "ce", "tau")
     assert "| ce |" in (tmp_path / "runs" / "table.md").read_text()
 
 
-@pytest.mark.parametrize(("how", "code", "points"), [("kill", -signal.SIGKILL, 16), ("full disk", 2, 8)])
-def test_each_write_of_an_experiment(single_expert_run, tmp_path, how, code, points):
+@pytest.mark.parametrize("how", [KILL, FULL_DISK])
+def test_each_write_of_an_experiment(how, single_expert_run, tmp_path):
     """Those of copied experts and of the table. A script stands in for the training, which has nothing left to do."""
-    start, output = tmp_path / "start", tmp_path / "output"
-    output.mkdir()
-    settings = {"training": {"epochs": 1}, "router": {"epochs": 2}, "device": "cpu"}
-    one_epoch = {"recipe": "digits-lt-ce", "settings": settings}
-    other = {"recipe": "digits-lt-ce", "settings": settings | {"evaluation": {"average": "probabilities"}}}
+    start, expected = tmp_path / "start", tmp_path / "expected"
+    one_epoch = {"training": {"epochs": 1}, "router": {"epochs": 2}, "device": "cpu"}
+    rows = {"a": one_epoch, "b": one_epoch | {"evaluation": {"average": "probabilities"}}}
     shutil.copytree(single_expert_run.folder, start / "runs" / "a-seed0")
-    write_experiment(start, {"a": one_epoch, "b": other}, settings={})
+    rows = {name: {"recipe": "digits-lt-ce", "settings": settings} for name, settings in rows.items()}
+    write_experiment(start, rows, settings={})
     Run(start / "runs" / "a-seed0").write_config(replace(single_expert_run.config, name="a"))
     script = start / "train"
     script.write_text('#!/bin/sh\ncp runs/a-seed0/results.json "$7"\n')
     script.chmod(0o755)
     command = ["experiment", "small.yaml", "--output", "runs"]
-    done = python(every_write.__file__, how, start, output, *command, timeout=1800)
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == points
-    for number, (where, first, second) in enumerate(lines, start=1):
-        log = (output / f"{number}.log").read_text()
-        assert (first, second) == (code, 0), (where, log)
-        assert "Traceback" not in log, (where, log)
-        assert contents(output / str(number)) == contents(output / "expected"), where
+    jobs.run(command, tmp_path / "job", partial(train_by_script, os.chdir, shutil.copytree(start, expected)))
+    for number in count(1):
+        folder = shutil.copytree(start, tmp_path / str(number))
+        first = Job(command, tmp_path / "first job", partial(train_by_script, interrupt, how, number, folder))
+        code, note = first.wait(), folder.with_suffix(".txt")
+        if not note.exists():
+            break
+        second = Job(command, tmp_path / "second job", partial(train_by_script, os.chdir, folder))
+        where = note.read_text()
+        assert (code, second.wait()) == (-signal.SIGKILL if how == KILL else 2, 0), (where, first.err, second.err)
+        assert "Traceback" not in first.err + second.err, where
+        assert contents(folder) == contents(expected), where
+    assert code == 0, first.err
+    assert number > 5
 
 
 def contents(folder):

@@ -25,6 +25,7 @@ from longtail.runtime.device import Runtime
 from longtail.runtime.distributed import SINGLE_PROCESS, Group, init_distributed
 from longtail.runtime.process import Signals, Stopped
 from longtail.training.cached_outputs import CachedOutputs, ComputedOutputs
+from longtail.training.checkpoint import Checkpoint
 from longtail.training.loop import LoopOptions, fit
 from longtail.training.tasks import TrainExperts
 from longtail.utils.errors import InputError
@@ -145,6 +146,31 @@ def silent(group: Group) -> None:
     if group.rank == 1:
         time.sleep(300)
     group.barrier()
+
+
+def die_in_second_epoch() -> None:
+    """Lets this process die in the middle of the second epoch of a training, after it has saved a checkpoint."""
+    save = Checkpoint.save
+
+    def save_and_die(self, state):
+        save(self, state)
+        if (state.position.epoch, state.position.step) == (2, 2):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Checkpoint.save = save_and_die
+
+
+def freeze_in_second_epoch() -> None:
+    """Lets process 1 stop answering in the middle of the second epoch of a training; the limit is ten seconds."""
+    after_step = Checkpoint.after_step
+    distributed.TIMEOUT = timedelta(seconds=10)
+
+    def freeze(self, state):
+        after_step(self, state)
+        if self.group.rank == 1 and (state.position.epoch, state.position.step) == (2, 2):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    Checkpoint.after_step = freeze
 
 
 ACTIONS = {

@@ -1,6 +1,8 @@
 """A small experiment on the built-in digits."""
 
 import json
+import sys
+from pathlib import Path
 
 SETTINGS = {"training": {"epochs": 2}, "model": {"backbone": "resnet20"}, "data": {"val_spare": 5}, "device": "cpu"}
 ROWS = {
@@ -20,3 +22,9 @@ def write_experiment(folder, rows=ROWS, **fields):
     content = {"title": "Small", "settings": SETTINGS, "rows": rows} | fields
     path.write_text(json.dumps(content))  # JSON is YAML
     return path
+
+
+def train_by_script(prepare, *arguments):
+    """Prepares a process; in its folder, the script ``train`` stands in for the trainings of an experiment."""
+    prepare(*arguments)
+    sys.executable = str(Path("train").resolve())

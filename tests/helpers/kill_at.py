@@ -1,14 +1,9 @@
-"""Runs a command of longtail and kills it when it writes a certain file.
-
-Usage: python kill_at.py POINT FILE NUMBER command ...
-"""
+"""Kills the process that writes a certain file."""
 
 import os
 import signal
-import sys
 from pathlib import Path
 
-from longtail.cli import main
 from longtail.utils import files
 
 
@@ -47,8 +42,3 @@ def kill_at(point: str, name: str, number: int) -> None:
         return result
 
     files.save_file, Path.replace = save_half, replace_or_die
-
-
-if __name__ == "__main__":
-    kill_at(sys.argv[1], sys.argv[2], int(sys.argv[3]))
-    sys.exit(main(sys.argv[4:]))

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 import longtail
+from longtail.evaluation import evaluator
+from longtail.reports import results
 
 EXPERTS_ONLY = {"router.train": False, "router.max_accuracy_drop": None, "data.val_spare": 0}
 """Changes of `digits` for a run without router and validation images"""
@@ -22,6 +24,22 @@ def digits(changes=None, recipe="digits-lt-ride"):
     """Settings of a short run on the built-in digits: 2 epochs of the experts and 2 of the router, on the CPU."""
     settings = {"device": "cpu", "training.epochs": 2, "router.epochs": 2}
     return longtail.load_recipe(recipe, settings | (changes or {}))
+
+
+def skip_reports(set_attribute):
+    """Skips report, plots and long speed measurements, which take most of the time of a short run."""
+    for name in ("write_report", "write_html"):
+        set_attribute(results, name, lambda *arguments, **options: None)
+    set_attribute(evaluator, "SPEED_SECONDS", 0.01)
+
+
+def train_without_reports(config, folder):
+    """Trains a run without report and plots; for fixtures that several tests share."""
+    import pytest  # here, because processes without pytest import this module too
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        skip_reports(monkeypatch.setattr)
+        return longtail.train(config, folder)
 
 
 def weights(run):
@@ -41,11 +59,11 @@ def untimed(records):
 
 def untimed_results(folder):
     """results.json without measured speeds."""
-    results = json.loads(Path(folder, "results.json").read_text())
-    results.pop("images_per_second", None)
+    found = json.loads(Path(folder, "results.json").read_text())
+    found.pop("images_per_second", None)
     for split in ("val", "test"):
-        results.get(split, {}).get("routing", {}).pop("images_per_second", None)
-    return results
+        found.get(split, {}).get("routing", {}).pop("images_per_second", None)
+    return found
 
 
 def assert_same_runs(first, second):

@@ -68,16 +68,11 @@ def test_outputs(name, mode):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE_CASES + SLOW_CASES)
-def test_outputs_of_large_networks(name):
-    case = load(name)
+def test_large_networks(name):
+    """Outputs in float32; loss and gradients in float64."""
+    case = load(name)  # takes seconds
     for mode in ("eval", "train"):
         assert_same_outputs(case, mode, measure(case, mode, gradients=False).values)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LARGE_CASES + SLOW_CASES)
-def test_large_networks_in_double_precision(name):
-    case = load(name)
     ours, loss = measure(case, "train", torch.float64), case.outputs["loss_train_f64"]
     assert distance(ours.values["loss_train"], loss) < DOUBLE
     if "grad_norm_train_f64" in case.outputs:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import distributed_worker, layouts
-from helpers.runs import environment, python, untimed_results, weights
+from helpers import distributed_worker, jobs, layouts
+from helpers.runs import are_equal, environment, untimed_results, weights
 
 import longtail
 from longtail.losses import RIDELoss
@@ -168,8 +169,8 @@ def test_two_processes_write_one_run(run, tmp_path):
 def test_two_processes_evaluate_as_one(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "copy")
     (copy / "results.json").unlink()
-    done = torchrun("-m", "longtail", "evaluate", copy)
-    assert done.returncode == 0, done.stderr
+    codes, _, err = jobs.run_as_two(["evaluate", copy], tmp_path)
+    assert codes == [0, 0], err
     assert untimed_results(copy) == untimed_results(run)
 
 
@@ -178,11 +179,9 @@ def test_two_processes_retrain_classifiers_as_one(run, tmp_path):
     """Except for rounding: gradients are averages of averages. A new router is trained too."""
     command = ["--device", "cpu", "--classifier.method", "retrain", "--classifier.epochs", "5"]
     one, two = (shutil.copytree(run, tmp_path / name) for name in ("one", "two"))
-    for done in (
-        python("-m", "longtail", "classifier", one, *command),
-        torchrun("-m", "longtail", "classifier", two, *command),
-    ):
-        assert done.returncode == 0, done.stderr
+    jobs.run(["classifier", one, *command], tmp_path / "job")
+    codes, _, err = jobs.run_as_two(["classifier", two, *command], tmp_path)
+    assert codes == [0, 0], err
     before, after, expected = weights(run), weights(two), weights(one)
     for name, tensor in expected.items():
         torch.testing.assert_close(tensor, after[name], rtol=1e-4, atol=1e-4)
@@ -199,106 +198,60 @@ def test_two_processes_train_on_cached_outputs_as_one(tmp_path):
     changes |= {"training.epochs": 6, "training.patience": 1, "training.learning_rate": 0.01, "router.train": False}
     command = ["train", *settings(**changes)]
     one, two = tmp_path / "one", tmp_path / "two"
-    for done in (
-        python("-m", "longtail", *command, "--output", one),
-        torchrun("-m", "longtail", *command, "--output", two),
-    ):
-        assert done.returncode == 0, done.stderr
+    jobs.run([*command, "--output", one], tmp_path / "job")
+    codes, _, err = jobs.run_as_two([*command, "--output", two], tmp_path)
+    assert codes == [0, 0], err
     torch.testing.assert_close(weights(two), weights(one), rtol=1e-4, atol=1e-5)
     assert longtail.Run(one).results()["epoch"] == longtail.Run(two).results()["epoch"]
     assert not (two / "frozen-views").exists()
 
 
-KILLED = """
-import os, signal, sys
-from longtail.cli import main
-from longtail.training.checkpoint import Checkpoint
-
-save = Checkpoint.save
-
-
-def save_and_die(self, state):
-    save(self, state)
-    if (state.position.epoch, state.position.step) == (2, 2):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-Checkpoint.save = save_and_die
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.slow
 def test_two_killed_processes_resume_exactly(run, tmp_path):
     """Both are killed in the middle of an epoch; then the same command runs again."""
-    folder, script = tmp_path / "run", tmp_path / "killed.py"
-    script.write_text(KILLED)
+    folder = tmp_path / "run"
     command = ["train", "--output", folder, *settings(**{"training.checkpoint_every": 0})]
-    done = torchrun(script, *command)
-    assert done.returncode != 0
+    codes, _, _ = jobs.run_as_two(command, tmp_path, distributed_worker.die_in_second_epoch)
+    assert -signal.SIGKILL in codes
     assert (folder / "checkpoint-experts.safetensors").exists()
-    done = torchrun("-m", "longtail", *command)
-    assert done.returncode == 0, done.stderr
-    assert "epoch 2 of 2 from" in done.stdout
+    codes, out, err = jobs.run_as_two(command, tmp_path)
+    assert codes == [0, 0], err
+    assert "epoch 2 of 2 from" in out
     first, second = weights(run), weights(folder)
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-FROZEN = """
-import os, signal, sys
-from datetime import timedelta
-from longtail.cli import main
-from longtail.runtime import distributed
-from longtail.training.checkpoint import Checkpoint
-
-distributed.TIMEOUT = timedelta(seconds=40)
-after_step = Checkpoint.after_step
-
-
-def freeze_in_second_epoch(self, state):
-    after_step(self, state)
-    if self.group.rank == 1 and (state.position.epoch, state.position.step) == (2, 2):
-        os.kill(os.getpid(), signal.SIGSTOP)
-
-
-Checkpoint.after_step = freeze_in_second_epoch
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.slow
 def test_a_process_that_does_not_answer_ends_a_training(run, tmp_path):
     """The other one says so after `TIMEOUT`; the same command resumes exactly."""
-    folder, script = tmp_path / "run", tmp_path / "frozen.py"
-    script.write_text(FROZEN)
+    folder = tmp_path / "run"
     command = ["train", "--output", folder, *settings(**{"training.checkpoint_every": 0})]
-    done = torchrun(script, *command)
-    assert done.returncode != 0
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("longtail:")]
+    codes, _, err = jobs.run_as_two(command, tmp_path, distributed_worker.freeze_in_second_epoch)
+    assert codes == [2, -signal.SIGKILL]
+    (line,) = [line for line in err.splitlines() if line.startswith("longtail:")]
     assert "process 0 of 2 lost the connection" in line
     assert "did not answer" in line
-    done = torchrun("-m", "longtail", *command)
-    assert done.returncode == 0, done.stderr
-    assert "epoch 2 of 2 from" in done.stdout
-    assert weights(folder).keys() == weights(run).keys()
-    assert all(torch.equal(value, weights(folder)[name]) for name, value in weights(run).items())
+    codes, out, err = jobs.run_as_two(command, tmp_path)
+    assert codes == [0, 0], err
+    assert "epoch 2 of 2 from" in out
+    assert are_equal(weights(folder), weights(run))
 
 
 @pytest.mark.slow
 def test_input_errors_are_reported_once(tmp_path):
     wrong = {"data.root": "x", "data.name": "folder"}
-    done = torchrun("-m", "longtail", "train", "--output", tmp_path / "run", *settings(**wrong))
-    assert done.returncode != 0
-    assert done.stderr.count("longtail: data.root") == 1
+    codes, _, err = jobs.run_as_two(["train", "--output", tmp_path / "run", *settings(**wrong)], tmp_path)
+    assert codes == [2, 2]
+    assert err.count("longtail: data.root") == 1
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 def test_a_batch_must_be_large_enough_to_share(tmp_path):
     command = ["train", "--output", tmp_path / "run", *settings(**{"training.batch_size": 3})]
-    done = torchrun("-m", "longtail", *command)
-    assert done.stderr.count("longtail: training.batch_size is 3 for 383 images; 2 processes") == 1
+    _, _, err = jobs.run_as_two(command, tmp_path)
+    assert err.count("longtail: training.batch_size is 3 for 383 images; 2 processes") == 1
 
 
 @pytest.mark.slow
@@ -313,9 +266,9 @@ def test_two_processes_skip_the_same_corrupt_images(tmp_path):
         "router.max_accuracy_drop": "null", "data.val_spare": 0,
     }  # fmt: skip
     folder = tmp_path / "run"
-    done = torchrun("-m", "longtail", "train", "--output", folder, *settings(**changes))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("1 image that does not decode") == 1
+    codes, out, err = jobs.run_as_two(["train", "--output", folder, *settings(**changes)], tmp_path)
+    assert codes == [0, 0], err
+    assert out.count("1 image that does not decode") == 1
     assert (folder / "skipped_images.txt").read_text().startswith("class 1/3.jpg\t")
     assert sum(json.loads((folder / "results.json").read_text())["class_counts"]) in (23, 24)
     longtail.evaluate(folder)  # one process has the same images

@@ -3,9 +3,11 @@
 import logging
 import signal
 from dataclasses import asdict
+from functools import partial
 
 import pytest
-from helpers import kill_at
+from helpers.jobs import Job
+from helpers.kill_at import kill_at
 from helpers.runs import are_equal, digits, python, weights
 from helpers.tracking import Recorder, event_reader, steps_by_tag
 
@@ -182,11 +184,10 @@ class TestTensorBoard:
         settings = ["--training.epochs", "3", "--router.epochs", "2", "--training.checkpoint_every", "0", *VALIDATED]
         command = ["train", "--output", folder, "--device", "cpu", "--track", "tensorboard", *settings]
         for file, number in (("metrics", 2), ("checkpoint-router", 2), ("results", 1)):
-            done = python(kill_at.__file__, "after", file, number, *command)
-            assert done.returncode == -signal.SIGKILL, (file, done.stdout, done.stderr)
+            job = Job(command, tmp_path / "job", partial(kill_at, "after", file, number))
+            assert job.wait() == -signal.SIGKILL, (file, job.out, job.err)
         assert "results/test/few" not in steps_by_tag(folder / "tracking")  # complete, but not sent
-        done = python("-m", "longtail", "track", folder, "--to", "tensorboard")
-        assert done.returncode == 0, done.stderr
+        assert main(["track", str(folder), "--to", "tensorboard"]) == 0
         steps = steps_by_tag(folder / "tracking")
         assert steps["train/loss"] == steps["train/learning_rate"] == [1, 2, 3]
         assert steps["val/balanced"] == [1, 2, 3]

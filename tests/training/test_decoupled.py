@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.loaders import CPU
-from helpers.runs import are_equal, digits, weights
+from helpers.runs import are_equal, digits, train_without_reports, weights
 
 import longtail
 from longtail import api
@@ -44,7 +44,7 @@ def two_experts(**changes):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Run:
     """Do not change it."""
-    return longtail.train(two_experts(), tmp_path_factory.mktemp("runs") / "experts")
+    return train_without_reports(two_experts(), tmp_path_factory.mktemp("runs") / "experts")
 
 
 @pytest.fixture

@@ -1,13 +1,17 @@
 """Commands that are killed at any of their writes, or find the disk full: the same command completes the run."""
 
-import json
+import os
 import shutil
 import signal
+from functools import partial
+from itertools import count
 from typing import NamedTuple
 
 import pytest
-from helpers import every_write, golden
-from helpers.runs import assert_same_runs, digits, python
+from helpers import golden, jobs
+from helpers.every_write import FULL_DISK, KILL, interrupt
+from helpers.jobs import Job
+from helpers.runs import assert_same_runs, digits
 
 import longtail
 
@@ -54,8 +58,8 @@ CASES = {
 }
 
 
-DONE = [("own classifier", "after heads.safetensors is removed"), ("convert", "after config.yaml is replaced")]
-"""Commands and their last writes; nothing is left to do, which the same command says"""
+DONE = ("own classifier", "convert")
+"""Commands that leave nothing to do, which the same command says"""
 
 
 @pytest.mark.slow
@@ -63,7 +67,7 @@ DONE = [("own classifier", "after heads.safetensors is removed"), ("convert", "a
 @pytest.mark.parametrize("name", CASES)
 class TestKilled:  # a class is what pytest-xdist gives to one of its workers
     def test_the_same_command_completes_the_run(self, name, tmp_path):
-        check_every_write(name, "kill", tmp_path)
+        check_every_write(name, KILL, tmp_path)
 
 
 @pytest.mark.slow
@@ -71,31 +75,39 @@ class TestKilled:  # a class is what pytest-xdist gives to one of its workers
 @pytest.mark.parametrize("name", CASES)
 class TestFullDisk:
     def test_the_same_command_completes_the_run(self, name, tmp_path):
-        check_every_write(name, "full disk", tmp_path)
+        check_every_write(name, FULL_DISK, tmp_path)
 
 
 def check_every_write(name, how, tmp_path):
-    case, start, output = CASES[name], tmp_path / "start", tmp_path / "output"
+    """Interrupts the command at each of its writes in turn, each time in a copy of the same folder."""
+    case, start, expected = CASES[name], tmp_path / "start", tmp_path / "expected"
+    same = assert_same_files if name == "convert" else assert_same_runs
     start.mkdir()
-    output.mkdir()
     case.prepare(start)
-    done = python(every_write.__file__, how, start, output, *case.command, timeout=1800)
-    assert done.returncode == 0, done.stderr
-    points = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(points) >= 2
-    for number, (where, first, second) in enumerate(points, start=1):
-        log = (output / f"{number}.log").read_text()
-        is_done = (name, where) in DONE
-        assert (first, second) == (-signal.SIGKILL if how == "kill" else 2, 2 if is_done else 0), (where, log)
-        assert "Traceback" not in log, (where, log)
-        same = assert_same_files if name == "convert" else assert_same_runs
-        same(output / "expected/run", output / f"{number}/run")
+    jobs.run(case.command, tmp_path / "job", partial(os.chdir, shutil.copytree(start, expected)))
+    for number in count(1):
+        folder = shutil.copytree(start, tmp_path / str(number))
+        first = Job(case.command, tmp_path / "first job", partial(interrupt, how, number, folder))
+        code, left, note = first.wait(), content(folder / "run"), folder.with_suffix(".txt")
+        is_finished = not note.exists()
+        where = "finished" if is_finished else note.read_text()
+        if is_finished:
+            assert code == 0, first.err
+        else:
+            assert code == (-signal.SIGKILL if how == KILL else 2), (where, first.out, first.err)
+        second = Job(case.command, tmp_path / "second job", partial(os.chdir, folder))
+        assert second.wait() == (2 if is_finished and name in DONE else 0), (where, second.out, second.err)
+        assert "Traceback" not in first.err + second.err, where
+        same(expected / "run", folder / "run")
         if start.joinpath("run").exists():
-            before, after = (content(folder / "run") for folder in (start, output / f"{number} interrupted"))
-            is_new = before["model.safetensors"] != after["model.safetensors"]
+            before = content(start / "run")
+            is_new = before["model.safetensors"] != left["model.safetensors"]
             own_heads = {"classifier.json", "heads.safetensors"} if name == "own classifier" else set()
-            allowed = {"results.json"} if is_new or how == "kill" else set()  # the rest belongs to the earlier model
-            assert before.keys() - after.keys() <= allowed | (own_heads if is_new else set()), where
+            allowed = {"results.json"} if is_new or how == KILL else set()  # the rest belongs to the earlier model
+            assert before.keys() - left.keys() <= allowed | (own_heads if is_new else set()), where
+        if is_finished:
+            break
+    assert number > 2
 
 
 def assert_same_files(first, second):
@@ -105,4 +117,4 @@ def assert_same_files(first, second):
 
 def content(folder):
     """The files of a folder by name."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    return {path.name: path.read_bytes() for path in folder.glob("*") if path.is_file()}

@@ -12,11 +12,16 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from helpers import kill_at, layouts
-from helpers.runs import assert_same_runs, environment, python
+from helpers import jobs, layouts
+from helpers.jobs import Job
+from helpers.kill_at import kill_at
+from helpers.runs import assert_same_runs, environment
 
 import longtail
 
@@ -41,20 +46,20 @@ KILLS = [
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    done = python("-m", "longtail", "train", "--output", folder, *SETTINGS)
-    assert done.returncode == 0, done.stderr
-    return folder
+    base = tmp_path_factory.mktemp("runs")
+    jobs.run(["train", "--output", base / "uninterrupted", *SETTINGS], base / "job")
+    return base / "uninterrupted"
 
 
 def start(command: list[str], **options) -> subprocess.Popen:
+    """Starts Python itself, where it matters how a process ends or what its terminal is."""
     return subprocess.Popen(
         [sys.executable, "-m", "longtail", *command], env=environment(), start_new_session=True, **options
     )
 
 
-def wait_for_checkpoint(process: subprocess.Popen, folder: Path) -> None:
-    while process.poll() is None and not list(folder.glob("checkpoint-*.safetensors")):
+def wait_for_checkpoint(is_running: Callable[[], bool], folder: Path) -> None:
+    while is_running() and not list(folder.glob("checkpoint-*.safetensors")):
         time.sleep(0.02)
 
 
@@ -63,14 +68,13 @@ def test_a_run_that_is_killed_again_and_again(uninterrupted, tmp_path):
     folder = tmp_path / "run"
     command = ["train", "--output", folder, *SETTINGS]
     for point, file, number in KILLS:
-        done = python(kill_at.__file__, point, file, number, *command)
-        assert done.returncode == -signal.SIGKILL, (point, file, done.stdout, done.stderr)
+        job = Job(command, tmp_path / "job", partial(kill_at, point, file, number))
+        assert job.wait() == -signal.SIGKILL, (point, file, job.out, job.err)
         if (folder / "model.safetensors").exists():
             longtail.load_model(folder)
         if file != "config":  # before it is written, there is no run to resume
             command = ["train", "--resume", folder]
-    done = python("-m", "longtail", *command)
-    assert done.returncode == 0, done.stderr
+    jobs.run(command, tmp_path / "job")
     assert_same_runs(uninterrupted, folder)
     assert longtail.Run(folder).environment()["packages"]
 
@@ -78,17 +82,14 @@ def test_a_run_that_is_killed_again_and_again(uninterrupted, tmp_path):
 def stop_and_resume(command: list[str], folder: Path, number: signal.Signals) -> None:
     """Signals the job when it has a checkpoint, checks that the run is saved, and runs the same command again."""
     command = [*command, "--output", str(folder)]
-    process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for_checkpoint(process, folder)
-    os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == EXIT_STOPPED, err
-    assert len(err.splitlines()) == 1
-    assert f"longtail train --resume {folder}" in out
+    job = Job(command, folder.with_name("job"))
+    wait_for_checkpoint(job.is_running, folder)
+    os.killpg(job.pid, number)
+    assert job.wait(120) == EXIT_STOPPED, job.err
+    assert len(job.err.splitlines()) == 1
+    assert f"longtail train --resume {folder}" in job.out
     assert list(folder.glob("checkpoint-*.safetensors"))
-    done = python("-m", "longtail", *command)
-    assert done.returncode == 0, done.stderr
-    assert "Resuming epoch" in done.stdout
+    assert "Resuming epoch" in jobs.run(command, folder.with_name("job")).out
 
 
 @pytest.mark.slow
@@ -123,11 +124,22 @@ def test_a_run_whose_terminal_is_closed(tmp_path, ignored):
     assert ignored or list(folder.glob("checkpoint-*.safetensors"))
 
 
-def command_with_workers(folder: Path) -> list[str]:
-    photos = layouts.write_folder(folder / "photos", counts=(24, 12, 9))
-    return ["train", str(photos), "--config", "folder-from-scratch", "--data.image_size", "32", "--device", "cpu",
+class WithWorkers(NamedTuple):
+    """A command that decodes images in two processes, and the folder of the run it makes if nothing interrupts it."""
+
+    command: list[str]
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_with_workers(tmp_path_factory) -> WithWorkers:
+    base = tmp_path_factory.mktemp("workers")
+    photos = layouts.write_folder(base / "photos", counts=(24, 12, 9))
+    command = ["train", str(photos), "--config", "folder-from-scratch", "--data.image_size", "32", "--device", "cpu",
                "--data.cache_gib", "0", "--data.workers", "2", "--training.epochs", "4", "--training.batch_size", "4",
                "--model.backbone", "resnet20", "--training.checkpoint_every", "0", "--router.epochs", "2"]  # fmt: skip
+    jobs.run([*command, "--output", base / "run"], base / "job")
+    return WithWorkers(command, base / "run")
 
 
 def workers_of(process: subprocess.Popen) -> list[int]:
@@ -139,14 +151,12 @@ def workers_of(process: subprocess.Popen) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_worker_that_is_killed_or_frozen(tmp_path, number):
+def test_a_worker_that_is_killed_or_frozen(uninterrupted_with_workers, tmp_path, number):
     """Nothing waits for ever, the training is saved, and the same command completes it."""
-    command, folder = command_with_workers(tmp_path), tmp_path / "run"
-    expected = tmp_path / "expected"
-    assert python("-m", "longtail", *command, "--output", expected).returncode == 0
-    command += ["--output", str(folder)]
+    folder = tmp_path / "run"
+    command = [*uninterrupted_with_workers.command, "--output", str(folder)]
     process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for_checkpoint(process, folder)
+    wait_for_checkpoint(lambda: process.poll() is None, folder)
     for worker in workers_of(process):
         os.kill(worker, number)
     if number == signal.SIGSTOP:
@@ -159,16 +169,12 @@ def test_a_worker_that_is_killed_or_frozen(tmp_path, number):
     assert len(err.splitlines()) == 1
     assert number == signal.SIGSTOP or ("was killed" in err and "data.workers" in err)
     assert list(folder.glob("checkpoint-*.safetensors"))
-    done = python("-m", "longtail", *command)
-    assert done.returncode == 0, done.stderr
-    assert "Resuming epoch" in done.stdout
-    assert_same_runs(expected, folder)
+    assert "Resuming epoch" in jobs.run(command, tmp_path / "job").out
+    assert_same_runs(uninterrupted_with_workers.folder, folder)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
-def test_workers_ignore_the_signals_of_their_job(tmp_path, number):
-    command, expected = command_with_workers(tmp_path), tmp_path / "expected"
-    assert python("-m", "longtail", *command, "--output", expected).returncode == 0
-    stop_and_resume(command, tmp_path / "run", number)
-    assert_same_runs(expected, tmp_path / "run")
+def test_workers_ignore_the_signals_of_their_job(uninterrupted_with_workers, tmp_path, number):
+    stop_and_resume(uninterrupted_with_workers.command, tmp_path / "run", number)
+    assert_same_runs(uninterrupted_with_workers.folder, tmp_path / "run")
