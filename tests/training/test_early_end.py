@@ -49,7 +49,8 @@ def accuracies(*values):
         ([0.2, None, 0.1], 2, False, False),  # evaluations count, not epochs
         ([0.2, None, 0.1, None, 0.15], 2, True, False),
         ([0.2, 0.1, 0.3, None], 2, False, False),
-        ([None], 2, False, False),
+        ([None, None], 2, False, True),
+        ([None, 0.0], 2, False, True),
     ],
 )
 def test_patience(values, patience, ends, best):
@@ -106,11 +107,12 @@ def test_an_interrupted_run_ends_as_early(epochs_left, tmp_path, monkeypatch):
 
 
 def test_training_that_takes_too_long_ends_after_an_epoch(tmp_path, caplog, monkeypatch):
+    """Also before the first epoch that patience would validate."""
     monkeypatch.undo()  # the report is written
+    changes = {"training.max_minutes": 1e-3, "training.epochs": 30, "training.validate_every": 5}
+    changes |= {"training.patience": 1, "data.val_spare": 5}
     with caplog.at_level(logging.INFO):
-        run = longtail.train(
-            digits(EXPERTS_ONLY | {"training.epochs": 30, "training.max_minutes": 1e-3}), tmp_path / "a"
-        )
+        run = longtail.train(digits(EXPERTS_ONLY | changes), tmp_path / "a")
     assert [record.get("ended") for record in run.history()] == ["time"]
     assert run.is_finished
     assert "epoch 1 of 30" in caplog.text

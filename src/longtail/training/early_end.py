@@ -38,20 +38,25 @@ class EarlyEnd:
         return "time" if self._group.all_reduce_max(int(is_late)) else None
 
     def is_result(self, records: Sequence[dict[str, Any]]) -> bool:
-        """Whether the model of the last of these epochs is the result so far: the best one, if there is patience."""
-        return not self._settings.patience or ("val_balanced" in records[-1] and _without_gain(records) == 0)
+        """Whether the model of the last of these epochs is the result so far.
+
+        With patience it is the best of the validated epochs. Before the first of them it is the last epoch.
+        """
+        if not self._settings.patience or not any("val_balanced" in record for record in records):
+            return True
+        return "val_balanced" in records[-1] and _without_gain(records) == 0
 
 
 def describe(reason: Reason, records: Sequence[dict[str, Any]], settings: TrainingConfig) -> str:
     """Returns a sentence about a training that ended early."""
-    ended = f"Training ended after epoch {len(records)} of {settings.epochs}: "
+    why = "the balanced validation accuracy has not risen"
     if reason == "time":
-        return ended + f"another one would end later than training.max_minutes, {settings.max_minutes:g}"
+        why = f"another one would end later than training.max_minutes, {settings.max_minutes:g}"
+    ended = f"Training ended after epoch {len(records)} of {settings.epochs}: {why}"
     best = records[_best(records)]
-    return ended + (
-        f"the balanced validation accuracy has not risen since epoch {best['epoch']} ({best['val_balanced']:.1%}), "
-        "whose model is the result"
-    )
+    if not settings.patience or "val_balanced" not in best:
+        return ended
+    return f"{ended}; the model of epoch {best['epoch']} ({best['val_balanced']:.1%}) is the result"
 
 
 def _best(records: Sequence[dict[str, Any]]) -> int:
