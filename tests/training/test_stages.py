@@ -1,5 +1,7 @@
 """Runs that are interrupted between or within their stages, and resumed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.runs import EXPERTS_ONLY, are_equal, digits, weights
@@ -84,6 +86,32 @@ def test_an_interrupted_run_keeps_its_last_complete_epoch(tmp_path, monkeypatch)
     longtail.resume(run)
     assert are_equal(weights(run), weights(expected))
     assert len(run.history()) == 4
+
+
+def test_a_removed_model_is_trained_again(experts_run, experts_run_copy, monkeypatch):
+    """Also if that is interrupted: the history of the removed model does not count."""
+    run = experts_run_copy
+    run.model_path.unlink()
+
+    def interrupted_fit(*arguments):
+        yield from map(interrupt, [arguments])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experts, "fit", interrupted_fit)
+        with pytest.raises(KeyboardInterrupt):
+            longtail.resume(run)
+    assert run.progress() == (0, False, False, False, False)
+    longtail.resume(run)
+    assert are_equal(weights(run), weights(experts_run))
+
+
+def test_a_downloaded_run_is_finished_although_its_training_ended_early(digits_run_copy):
+    """A download has no history that says so."""
+    run = digits_run_copy
+    run.write_config(replace(run.config, training=replace(run.config.training, epochs=9)))
+    assert not run.is_finished
+    run.write_json("environment.json", {"pulled_from": "hf://owner/name@1"})
+    assert run.is_finished
 
 
 def test_a_converted_run_is_not_resumed(digits_run, tmp_path):

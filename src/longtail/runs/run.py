@@ -35,7 +35,7 @@ class Progress(NamedTuple):
     """How far a run is. It follows from the metadata of its model file, and from which results are there."""
 
     epochs: int = 0
-    """Complete epochs of the experts' training"""
+    """Epoch of the model: the last complete one of the experts' training or, with patience, the best one"""
 
     has_experts: bool = False
     """The experts are trained"""
@@ -108,7 +108,7 @@ class Run:
         return load_recipe(self.config_path)
 
     def load_model(self) -> tuple[MultiExpert, ModelMetadata]:
-        """The model of the last complete epoch, on the CPU in eval mode, and its metadata."""
+        """The model on the CPU in eval mode, and its metadata. Its epoch is `Progress.epochs`."""
         return load_model_file(self.model_path)
 
     def history(self) -> list[dict[str, Any]]:
@@ -169,7 +169,7 @@ class Run:
         history, epochs = self.history(), config.training.epochs
         # The history is written after the model of an epoch.
         is_trained = len(history) >= epochs or (len(history) > 0 and "ended" in history[-1])
-        has_experts = metadata.epoch >= epochs if self.is_converted else is_trained
+        has_experts = is_trained or self.is_converted
         has_classifier = has_experts and config.classifier.method in ("none", metadata.classifier)
         is_routed = "router" in metadata.architecture
         has_stages = has_classifier and (is_routed or not config.router.train)

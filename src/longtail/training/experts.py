@@ -51,6 +51,7 @@ class ExpertStage:
 
     def __init__(self, context: RunContext):
         self.context, config = context, context.config
+        self.early_end = EarlyEnd(config.training, context.runtime.group)
         self.metadata = context.new_metadata()
         pretrained = config.model.pretrained
         initial = load_initial(pretrained) if isinstance(pretrained, str) else None
@@ -76,11 +77,12 @@ class ExpertStage:
         """Trains trunk, branches and heads; after each epoch the run holds their weights. Returns the metadata."""
         context, config = self.context, self.context.config
         run, training, runtime = context.run, config.training, context.runtime
-        early_end = EarlyEnd(training, runtime.group)
         metadata, records = self.metadata, self.checkpoint.records
         if self.checkpoint.exists:
             epoch = len(records) + 1
             logger.info("Resuming epoch %d of %d from %s", epoch, training.epochs, self.checkpoint.path)
+        if not run.model_path.exists():
+            run.write_history(records)  # the history of a model that was removed would count for the new one
         network = self._prepared_model()
         frozen = frozen_part(self.model, training.trained_parts, metadata.image_size, network)
         views = frozen and self._views(frozen, teacher)
@@ -113,10 +115,10 @@ class ExpertStage:
                     if training.validate_every and record["epoch"] % training.validate_every == 0:
                         record |= validate()
                     records.append(record)
-                    reason = early_end.reason(records)
+                    reason = self.early_end.reason(records)
                     if reason is not None:
                         record["ended"] = reason
-                    if early_end.is_result(records):
+                    if self.early_end.is_result(records):
                         metadata = replace(metadata, epoch=record["epoch"])
                         run.save_model(merged(model), metadata)
                     if training.keep_every and record["epoch"] % training.keep_every == 0:
