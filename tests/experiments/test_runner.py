@@ -252,6 +252,26 @@ def test_a_training_that_a_killed_experiment_left_starting(tmp_path, stub, caplo
     assert job.run.is_finished
 
 
+def test_a_killed_training_whose_workers_hold_its_lock(tmp_path, stub, caplog):
+    """It fails. Taken for the training of another experiment it would be started again and again."""
+    stub(f"while [ ! -e {tmp_path}/locked ]; do sleep 0.01; done; kill -9 $$")
+    runner = job_runner(tmp_path, {"a": ONE_EPOCH}, slots=1)
+    (job,) = runner.jobs
+
+    def hold_lock():
+        with job.run.lock():
+            (tmp_path / "locked").touch()
+            while not (runner.failed or "waiting for its end" in caplog.text):
+                time.sleep(0.01)
+
+    thread = in_thread(lambda: runner._running, hold_lock)
+    with caplog.at_level("INFO", logger="longtail"):
+        runner.run()
+    thread.join()
+    assert runner.failed == ["a-seed0"]
+    assert "a-seed0: failed (killed by SIGKILL)" in caplog.messages
+
+
 def test_jobs_share_the_machine(tmp_path, stub, monkeypatch):
     stub(f'echo "$OMP_NUM_THREADS $CUDA_VISIBLE_DEVICES" > "$7.env"; {FINISH}')
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

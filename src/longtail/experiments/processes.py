@@ -137,8 +137,9 @@ class JobRunner:
         """Whether the job of an ended process remains to be done, although it did not fail."""
         if isinstance(process, _OrphanedTraining):
             return not process.job.run.is_finished  # it was stopped
-        # The training of a killed experiment had started, but had not locked the run yet when this one started.
-        return process.returncode != 0 and process.job.run.in_use
+        # The training of a killed experiment had started, but had not locked the run yet when this one started. After
+        # a signal, such as that of the system if memory runs out, the lock is that of workers which end soon.
+        return process.returncode > 0 and process.job.run.in_use
 
     def _finish(self, process: "_Process | _OrphanedTraining") -> bool:
         """Reports the end of a process; returns whether a signal from elsewhere stopped it, such as a scheduler's."""
