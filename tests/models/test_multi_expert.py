@@ -307,6 +307,8 @@ def test_unknown_options():
         InputError, match=r"swin_tiny_patch4_window7_224 cannot be built with .*depths=\[1, 1, 1, 1, 1\]"
     ):
         create_model("swin_tiny_patch4_window7_224", 5, depths=[1] * 5)
+    with pytest.raises(InputError, match=r"resnet10 cannot be built with depths=\[1\]"):
+        create_model("resnet10", 5, depths=[1])
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,9 @@ def _builder(name: str, width: Width, options: Mapping[str, Any]) -> Build:
         return partial(resnet_cifar.CifarResNet, resnet_cifar.BLOCKS_PER_STAGE[name], widths)
     if name in _RESNETS:
         channels = _widths(name, (64, 128, 256, 512), width)
-        return partial(ResNet, **_RESNETS[name], channels=channels, num_classes=0, zero_init_last=False, **options)
+        build = partial(ResNet, **_RESNETS[name], channels=channels, num_classes=0, zero_init_last=False, **options)
+        _try_build(build, name, options)
+        return build
     if not timm.is_model(name):
         small, large = ", ".join(resnet_cifar.BLOCKS_PER_STAGE), ", ".join(_RESNETS)
         raise InputError(
@@ -126,12 +128,7 @@ def _builder(name: str, width: Width, options: Mapping[str, Any]) -> Build:
             f"{large} or a network of timm"
         )
     build = partial(timm.create_model, name, num_classes=0, **options)
-    try:
-        with torch.device("meta"):
-            network = build()
-    except Exception as error:  # the constructor does not know an option, or cannot use its value
-        given = ", ".join(f"{option}={value}" for option, value in options.items())
-        raise InputError(f"{name} cannot be built with {given} ({error})") from error
+    network = _try_build(build, name, options)
     parameters = inspect.signature(type(network)).parameters
     if "zero_init_last" in parameters:
         build = partial(build, zero_init_last=False)  # in RIDE the last batch norm of a block starts at 1
@@ -153,6 +150,20 @@ def _builder(name: str, width: Width, options: Mapping[str, Any]) -> Build:
     except Exception as error:  # for example, the number of channels is not a multiple of the number of groups
         raise InputError(f"{name} cannot be made narrower ({error}); set the width (model.width) to 'full'") from error
     return build
+
+
+def _try_build(build: Build, name: str, options: Mapping[str, Any]) -> nn.Module:
+    """Returns a network without memory for its weights.
+
+    Raises:
+        InputError: the constructor does not know an option, or cannot use its value.
+    """
+    try:
+        with torch.device("meta"):
+            return build()
+    except Exception as error:  # the type depends on the network
+        given = ", ".join(f"{option}={value}" for option, value in options.items())
+        raise InputError(f"{name} cannot be built{' with ' if given else ''}{given} ({error})") from error
 
 
 def _pretrained_weights(name: str, source: bool | str | Path, options: Mapping[str, Any]) -> Mapping[str, Tensor]:
