@@ -21,8 +21,8 @@ MAX_DARK = 15
 def load_png(image: Image.Image) -> None:
     """Loads an open PNG with the right shades, except grey ones of 16 bits, which are left as they are."""
     stored = str(image.tile[0][3]) if image.tile else ""  # type: ignore[attr-defined]
-    content = _content(image) if stored in LOW_BYTES else b""
-    stated = stated_white(image)
+    # Read before the pixels, because Pillow then closes the file.
+    content, stated = (_content(image), stated_white(image)) if stored in LOW_BYTES else (b"", None)
     image.load()
     transparent = image.info.get("transparency")
     if stored in STEPS and isinstance(transparent, int):
