@@ -22,18 +22,8 @@ _PART = re.compile(r"(?<![a-z])(part|fold|batch|chunk|shard|subset|split|set|ima
 
 _KINDS = frozenset(
     [
-        *("image", "img", "picture", "photo", "jpeg", "jpegimage", "jpg", "png", "rgb"),
-        *(
-            "mask",
-            "label",
-            "annotation",
-            "gt",
-            "groundtruth",
-            "segmentation",
-            "segmentationclass",
-            "depth",
-            "thumbnail",
-        ),
+        *("image", "img", "picture", "photo", "jpeg", "jpegimage", "jpg", "png", "rgb", "depth", "thumbnail"),
+        *("mask", "label", "annotation", "gt", "groundtruth", "segmentation", "segmentationclass"),
     ]
 )
 """Names of folders that say what kind of files they hold, in lower case and without s at the end"""
@@ -132,7 +122,7 @@ def read_layout(root: Path) -> Layout:
     else:
         _check_not_repeated(top)
         _check_not_numbered(top)
-    _check_several(top)
+    _check_classes(top)
     return Layout({"train": top.paths}, top.empty, notes)
 
 
@@ -208,7 +198,7 @@ def _check_not_split(top: Folder, named: dict[Folder, SplitName], others: list[s
 def _layout_of_splits(found: dict[str, Folder], notes: list[str]) -> Layout:
     train = _enter(found["train"], notes)
     entered = {split: _enter(folder, notes, train.classes) for split, folder in found.items() if split != "train"}
-    _check_several(train)
+    _check_classes(train)
     unusual = [f"'{folder.name}' is {split}" for split, folder in found.items() if folder.name.lower() != split]
     if unusual:
         notes.append(f"Splits by the names of the folders: {', '.join(unusual)}")
@@ -280,7 +270,8 @@ def _check_not_numbered(top: Folder) -> None:
         )
 
 
-def _check_several(folder: Folder) -> None:
+def _check_classes(folder: Folder) -> None:
+    """Refuses folders that are kinds of files by their names, and fewer than two folders."""
     names = list(folder.classes)
     if len(names) > 1 and all(re.sub(r"[\W_]", "", name).lower().removesuffix("s") in _KINDS for name in names):
         raise NoClassFolders(
