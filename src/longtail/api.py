@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 def train(config: Config, output: str | Path | None = None) -> Run:
     """Trains and evaluates a model, and writes a run folder.
 
-    After each epoch the run holds a model that can be used. The last epoch is the result; validation images do not
-    select it.
+    After each epoch the run holds a model that can be used. The last epoch is the result or, with early stopping
+    (training.patience), the one with the best balanced accuracy on the validation images.
 
     Args:
         config: the settings, see `longtail.load_recipe`.

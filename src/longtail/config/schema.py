@@ -449,8 +449,8 @@ class TrainingConfig(_Checked):
     """Learning rate at the end of the cosine schedule."""
 
     validate_every: int = bounded(0, min=0)
-    """Epochs between two evaluations on the validation split. Only with patience they select anything. 0: only at the
-    end."""
+    """Epochs between two evaluations on the validation split. They select a model only if patience is set. 0: only at
+    the end."""
 
     patience: int = bounded(0, min=0)
     """Early stopping: training ends when the balanced validation accuracy has not risen in so many evaluations in a
