@@ -33,8 +33,8 @@ def main() -> None:
     for label, count in enumerate(counts):
         write(cifar.train, label, output / "cifar100-lt" / "train" / names[label], count)
         write(cifar.test, label, output / "cifar100-lt" / "test" / names[label])
-    for place, label in enumerate(TWELVE):
-        write(cifar.train, label, output / "cifar-12" / names[label], round(240 * (5 / 240) ** (place / 11)))
+    for rank, label in enumerate(TWELVE):
+        write(cifar.train, label, output / "cifar-12" / names[label], round(240 * (5 / 240) ** (rank / 11)))
         write(cifar.test, label, output / "cifar-12-new" / names[label])
     digits = load_data(load_recipe("digits-lt-ride").data)
     for label in range(10):
