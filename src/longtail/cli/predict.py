@@ -81,10 +81,9 @@ def _predictor(arguments: argparse.Namespace) -> "Predictor | OnnxPredictor":
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     from rich.console import Console
-    from rich.progress import track
 
     from longtail.data.find_images import find_images
-    from longtail.utils.console import console, log_to_console, printable
+    from longtail.utils.console import log_to_console, printable, with_bar
     from longtail.utils.csv_lines import csv_line, path_cell
 
     log_to_console(Console(stderr=True))  # standard output is the table
@@ -95,9 +94,8 @@ def run(arguments: argparse.Namespace) -> None:
     predictions = predictor.predict(
         images, batch_size=arguments.batch_size, top=arguments.top, workers=arguments.workers
     )
-    in_the_way = sys.stdout.isatty() or not sys.stderr.isatty()
-    bar = track(predictions, "", len(images), console=console(), transient=True, disable=in_the_way)
-    is_seen = sys.stdout.isatty()
+    is_seen = sys.stdout.isatty()  # a bar would be in the way
+    bar = predictions if is_seen else with_bar(predictions, "classifying images", len(images))
 
     def write(cells: list[str]) -> None:
         sys.stdout.write(csv_line([printable(cell) for cell in cells] if is_seen else cells))

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
@@ -40,7 +39,7 @@ from longtail.models.backbones import input_format
 from longtail.runtime.device import Runtime
 from longtail.runtime.process import num_processors
 from longtail.runtime.shard import Shard
-from longtail.utils.console import console
+from longtail.utils.console import with_bar
 from longtail.utils.errors import InputError, one_line
 from longtail.utils.format import pluralize, shortened_list
 
@@ -107,8 +106,7 @@ def find_corrupt_test_images(settings: DataConfig, dataset: DataSplits, in_full:
 
 def _examined(paths: list[Path], root: Path, what: str, *, header_only: bool = False) -> list[CorruptImage]:
     walk = corrupt_images.examine(paths, root, header_only)
-    bar = track(walk, what, len(paths), console=console(), transient=True, disable=not paths)
-    return [found for found in bar if found is not None]
+    return [found for found in with_bar(walk, what, len(paths)) if found is not None]
 
 
 class Preprocessing(NamedTuple):

@@ -4,12 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 
 from longtail.data.image_io import CorruptImageError, decode
 from longtail.data.splits import ImageSplit
 from longtail.data.transforms import Transform
-from longtail.utils.console import console
+from longtail.utils.console import with_bar
 from longtail.utils.errors import InputError, join_problems
 
 
@@ -45,7 +44,7 @@ def decode_all(split: ImageSplit, transform: Transform) -> ImageSplit:
     # Threads, not processes: decoding and resizing release Python's lock, and nothing has to be copied.
     with ThreadPoolExecutor() as pool:
         walk = pool.map(fill, range(len(split)))
-        errors = track(walk, "decoding images", len(split), console=console(), transient=True)
+        errors = with_bar(walk, "decoding images", len(split))
         problems = [error for error in errors if error is not None]
     if problems:
         raise CorruptImagesError(join_problems(problems))

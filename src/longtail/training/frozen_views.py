@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor
 
 from longtail.data.loaders import Batch, rows_of
 from longtail.runs.context import RunContext
 from longtail.runtime.process import Stopped
-from longtail.utils.console import console
+from longtail.utils.console import with_bar
 from longtail.utils.errors import InputError
 from longtail.utils.format import pluralize
 from longtail.utils.mapped_arrays import MappedArrays
@@ -100,7 +99,7 @@ class FrozenViews:
             views, size = pluralize(self._num_views, "view"), self._files.num_bytes / 1e9
             logger.info("Computing %s of each training image once (%.1f GB on disk)", views, size)
         batches: Iterator[Batch] = iter(())
-        for epoch, number in track(pending, "computing views", console=console(), transient=True, disable=not pending):
+        for epoch, number in with_bar(pending, "computing views"):
             if self._group.all_reduce_max(int(self._signals.asked_to_stop)):
                 raise Stopped
             if number == first[epoch]:

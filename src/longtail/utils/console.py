@@ -5,10 +5,14 @@ Nothing is shown by default. The command line calls `log_to_console`, and so can
 
 import logging
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 from rich.console import Console, RenderableType
+from rich.progress import track
+
+T = TypeVar("T")
 
 _DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 """Classes of characters that change the direction of the text after them"""
@@ -24,6 +28,17 @@ def console() -> Console:
 def show(renderable: RenderableType) -> None:
     """Prints a table."""
     console().print(renderable)
+
+
+def with_bar(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+    """Iterates with a progress bar, which disappears at the end; without one where the console is not a terminal.
+
+    Args:
+        items: to iterate over.
+        what: is being done, to the left of the bar.
+        total: number of the items, if they have no length.
+    """
+    return track(items, what, total, console=console(), transient=True, disable=not console().is_terminal)
 
 
 def log_to_console(target: Console | None = None) -> None:

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
 from longtail.data.check.near_copies import SIDE, NearCopies, near_copies, num_tiles
 from longtail.data.check.reading import ImageFacts
 from longtail.data.copies import AllImages, first_equal
-from longtail.utils.console import console
+from longtail.utils.console import with_bar
 
 MIN_TRAIN, MIN_TEST = 5, 3
 """A class with fewer training or test images has few images"""
@@ -160,7 +159,7 @@ class ImageChecks:
         # A thumbnail of a smaller image shows too little.
         distinct = np.flatnonzero(~is_copy & (self._smaller_sides[rows] >= SIDE))
         tiles = near_copies(self._thumbnails[rows[distinct]])
-        bar = track(tiles, "comparing images", num_tiles(len(distinct)), console=console(), transient=True)
+        bar = with_bar(tiles, "comparing images", num_tiles(len(distinct)))
         yield from self._pairs("near copy", (
             NearCopies(positions[distinct[pairs.first]], positions[distinct[pairs.second]], pairs.correlation)
             for pairs in bar

@@ -8,12 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.progress import track
 
 from longtail.data.check.near_copies import SIDE
 from longtail.data.copies import AllImages, digest
 from longtail.data.image_io import CorruptImageError, decode
-from longtail.utils.console import console
+from longtail.utils.console import with_bar
 
 CHUNK = 1024
 """Images queued at a time, so that the command can be interrupted"""
@@ -50,7 +49,7 @@ def _walk(images: list[Path] | list[NDArray[np.uint8]]) -> Iterator[ImageFacts |
             for start in range(0, len(images), CHUNK):
                 yield from pool.map(_facts, images[start : start + CHUNK])
 
-    return iter(track(chunks(), "reading images", len(images), console=console(), transient=True))
+    return iter(with_bar(chunks(), "reading images", len(images)))
 
 
 def _facts(source: Path | NDArray[np.uint8]) -> ImageFacts | str:
