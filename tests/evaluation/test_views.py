@@ -45,7 +45,7 @@ def slow_outputs(run):
     return model, torch.stack(logits), torch.stack(router_logits), labels.numpy()
 
 
-@pytest.mark.parametrize("average", ["logits", "probabilities"])
+@pytest.mark.parametrize("average", ["logits", pytest.param("probabilities", marks=pytest.mark.slow)])
 def test_evaluation_averages_the_views(digits_run_copy, average):
     run = digits_run_copy
     model, _, router_logits, _ = slow_outputs(run)

@@ -346,6 +346,7 @@ def test_swin_with_an_absolute_position_embedding(tmp_path):
     assert "trunk.patch_embed.absolute_pos_embed" in dict(model.named_parameters())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_swin_with_other_depths_and_windows(tmp_path):
     """Compared with timm's network; the size of the images follows from the masks of the shifted windows."""

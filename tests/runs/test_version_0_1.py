@@ -37,6 +37,7 @@ def test_finished_run_is_evaluated(copied):
     assert result.ece == pytest.approx(before["ece"], abs=0.01)
 
 
+@pytest.mark.slow
 def test_interrupted_run_is_resumed(copied):
     """Stopped after the first step of epoch 3; the other run is the same training without a stop."""
     run = longtail.resume(copied("interrupted"))

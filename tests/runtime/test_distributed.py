@@ -54,12 +54,14 @@ def assert_close(gradients, expected):
         assert (values - right).norm() <= (1e-9 if values.dtype == torch.float64 else 1e-6) * right.norm()
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_one_process(results):
     expected = distributed_worker.gradients()
     for gradients in (*results["gradients"], *results["accumulated"], distributed_worker.gradients(accumulation=3)):
         assert_close(gradients, expected)
 
 
+@pytest.mark.slow
 def test_outputs_are_those_of_one_process(results):
     expected = distributed_worker.outputs()
     for tensors in results["outputs"]:
@@ -67,12 +69,14 @@ def test_outputs_are_those_of_one_process(results):
         assert all(torch.equal(values, right) for values, right in zip(tensors, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_computed_outputs_are_those_of_one_process(results):
     expected = distributed_worker.computed_outputs()
     for tensors in results["computed"]:
         torch.testing.assert_close(tensors, expected, rtol=1e-4, atol=1e-4)  # shares of a batch round otherwise
 
 
+@pytest.mark.slow
 def test_all_processes_stop_if_one_gets_a_signal(results):
     """Otherwise the other process would wait for ever."""
     assert results["stop"] == [[torch.tensor(1)]] * 2

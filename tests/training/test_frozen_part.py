@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("no_plots")
 
 VIT = {"model.backbone": "test_vit", "model.width": "full", "model.expert_stages": 2, "data.image_size": 32}
 PARTS = {"experts": {}, "heads": {}, "lora": VIT | {"training.lora_rank": 2}}
+BY_NAME = ["heads", *(pytest.param(name, marks=pytest.mark.slow) for name in ("experts", "lora"))]
 
 
 def settings(trained, **changes):
@@ -159,7 +160,7 @@ def test_a_stopped_computation_of_views_goes_on(tmp_path):
         assert (first == second).all()
 
 
-@pytest.mark.parametrize("trained", PARTS)
+@pytest.mark.parametrize("trained", BY_NAME)
 def test_an_interrupted_run_resumes_exactly(trained, tmp_path, monkeypatch):
     config = digits(settings(trained, **{"training.epochs": 3}))
     longtail.train(config, tmp_path / "whole")

@@ -82,7 +82,7 @@ def test_other_depths_of_the_branches():
     [
         ("resnet20", {}),
         ("vit_tiny_patch16_224", {"image_size": 32}),
-        ("swin_tiny_patch4_window7_224", {"image_size": 32}),
+        pytest.param("swin_tiny_patch4_window7_224", {"image_size": 32}, marks=pytest.mark.slow),
     ],
 )
 @torch.no_grad()

@@ -307,6 +307,7 @@ def stop_at(monkeypatch, *points):
     return left
 
 
+@pytest.mark.slow
 def test_the_same_command_resumes_a_run(digits_run, tmp_path, monkeypatch):
     """Other settings are refused; a finished run is left as it is."""
     config, run = digits_run.config, longtail.Run(tmp_path / "run")
