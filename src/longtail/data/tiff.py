@@ -178,6 +178,8 @@ def read_values(file: BytesIO, tags: Tags, layout: Layout, order: str) -> NDArra
         entries |= {STRIP_ROWS: min(tags.get(STRIP_ROWS, layout.height), layout.height)}
     predictor = tags.get(PREDICTOR, 1) if COMPRESSIONS[entries[COMPRESSION]] else 1
     offsets, sizes = (TILE_OFFSETS, TILE_SIZES) if TILE_WIDTH in tags else (STRIP_OFFSETS, STRIP_SIZES)
+    if not (offsets in tags and sizes in tags):
+        raise ValueError("the file does not say where its pixels are")
     end = file.seek(0, SEEK_END)
     is_short = entries[COMPRESSION] == 1 and sum(tags[sizes]) < layout.height * num_across * row * num_planes
     if is_short or any(offset + size > end for offset, size in zip(tags[offsets], tags[sizes], strict=False)):

@@ -152,7 +152,7 @@ def _builder(name: str, width: Width, options: Mapping[str, Any]) -> Build:
     return build
 
 
-def _try_build(build: Build, name: str, options: Mapping[str, Any]) -> nn.Module:
+def _try_build(build: Build, name: str, options: Mapping[str, Any]) -> Any:
     """Returns a network without memory for its weights.
 
     Raises:

@@ -32,10 +32,10 @@ class EarlyEnd:
             return None
         if self._settings.patience and _without_gain(records) >= self._settings.patience:
             return "validation"
-        minutes = self._settings.max_minutes
+        if self._settings.max_minutes is None:
+            return None
         end = time.monotonic() - self._start + records[-1]["seconds"]  # of an epoch like the last one
-        is_late = minutes is not None and end > 60 * minutes
-        return "time" if self._group.all_reduce_max(int(is_late)) else None
+        return "time" if self._group.all_reduce_max(int(end > 60 * self._settings.max_minutes)) else None
 
     def is_result(self, records: Sequence[dict[str, Any]]) -> bool:
         """Whether the model of the last of these epochs is the result so far.
