@@ -26,8 +26,9 @@ from longtail.data.transforms import default_resize
 from longtail.interop.original.architecture import SCALE, load_original
 from longtail.interop.original.checkpoint import read_original
 from longtail.interop.original.ride_settings import recipe_for
-from longtail.interop.original.settings import OriginalSection, Translation, read_settings, translate
+from longtail.interop.original.settings import read_settings, translate
 from longtail.interop.original.swin_settings import BASE
+from longtail.interop.original.translation import OriginalSection, Translation
 from longtail.models.resnet_cifar import BLOCKS_PER_STAGE
 from longtail.runs.model_file import ModelMetadata
 from longtail.runs.run import Run, new_run

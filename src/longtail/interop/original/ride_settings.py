@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from longtail.interop.original.architecture import SCALE
-from longtail.interop.original.settings import OriginalSection, Translation
+from longtail.interop.original.translation import OriginalSection, Translation
 from longtail.models.resnet_cifar import BLOCKS_PER_STAGE
 
 # Class of the data loader -> data set and profile of its class counts

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from longtail.interop.original.architecture import SCALE, swin_network
-from longtail.interop.original.settings import OriginalSection, Translation
+from longtail.interop.original.translation import OriginalSection, Translation
 
 BASE = "imagenet-lt-swin-tiny-ride"
 """Recipe of the same data and augmentation"""
