@@ -5,7 +5,9 @@ import shutil
 import numpy as np
 import pytest
 from helpers.layouts import write_folder
+from PIL import Image
 
+import longtail
 from longtail.config.schema import DataConfig
 from longtail.data.build import load_data
 from longtail.data.copies import TAIL, AllImages, find_first_copies, log_copies, without_test_copies
@@ -74,6 +76,23 @@ def test_copies_are_logged(files, tmp_path, caplog):
     caplog.clear()
     log_copies(dataset(split(files[:2]), split(files[3:5])), tmp_path)
     assert not caplog.records
+
+
+def test_images_that_were_encoded_again_are_logged(tmp_path, caplog):
+    """If they are decoded into memory anyway; each file is decoded once."""
+    photos = write_folder(tmp_path / "photos")
+    image = next(photos.rglob("*.jpg"))
+    for name in ("again.png", "again.bmp"):
+        Image.open(image).save(photos / "class 1" / name)
+    (photos / "class 1" / "copy.jpg").write_bytes(image.read_bytes())
+    changes = {"data.root": str(photos), "data.image_size": 32, "model.backbone": "resnet20", "device": "cpu"}
+    config = longtail.load_recipe("folder-from-scratch", changes | {"training.epochs": 1, "router.train": False})
+    with caplog.at_level("WARNING", "longtail"):
+        longtail.train(config, tmp_path / "run")
+    (line,) = [record.getMessage() for record in caplog.records if "pixels" in record.getMessage()]
+    assert line.startswith("2 images have the pixels of another one")
+    assert line.count("again") >= 2
+    assert any("copy.jpg" in record.getMessage() for record in caplog.records if "pixels" not in record.getMessage())
 
 
 def test_three_examples_are_logged(tmp_path, caplog):

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -151,6 +151,9 @@ class LoaderFactory:
     runtime: Runtime
     seed: int
     """Of order and augmentation"""
+
+    decoded: dict[str, ImageSplit] = field(default_factory=dict, init=False, compare=False)
+    """Splits of image files that have been decoded into memory, by name"""
 
     def train(self, training: TrainingConfig, label_smoothing: float = 0.0) -> Loader:
         """Augmented training images, sampled and mixed as set: this process's share of every batch.
@@ -319,7 +322,14 @@ class LoaderFactory:
         """The split with decoded images of the right size, if they fit into memory and need no new crop each time."""
         form = self.preprocessing
         if split.pixels is None:
-            return split if self.decodes_repeatedly else decode_all(split, eval_transform(*form[:3]))
+            if self.decodes_repeatedly:
+                return split
+            name = next((name for name, known in self.dataset.splits.items() if known is split), None)
+            if name is None:
+                return decode_all(split, eval_transform(*form[:3]))
+            if name not in self.decoded:
+                self.decoded[name] = decode_all(split, eval_transform(*form[:3]))
+            return self.decoded[name]
         size = form.image_size
         if split.pixels.shape[1] == size:
             return split

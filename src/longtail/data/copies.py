@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from longtail.data.splits import DataSplits
+from longtail.data.splits import DataSplits, ImageSplit
 from longtail.utils.errors import InputError
-from longtail.utils.format import pluralize
+from longtail.utils.format import pluralize, shortened_list
 
 logger = logging.getLogger(__name__)
 
@@ -118,10 +118,18 @@ def without_test_copies(dataset: DataSplits, root: Path) -> DataSplits:
     return replace(dataset, test=dataset.test.take(np.flatnonzero(~copies)))
 
 
-def log_copies(dataset: DataSplits, root: Path) -> None:
-    """Logs pictures that are in several splits, have two labels, or occur twice in a split; says nothing otherwise."""
+def log_copies(dataset: DataSplits, root: Path, decoded: Mapping[str, ImageSplit] | None = None) -> None:
+    """Logs pictures that are in several splits, have two labels, or occur twice in a split; says nothing otherwise.
+
+    Args:
+        dataset: the splits.
+        root: folder from which names of files are written.
+        decoded: the splits in memory, if files were decoded: finds files with other bytes, but the same pixels.
+    """
     images = AllImages(dataset, root)
     first = find_first_copies(images)
+    if decoded is not None and decoded.keys() == dataset.splits.keys():
+        _log_encoded_again(images, first, [decoded[name] for name in dataset.splits])
     second = np.flatnonzero(first != np.arange(len(first)))
     if not len(second):
         return
@@ -147,10 +155,26 @@ def log_copies(dataset: DataSplits, root: Path) -> None:
         (~two_splits & ~two_labels, "image occurs several times in a split", "images occur several times in a split"),
     ):
         if number := int(chosen.sum()):
-            pairs = zip(first[chosen][:EXAMPLES], second[chosen][:EXAMPLES], strict=True)
-            examples = ", ".join(f"{names[b]} = {names[a]}" for a, b in pairs)
-            more = f" and {number - EXAMPLES:,} more" if number > EXAMPLES else ""
-            logger.warning("%s: %s%s", pluralize(number, one, several), examples, more)
+            logger.warning(
+                "%s: %s",
+                pluralize(number, one, several),
+                _examples(names, zip(first[chosen], second[chosen], strict=True)),
+            )
+
+
+def _log_encoded_again(images: AllImages, first: Positions, decoded: Sequence[ImageSplit]) -> None:
+    """Logs images with the pixels of another one that is no copy of their file."""
+    same = first_equal(digest(row.tobytes()) for split in decoded if split.pixels is not None for row in split.pixels)
+    second = np.flatnonzero((same != np.arange(len(same))) & (first[same] != first))
+    if len(second):
+        text = pluralize(len(second), "image has", "images have")
+        examples = _examples(images.names, zip(same[second], second, strict=True))
+        logger.warning("%s the pixels of another one, in another file ('longtail check' lists all): %s", text, examples)
+
+
+def _examples(names: Sequence[str], pairs: Iterable[tuple[int, int]]) -> str:
+    """The first pairs of an image and its copy."""
+    return shortened_list([f"{names[copy]} = {names[image]}" for image, copy in pairs], EXAMPLES)
 
 
 def _size(path: Path) -> int | None:

@@ -123,7 +123,7 @@ class _Plan:
                 self.teacher = load_teacher(_train_teacher(context, self.source).model_path, context)
             _log_start(context, self.experts.model)
             if context.runtime.group.is_main:
-                log_copies(context.dataset, Path(config.data.root))
+                log_copies(context.dataset, Path(config.data.root), context.loaders.decoded)
             metadata, model = self.experts.train(val_loader, self.teacher), self.experts.model
             self.experts = self.teacher = None  # frees their memory
         self.stage = "classifier"
