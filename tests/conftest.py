@@ -10,6 +10,7 @@
 Their settings are those of `helpers.runs.digits`: 2 epochs each for the experts and the router.
 """
 
+import os
 import shutil
 
 import pytest
@@ -18,6 +19,7 @@ from helpers.runs import EXPERTS_ONLY, digits, skip_reports, train_without_repor
 
 # The tests' tensors are tiny: more threads gain nothing, and on a busy machine they wait for each other.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that the tests start
 
 
 def pytest_collection_modifyitems(items):
