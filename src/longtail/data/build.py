@@ -322,14 +322,7 @@ class LoaderFactory:
         """The split with decoded images of the right size, if they fit into memory and need no new crop each time."""
         form = self.preprocessing
         if split.pixels is None:
-            if self.decodes_repeatedly:
-                return split
-            name = next((name for name, known in self.dataset.splits.items() if known is split), None)
-            if name is None:
-                return decode_all(split, eval_transform(*form[:3]))
-            if name not in self.decoded:
-                self.decoded[name] = decode_all(split, eval_transform(*form[:3]))
-            return self.decoded[name]
+            return split if self.decodes_repeatedly else self._decoded_once(split)
         size = form.image_size
         if split.pixels.shape[1] == size:
             return split
@@ -337,3 +330,13 @@ class LoaderFactory:
         mode = InterpolationMode(form.interpolation)
         pixels = resize(images, [size, size], mode, antialias=True).permute(0, 2, 3, 1).numpy()
         return ImageSplit(split.labels, pixels=np.ascontiguousarray(pixels))
+
+    def _decoded_once(self, split: ImageSplit) -> ImageSplit:
+        """The split with decoded images, which are kept unless it is a part of a split."""
+        name = next((name for name, known in self.dataset.splits.items() if known is split), "")
+        if name in self.decoded:
+            return self.decoded[name]
+        decoded = decode_all(split, eval_transform(*self.preprocessing[:3]))
+        if name:
+            self.decoded[name] = decoded
+        return decoded
