@@ -107,22 +107,23 @@ class ExpertStage:
             graph_phase=task.criterion.phase if training.cuda_graph and runtime.can_capture else None,
             on_step=progress.step,
         )
-        validate = self._validation(model, val_loader)
+        validate = self._validation(model, val_loader) if training.validate_every else None
         epochs = fit(task, loader, optimizer(training, task), learning_rate(training), training.epochs, options)
         try:
             with progress, context.signals.postponed():
                 for record in epochs:
-                    if training.validate_every and record["epoch"] % training.validate_every == 0:
+                    if validate is not None and record["epoch"] % training.validate_every == 0:
                         record |= validate()
                     records.append(record)
                     reason = self.early_end.reason(records)
                     if reason is not None:
                         record["ended"] = reason
+                    complete = merged(model)
                     if self.early_end.is_result(records):
                         metadata = replace(metadata, epoch=record["epoch"])
-                        run.save_model(merged(model), metadata)
+                        run.save_model(complete, metadata)
                     if training.keep_every and record["epoch"] % training.keep_every == 0:
-                        run.keep_model(merged(model), replace(metadata, epoch=record["epoch"]))
+                        run.keep_model(complete, replace(metadata, epoch=record["epoch"]))
                     run.write_history(records)
                     context.trackers.epochs("train", *records)
                     progress.epoch(record)
@@ -148,20 +149,16 @@ class ExpertStage:
 
     def _validation(self, model: MultiExpert, loader: Loader | None) -> Callable[[], dict[str, float]]:
         """Returns a function that evaluates the model, whose frozen part runs once, on the validation images."""
+        assert loader is not None
         config, group, metadata = self.context.config, self.context.runtime.group, self.metadata
+        images: Loader = loader
         compute: Compute = model
-        if config.training.validate_every and loader is not None:
-            frozen = frozen_part(model, config.training.trained_parts, metadata.image_size)
-        else:
-            frozen = None
-        if frozen is not None and loader is not None:
-            loader = FrozenValidation(loader, frozen.start, config.data.cache_gib * 2**30)
-            compute = frozen.rest
+        if frozen := frozen_part(model, config.training.trained_parts, metadata.image_size):
+            images, compute = FrozenValidation(loader, frozen.start, config.data.cache_gib * 2**30), frozen.rest
 
         def validate() -> dict[str, float]:
-            assert loader is not None
             group.broadcast(model.buffers())
-            outputs = collect_outputs(model, loader, group, compute=compute)
+            outputs = collect_outputs(model, images, group, compute=compute)
             result = evaluate_outputs(outputs, metadata.class_counts, config.evaluation)
             return {"val_accuracy": result.accuracy, "val_balanced": result.balanced}
 
