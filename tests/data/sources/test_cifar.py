@@ -5,6 +5,8 @@ import os
 import pickle
 import socket
 import tarfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.error import URLError
 
@@ -68,6 +70,21 @@ def test_archive_in_root_is_unpacked(tmp_path, compression):
     write_archive(root / f"cifar-100-python.tar.{compression}", folder)
     assert len(load("cifar100", root).train) == 4
     assert (root / "cifar-100-python/meta").is_file()
+
+
+def test_several_processes_can_unpack_at_once(tmp_path, monkeypatch):
+    folder, root = write(tmp_path / "elsewhere", "cifar100"), tmp_path / "data"
+    write_archive(root / "cifar-100-python.tar.gz", folder)
+    all_have_unpacked, unpack = threading.Barrier(3), tarfile.TarFile.extractall
+
+    def unpack_and_wait(*arguments, **options):
+        unpack(*arguments, **options)
+        all_have_unpacked.wait(timeout=60)
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", unpack_and_wait)
+    with ThreadPoolExecutor(3) as pool:
+        assert [len(data.train) for data in pool.map(load, ["cifar100"] * 3, [root] * 3)] == [4, 4, 4]
+    assert sorted(path.name for path in root.iterdir()) == ["cifar-100-python", "cifar-100-python.tar.gz"]
 
 
 # ---- download ----

@@ -96,13 +96,18 @@ def _download(root: Path, official: Any) -> None:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpacks the folder of an archive: all of it or nothing."""
+    """Unpacks the folder of an archive: all of it or nothing. Several processes may do this at once."""
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary, tarfile.open(archive) as tar:
             if sum(member.size for member in tar) > MAX_UNPACKED:
                 raise ValueError("it would take more than 1 GiB")
             tar.extractall(temporary, filter="data")
-            Path(temporary, folder.name).rename(folder)
+            unpacked = Path(temporary, folder.name)
+            try:
+                unpacked.rename(folder)
+            except OSError:
+                if not (unpacked.is_dir() and folder.is_dir()):  # otherwise another process was faster
+                    raise
     except Exception as error:  # a damaged archive can raise anything
         raise InputError(f"{archive}: cannot unpack {folder.name}/ from it ({error})") from error
 
