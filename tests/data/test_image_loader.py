@@ -195,21 +195,6 @@ def test_workers_end_with_their_loader_after_an_error(split):
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_images_that_do_not_decode_can_be_skipped(split, workers):
-    images, labels = epoch_of(loader(split, UNCHANGED, shuffle=False), 0)
-    corrupt = [1, 3, 4, 5]  # one image of the first batch, all of the second, none of the third
-    for position in corrupt:
-        split.paths[position].write_bytes(b"")
-    errors = []
-    source = loader(split, UNCHANGED, shuffle=False, workers=workers, on_corrupt_image=errors.append)
-    batches = list(source.epoch(0))
-    assert [len(batch.own_labels) for batch in batches] == [2, 2]
-    kept = [position for position in range(NUM) if position not in corrupt]
-    assert_equal(images_and_labels(batches), (images[kept], labels[kept]))
-    assert [str(error).split(":")[0] for error in errors] == [str(split.paths[position]) for position in corrupt]
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_batches_on_a_gpu_are_those_of_the_cpu(split):
     images, labels = epoch_of(loader(split, device=torch.device("cuda"), workers=2), 0)
@@ -259,6 +244,20 @@ def test_a_killed_worker_is_an_error(split, waiting):
         time.sleep(0.5)
     with pytest.raises(InputError, match=r"killed: .*data\.workers"):
         list(batches)
+
+
+def test_a_worker_that_is_killed_with_a_lock(split):
+    """Workers look at torch's event all the time. Here this process has its lock."""
+    source = loader(long_split(split), batch_size=1, workers=1)
+    batches = source.epoch(1)
+    next(batches)
+    source._batches._iterator._workers_done_event._cond.acquire()
+    source._workers.processes[0].kill()
+    error_of(list, batches)
+    end = threading.Thread(target=source._batches._iterator._shutdown_workers, daemon=True)
+    end.start()
+    end.join(30)
+    assert not end.is_alive()
 
 
 def test_a_frozen_worker_is_given_up(split, monkeypatch):

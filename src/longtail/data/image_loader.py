@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing.process import BaseProcess
@@ -43,13 +43,6 @@ PATIENCE = 600.0
 """Seconds without a batch after which the workers are given up"""
 
 
-def raise_error(error: InputError) -> None:
-    """Ends the epoch at the first image that does not decode."""
-    # A new error: `epoch` refers to the given one, whose traceback would close a cycle around the workers' queues,
-    # and the garbage collector would close these before the workers get the message to end.
-    raise InputError(str(error))
-
-
 class ImageLoader:
     """A `Loader` of image files.
 
@@ -64,7 +57,6 @@ class ImageLoader:
         device: where batches are put.
         normalise: pixels to network inputs.
         workers: processes that decode; 0 decodes in this one. They live as long as the loader.
-        on_corrupt_image: called with the error of an image that does not decode, which is then missing in its batch.
         other_views: transforms of further views of each image in a batch.
     """
 
@@ -77,7 +69,6 @@ class ImageLoader:
         device: torch.device,
         normalise: Normalise,
         workers: int = 0,
-        on_corrupt_image: Callable[[InputError], None] = raise_error,
         other_views: Sequence[Transform | FileCrop] = (),
     ) -> None:
         if workers:
@@ -86,7 +77,6 @@ class ImageLoader:
         self._order, self._device = order, device
         self._normalise = normalise
         self._labels = split.labels
-        self._on_corrupt_image = on_corrupt_image
         self._keys = _BatchKeys(order)
         self._has_workers, self._workers = workers > 0, _Workers()
         self._batches: DataLoader[Sample] = DataLoader(
@@ -110,25 +100,24 @@ class ImageLoader:
         The workers serve one epoch at a time: finish it, or leave it, before the next.
 
         Raises:
-            InputError: an image does not decode, unless ``on_corrupt_image`` handles it; or a worker was killed, or
-                nothing came from the workers for `PATIENCE` seconds.
+            InputError: an image does not decode; or a worker was killed, or nothing came from the workers for
+                `PATIENCE` seconds.
         """
         self._keys.epoch, self._keys.first = epoch, first
         shares_batches = self.shard.size > 1 and not self.shard.full_batches
         all_labels = self.labels(epoch).to(self._device) if shares_batches else None
-        samples: Samples | None
-        for batch, (samples, errors) in zip(self._order.batches(first), self._decoded(), strict=True):
-            for error in errors:
-                self._on_corrupt_image(error)
-            if samples is None:
-                continue
+        for batch, samples in zip(self._order.batches(first), self._decoded(), strict=True):
+            if isinstance(samples, InputError):
+                # A new error: with the traceback of this one there would be a cycle around the workers' queues, and
+                # the garbage collector would close these before the workers get the message to end.
+                raise InputError(str(samples))
             views, own_labels = samples
             labels = self._to_device(own_labels) if all_labels is None else all_labels[batch.batch]
             finished = [self._finish(*map(self._to_device, view)) for view in views]
             inputs = finished[0] if len(finished) == 1 else torch.cat(finished)
             yield Batch(inputs, labels, rows_of(batch), num_views=len(views))
 
-    def _decoded(self) -> Iterator[tuple[Samples | None, list[InputError]]]:
+    def _decoded(self) -> Iterator[Samples | InputError]:
         """The batches of the `DataLoader`, which itself would wait for ever."""
         batches: Iterator[Any] | None = None
         while True:
@@ -143,16 +132,19 @@ class ImageLoader:
                     batch = next(batches, None)
             except BaseException as error:
                 self._workers.kill()  # a stopped one would be waited for
+                if self._batches._iterator is not None:
+                    # A worker may have been killed with the lock of this event, for which torch would wait for ever.
+                    self._batches._iterator._workers_done_event = threading.Event()  # type: ignore[attr-defined]
                 if problem := self._problem(error, is_started=batches is not None):
                     break
                 raise
             if batch is None:
                 return
             yield batch
-        # A new error, see `raise_error`.
+        # A new error, as in `epoch`.
         raise InputError(
             f"{problem}: memory or shared memory ({SHARED_MEMORY}) is full, or the disk does not answer; reduce "
-            "data.workers (predict: --workers), 0 decodes in the main process"
+            "data.workers, 0 decodes in the main process"
         )
 
     @contextmanager
@@ -299,20 +291,21 @@ def _ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _collate(samples: list[Sample]) -> tuple[Any, list[InputError]]:
-    """Stacks the images that decode, if any, and collects the errors of the others."""
-    errors = [sample for sample in samples if isinstance(sample, InputError)]
-    decoded = [sample for sample in samples if not isinstance(sample, InputError)]
-    if not decoded:
-        return None, errors
+def _collate(samples: list[Sample]) -> Any:
+    """Stacks the images, or returns the error of the first one that does not decode."""
+    decoded = []
+    for sample in samples:
+        if isinstance(sample, InputError):
+            return sample
+        decoded.append(sample)
     images, labels = zip(*decoded, strict=True)
     views = [_stacked(view) for view in zip(*images, strict=True)]
     targets = torch.tensor(labels)
     worker, num_bytes = get_worker_info(), sum(pixels.nbytes for pixels, _ in views)
     if worker is not None and not _fits_into_shared_memory(2 * worker.num_workers * num_bytes):
         # Arrays travel through a pipe, which is slower. A tensor that does not fit would be lost.
-        return ([(pixels.numpy(), changes.numpy()) for pixels, changes in views], targets.numpy()), errors
-    return (views, targets), errors
+        return [(pixels.numpy(), changes.numpy()) for pixels, changes in views], targets.numpy()
+    return views, targets
 
 
 def _stacked(view: Sequence[View]) -> View:
