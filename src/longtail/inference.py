@@ -7,21 +7,17 @@ from typing import get_args
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
+from longtail.data.central_crop import central_pixels
 from longtail.data.find_images import find_images
-from longtail.data.image_io import copied_rgb
-from longtail.data.image_loader import ImageLoader
-from longtail.data.loaders import EpochOrder, Normalise
-from longtail.data.splits import ImageSplit, as_paths
-from longtail.data.transforms import eval_transform
+from longtail.data.image_io import copied_rgb, decode
+from longtail.data.loaders import Normalise
 from longtail.data.views import NUM_VIEWS, Views, make_views, source_size
 from longtail.models.fuse import fuse_batch_norms
 from longtail.runs.model_file import load_model_file, model_path
 from longtail.runtime.device import Precision, Runtime, pick_device, warn_slow_precision
-from longtail.runtime.process import num_processors
-from longtail.utils.errors import InputError, raise_all
-from longtail.utils.predictions import ClassProbability, Prediction, check_min
+from longtail.utils.errors import InputError
+from longtail.utils.predictions import ClassProbability, Pixels, Prediction, best_batch_size, check_min, classify_files
 
 
 class Predictor:
@@ -64,8 +60,7 @@ class Predictor:
         self._network = network.to(self._runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._is_routed = network.router is not None and not all_experts
         self._views: Views = views
-        size = source_size(views, form.image_size, form.resize)
-        self._transform = eval_transform(size, form.resize, form.interpolation)
+        self._source_size = source_size(views, form.image_size, form.resize)
         self._normalise = Normalise(form.mean, form.std, self._runtime.device)
 
     def classify(self, images: Sequence[Image.Image], top: int = 1) -> list[list[ClassProbability]]:
@@ -82,36 +77,36 @@ class Predictor:
         check_min(top=(top, 1))
         if not images:
             return []
-        pixels = torch.stack([self._transform(image) for image in copied_rgb(images)])
-        return self._top_classes(self._normalise(pixels.to(self._runtime.device)), top)
+        return self._top_classes([self._pixels(image) for image in copied_rgb(images)], top)
 
     def predict(
-        self, images: str | Path | Sequence[str | Path], *, batch_size: int = 64, top: int = 1, workers: int = 0
+        self,
+        images: str | Path | Sequence[str | Path],
+        *,
+        batch_size: int | None = None,
+        top: int = 1,
+        workers: int = 0,
     ) -> Iterator[Prediction]:
         """Classifies image files; see `predict`."""
         check_min(batch_size=(batch_size, 1), top=(top, 1), workers=(workers, 0))
-        return self._predictions(find_images(images), batch_size, top, workers)
-
-    def _predictions(self, paths: list[Path], batch_size: int, top: int, workers: int) -> Iterator[Prediction]:
-        problems: list[str] = []
-        loader = ImageLoader(
-            # The labels are positions: images that do not decode are missing in their batch.
-            ImageSplit(np.arange(len(paths)), paths=as_paths(paths)),
-            self._transform,
-            EpochOrder(len(paths), max(1, batch_size // NUM_VIEWS[self._views])),
-            device=self._runtime.device,
-            normalise=self._normalise,
-            workers=min(workers, num_processors()) if len(paths) > batch_size else 0,
-            on_corrupt_image=lambda error: problems.append(str(error)),
+        is_on_cpu = self._runtime.device.type == "cpu"
+        batch_size = batch_size or best_batch_size(self.metadata.image_size, is_on_cpu)
+        return classify_files(
+            find_images(images),
+            lambda path: self._pixels(decode(path)),
+            lambda pixels: self._top_classes(pixels, top),
+            batch_size=max(1, batch_size // NUM_VIEWS[self._views]),
+            threads=workers,
+            ahead=not is_on_cpu,
         )
-        for batch in loader.epoch(0):
-            predictions = self._top_classes(batch.inputs, top)
-            for position, (first, *others) in zip(batch.labels.tolist(), predictions, strict=True):
-                yield Prediction(paths[position], *first, tuple(others))
-        raise_all(problems)
 
-    def _top_classes(self, images: Tensor, top: int) -> list[list[ClassProbability]]:
+    def _pixels(self, image: Image.Image) -> Pixels:
+        form = self.metadata
+        return central_pixels(image, form.resize, self._source_size, form.interpolation)
+
+    def _top_classes(self, pixels: Sequence[Pixels], top: int) -> list[list[ClassProbability]]:
         runtime, network, names = self._runtime, self._network, self.metadata.class_names
+        images = self._normalise(torch.from_numpy(np.stack(pixels)).to(runtime.device).permute(0, 3, 1, 2))
         number, images = NUM_VIEWS[self._views], make_views(images, self._views, self.metadata.image_size)
         with torch.inference_mode(), runtime.tf32(True), runtime.autocast():  # as in evaluation
             if self._is_routed:
@@ -128,7 +123,7 @@ def predict(
     model: str | Path,
     images: str | Path | Sequence[str | Path],
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "auto",
     precision: Precision = "float32",
     all_experts: bool = False,
@@ -141,14 +136,13 @@ def predict(
     Args:
         model: a run folder or a model file.
         images: image files, or folders that are searched for images.
-        batch_size: images in a batch, counting every view.
+        batch_size: images in a batch, counting every view; None: 64, on a CPU fewer large images.
         device: where the model runs.
         precision: see `Predictor`.
         all_experts: run all experts, whatever the router decides.
         views: see `Predictor`.
         top: number of classes for each image, the most probable first.
-        workers: processes that decode, at most one for each processor; 0 decodes in this process. A single batch is
-            always decoded in this process.
+        workers: threads that decode; 0: as many as the number of processors suggests.
 
     Raises:
         InputError: there is no model or no image, or a number is out of range; or, after all other images were

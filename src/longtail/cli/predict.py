@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longtail.runtime.process import num_processors
 from longtail.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,13 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: float32)",
     )
     parser.add_argument("--top", metavar="K", type=int, default=1, help="classes per image (default: 1)")
-    parser.add_argument("--batch_size", metavar="B", type=int, default=64, help="images per step (default: 64)")
+    parser.add_argument(
+        "--batch_size", metavar="B", type=int, help="images per step (default: 64, on a CPU fewer large images)"
+    )
     parser.add_argument(
         "--workers",
         metavar="N",
         type=int,
-        default=min(num_processors(), 8),
-        help="processes that decode images if there are several batches (default: one per processor, at most 8)",
+        default=0,
+        help="threads that decode images; 0: as many as the number of processors suggests (default: 0)",
     )
     parser.add_argument(
         "--views",

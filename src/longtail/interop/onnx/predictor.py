@@ -1,21 +1,19 @@
 """Classification of images with an exported model. Needs NumPy, Pillow and onnxruntime, not PyTorch."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from longtail.data.central_crop import crop_centre, resize_shorter
+from longtail.data.central_crop import central_pixels
 from longtail.data.find_images import find_images
 from longtail.data.image_io import copied_rgb, decode
 from longtail.interop.onnx.metadata import as_thresholds
 from longtail.interop.onnx.runtime import PROVIDERS, OnnxOutputs, Thresholds, open_model
-from longtail.runtime.process import num_processors
-from longtail.utils.errors import InputError, raise_all
-from longtail.utils.predictions import ClassProbability, Prediction, check_min
+from longtail.utils.errors import InputError
+from longtail.utils.predictions import ClassProbability, Pixels, Prediction, best_batch_size, check_min, classify_files
 
 ALL_EXPERTS = -1.0
 """A threshold below all probabilities of a router"""
@@ -83,57 +81,30 @@ class OnnxPredictor:
         return self._top_classes([self._pixels(image) for image in copied_rgb(images)], top)
 
     def predict(
-        self, images: str | Path | Sequence[str | Path], *, batch_size: int = 64, top: int = 1, workers: int = 0
+        self,
+        images: str | Path | Sequence[str | Path],
+        *,
+        batch_size: int | None = None,
+        top: int = 1,
+        workers: int = 0,
     ) -> Iterator[Prediction]:
-        """Classifies image files: see `longtail.predict`. The workers are threads."""
+        """Classifies image files: see `longtail.predict`."""
         check_min(batch_size=(batch_size, 1), top=(top, 1), workers=(workers, 0))
-        return self._predictions(find_images(images), batch_size, top, workers)
+        return classify_files(
+            find_images(images),
+            lambda path: self._pixels(decode(path)),
+            lambda pixels: self._top_classes(pixels, top),
+            batch_size=batch_size or best_batch_size(self.metadata.image_size, is_on_cpu=True),
+            threads=workers,
+            ahead=False,
+        )
 
-    def _predictions(self, paths: list[Path], batch_size: int, top: int, workers: int) -> Iterator[Prediction]:
-        problems: list[str] = []
-        for batch in self._decoded(paths, batch_size, workers):
-            problems += [str(error) for _, error in batch if isinstance(error, InputError)]
-            decoded = [(path, pixels) for path, pixels in batch if not isinstance(pixels, InputError)]
-            predictions = self._top_classes([pixels for _, pixels in decoded], top) if decoded else []
-            for (path, _), (first, *others) in zip(decoded, predictions, strict=True):
-                yield Prediction(path, *first, tuple(others))
-        raise_all(problems)
-
-    def _decoded(
-        self, paths: list[Path], batch_size: int, workers: int
-    ) -> Iterator[list[tuple[Path, NDArray[np.uint8] | InputError]]]:
-        """Yields batches of paths with their pixels, or the error of an image that does not decode."""
-        batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-        if workers == 0:
-            yield from ([(path, self._read(path)) for path in batch] for batch in batches)
-            return
-        with ThreadPoolExecutor(min(workers, num_processors())) as pool:
-            # One batch is decoded while the model runs on the one before.
-            following = [pool.submit(self._read, path) for path in batches[0]]
-            for number, batch in enumerate(batches):
-                current = following
-                following = [
-                    pool.submit(self._read, path) for batch in batches[number + 1 : number + 2] for path in batch
-                ]
-                try:
-                    yield [(path, future.result()) for path, future in zip(batch, current, strict=True)]
-                except GeneratorExit:
-                    pool.shutdown(cancel_futures=True)
-                    raise
-
-    def _read(self, path: Path) -> NDArray[np.uint8] | InputError:
-        try:
-            return self._pixels(decode(path))
-        except InputError as error:
-            return error
-
-    def _pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+    def _pixels(self, image: Image.Image) -> Pixels:
         form = self.metadata
-        image = crop_centre(resize_shorter(image, form.resize, form.interpolation), form.image_size)
-        return np.asarray(image).transpose(2, 0, 1)
+        return central_pixels(image, form.resize, form.image_size, form.interpolation)
 
-    def _top_classes(self, pixels: Sequence[NDArray[np.uint8]], top: int) -> list[list[ClassProbability]]:
-        probabilities = self.run(np.stack(pixels)).probabilities
+    def _top_classes(self, pixels: Sequence[Pixels], top: int) -> list[list[ClassProbability]]:
+        probabilities = self.run(np.stack(pixels).transpose(0, 3, 1, 2)).probabilities
         names = self.metadata.class_names
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         return [
