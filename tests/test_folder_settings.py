@@ -111,6 +111,21 @@ def test_one_command_trains_on_a_folder_and_resumes(photos, tmp_path, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "facts"),
+    [
+        (["cifar100-lt-ride"], ["is a recipe", "--config cifar100-lt-ride"]),
+        (["photos", "--data.root", "other"], ["'photos'", "--data.root"]),
+        (["photos", "--data.name=cifar100"], ["'photos'", "--data.name"]),
+    ],
+)
+def test_what_is_no_folder_or_a_second_one(arguments, facts, capsys):
+    assert main(["train", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    for fact in facts:
+        assert fact in line
+
+
 def test_time_is_for_folders(capsys):
     assert main(["train", "--time", "30m"]) == 2
     assert "--time is for your own images" in capsys.readouterr().err
