@@ -131,6 +131,13 @@ def test_time_is_for_folders(capsys):
     assert "--time is for your own images" in capsys.readouterr().err
 
 
+def test_damaged_images_do_not_end_the_choice(photos):
+    config = config_of(photos)
+    for path in photos.rglob("*.png"):
+        path.write_bytes(b"nothing")
+    assert choose_settings(config).data.image_size
+
+
 def test_notes_about_the_images_are_said_once(tmp_path, capsys):
     layouts.write_folder(tmp_path / "photos" / "dataset")
     settings = [word for name, value in FAST.items() if value is not None for word in (f"--{name}", str(value))]

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -169,7 +170,8 @@ class _Clock:
         some = paths[:: max(1, len(paths) // SAMPLE)]
         start = time.perf_counter()
         for path in some:
-            transform(decode(path))
+            with suppress(InputError):  # training lists all damaged images, or skips them
+                transform(decode(path))
         return (time.perf_counter() - start) / len(some) / num_processors()
 
 

@@ -97,7 +97,8 @@ def check_training_images(dataset: DataSplits, corrupt: Sequence[CorruptImage], 
         with NamedTemporaryFile("wb", prefix="longtail-corrupt-images-", suffix=".txt", delete=False) as file:
             file.write(to_text(corrupt))
         lines[MAX_LINES - 1 :] = [f"and {len(lines) - MAX_LINES + 1:,} more; '{file.name}' lists all of them"]
-    raise_all(lines)
+    hint = "a new run leaves out damaged training images with --data.on_corrupt_image skip"
+    raise_all([*lines, hint], MAX_LINES + 1)
 
 
 def check_share(corrupt: Sequence[CorruptImage], num_images: int, limit: float) -> None:
