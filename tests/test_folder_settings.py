@@ -116,11 +116,13 @@ def test_one_command_trains_on_a_folder_and_resumes(photos, tmp_path, capsys):
     [
         (["cifar100-lt-ride"], ["is a recipe", "--config cifar100-lt-ride"]),
         (["photos", "--data.root", "other"], ["'photos'", "--data.root"]),
-        (["photos", "--data.name=cifar100"], ["'photos'", "--data.name"]),
+        (["photos", "--data.root=other"], ["'photos'", "--data.root"]),
+        (["folder"], ["'folder' is not a folder"]),
     ],
 )
-def test_what_is_no_folder_or_a_second_one(arguments, facts, capsys):
-    assert main(["train", *arguments]) == 2
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_what_is_no_folder_or_a_second_one(command, arguments, facts, capsys):
+    assert main([command, *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     for fact in facts:
         assert fact in line

@@ -26,7 +26,8 @@ from longtail.data.image_io import decode
 from longtail.inference import Predictor
 from longtail.models.multi_expert import create_model
 from longtail.runs.model_file import ModelMetadata, save_model
-from longtail.utils.predictions import best_batch_size
+from longtail.runtime.process import num_processors
+from longtail.utils.predictions import pick_batch_size
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from result import report
@@ -76,7 +77,8 @@ def table(options: argparse.Namespace) -> Iterator[str]:
 
             return run
 
-        best = best_batch_size(IMAGE_SIZE, is_on_cpu=torch.device(options.device).type == "cpu")
+        is_on_cpu = torch.device(options.device).type == "cpu"
+        best = pick_batch_size(None, IMAGE_SIZE, num_processors() if is_on_cpu else None)
         variants = {
             f"network alone, batches of {best}": network_alone(best),
             "network alone, batches of 64": network_alone(64),

@@ -167,12 +167,12 @@ class _Clock:
             return 0.0
         data = replace(self.config.data, image_size=MEASURED_SIZE, resize=None)
         transform = eval_transform(*preprocessing(data, self.config.model.backbone, self.dataset)[:3])
-        some = paths[:: max(1, len(paths) // SAMPLE)]
-        start = time.perf_counter()
-        for path in some:
+        start, decoded = time.perf_counter(), 0
+        for path in paths[:: max(1, len(paths) // SAMPLE)]:
             with suppress(InputError):  # training lists all damaged images, or skips them
                 transform(decode(path))
-        return (time.perf_counter() - start) / len(some) / num_processors()
+                decoded += 1
+        return (time.perf_counter() - start) / max(1, decoded) / num_processors()
 
 
 def _fastest(function: Callable[[], object], repeats: int = 3) -> float:

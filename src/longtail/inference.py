@@ -16,8 +16,16 @@ from longtail.data.views import NUM_VIEWS, Views, make_views, source_size
 from longtail.models.fuse import fuse_batch_norms
 from longtail.runs.model_file import load_model_file, model_path
 from longtail.runtime.device import Precision, Runtime, pick_device, warn_slow_precision
+from longtail.runtime.process import default_workers, num_processors
 from longtail.utils.errors import InputError
-from longtail.utils.predictions import ClassProbability, Pixels, Prediction, best_batch_size, check_min, classify_files
+from longtail.utils.predictions import (
+    ClassProbability,
+    Pixels,
+    Prediction,
+    check_min,
+    classify_files,
+    pick_batch_size,
+)
 
 
 class Predictor:
@@ -88,15 +96,16 @@ class Predictor:
         workers: int = 0,
     ) -> Iterator[Prediction]:
         """Classifies image files; see `predict`."""
-        check_min(batch_size=(batch_size, 1), top=(top, 1), workers=(workers, 0))
+        check_min(top=(top, 1), workers=(workers, 0))
         is_on_cpu = self._runtime.device.type == "cpu"
-        batch_size = batch_size or best_batch_size(self.metadata.image_size, is_on_cpu)
+        processors = num_processors() if is_on_cpu else None
+        batch_size = pick_batch_size(batch_size, self.metadata.image_size, processors)
         return classify_files(
             find_images(images),
             lambda path: self._pixels(decode(path)),
             lambda pixels: self._top_classes(pixels, top),
             batch_size=max(1, batch_size // NUM_VIEWS[self._views]),
-            threads=workers,
+            threads=workers or default_workers(),
             ahead=not is_on_cpu,
         )
 
@@ -136,13 +145,13 @@ def predict(
     Args:
         model: a run folder or a model file.
         images: image files, or folders that are searched for images.
-        batch_size: images in a batch, counting every view; None: 64, on a CPU fewer large images.
+        batch_size: images in a batch, counting every view; None: 64, but fewer if a CPU classifies large images.
         device: where the model runs.
         precision: see `Predictor`.
         all_experts: run all experts, whatever the router decides.
         views: see `Predictor`.
         top: number of classes for each image, the most probable first.
-        workers: threads that decode; 0: as many as the number of processors suggests.
+        workers: threads that decode; 0: one for each processor, at most 8.
 
     Raises:
         InputError: there is no model or no image, or a number is out of range; or, after all other images were

@@ -247,11 +247,14 @@ def test_a_killed_worker_is_an_error(split, waiting):
 
 
 def test_a_worker_that_is_killed_with_a_lock(split):
-    """Workers look at torch's event all the time. Here this process has its lock."""
+    """Workers look at torch's event at each batch. Here this process has its lock, and a thread waits for ever."""
     source = loader(long_split(split), batch_size=1, workers=1)
     batches = source.epoch(1)
     next(batches)
     source._batches._iterator._workers_done_event._cond.acquire()
+    source._batches._iterator._pin_memory_thread = threading.Thread(target=threading.Event().wait, daemon=True)
+    source._batches._iterator._pin_memory_thread.start()
+    source._batches._iterator._pin_memory_thread_done_event = threading.Event()
     source._workers.processes[0].kill()
     error_of(list, batches)
     end = threading.Thread(target=source._batches._iterator._shutdown_workers, daemon=True)

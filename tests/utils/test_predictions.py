@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from longtail.utils import predictions
 from longtail.utils.errors import InputError
-from longtail.utils.predictions import ClassProbability, Prediction, best_batch_size, classify_files
+from longtail.utils.predictions import ClassProbability, Prediction, classify_files, pick_batch_size
 
 PATHS = [Path(str(number)) for number in range(11)]
 WRONG = ("3", "4", "5", "10")
@@ -24,22 +25,32 @@ def classify(pixels):
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-@pytest.mark.parametrize("threads", [0, 1, 3])
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("batch_size", [1, 3, 11, 64])
-def test_answers_are_in_order(batch_size, threads, ahead):
-    """With batches of 3, one has only wrong files."""
-    answers = []
+def test_answers_are_in_order(batch_size, threads, ahead, monkeypatch):
+    """With groups of 3, one has only wrong files."""
+    monkeypatch.setattr(predictions, "FILES_AT_ONCE", 3)
+    sizes, answers = [], []
     with pytest.raises(InputError) as error:
         # += keeps what comes before the error.
-        answers += classify_files(PATHS, read, classify, batch_size=batch_size, threads=threads, ahead=ahead)
+        answers += classify_files(
+            PATHS,
+            read,
+            lambda pixels: sizes.append(len(pixels)) or classify(pixels),
+            batch_size=batch_size,
+            threads=threads,
+            ahead=ahead,
+        )
     others = (ClassProbability("other", 0.1),)
     right = [path for path in PATHS if path.name not in WRONG]
     assert answers == [Prediction(path, f"class {path.name}", 0.5, others) for path in right]
     assert str(error.value).splitlines() == [f"{name}: wrong" for name in WRONG]
+    assert max(sizes) <= batch_size
 
 
-@pytest.mark.parametrize(("ahead", "num_read"), [(False, 2), (True, 4)])
-def test_no_more_than_the_next_batch_is_read(ahead, num_read):
+@pytest.mark.parametrize(("ahead", "num_read"), [(False, 4), (True, 8)])
+def test_no_more_than_the_next_group_is_read(ahead, num_read, monkeypatch):
+    monkeypatch.setattr(predictions, "FILES_AT_ONCE", 5)  # groups of two batches
     started = []
 
     def watched(path):
@@ -49,7 +60,7 @@ def test_no_more_than_the_next_batch_is_read(ahead, num_read):
     answers = classify_files(PATHS, watched, classify, batch_size=2, threads=2, ahead=ahead)
     assert next(answers).path == PATHS[0]
     answers.close()  # waits for what has been started
-    assert set(PATHS[:2]) <= set(started) <= set(PATHS[:num_read])
+    assert set(PATHS[:4]) <= set(started) <= set(PATHS[:num_read])
 
 
 def test_an_unexpected_error_is_raised():
@@ -62,7 +73,9 @@ def test_no_files():
 
 
 @pytest.mark.parametrize(
-    ("image_size", "is_on_cpu", "expected"), [(32, True, 64), (224, True, 7), (5000, True, 1), (224, False, 64)]
+    ("image_size", "processors", "expected"),
+    [(32, 2, 64), (192, 2, 10), (192, 8, 43), (5000, 2, 1), (224, None, 64)],
 )
-def test_batch_size(image_size, is_on_cpu, expected):
-    assert best_batch_size(image_size, is_on_cpu) == expected
+def test_batch_size(image_size, processors, expected):
+    assert pick_batch_size(None, image_size, processors) == expected
+    assert pick_batch_size(7, image_size, processors) == 7

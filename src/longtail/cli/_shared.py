@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from longtail.utils.errors import InputError
@@ -17,10 +18,25 @@ def split_folder(settings: Sequence[str]) -> tuple[str | None, list[str]]:
     """Returns the folder of images that is the first argument, if any, and the settings.
 
     The folder is not an argument of argparse, which would take the value of a setting for it.
+
+    Raises:
+        InputError: it is the name of a recipe, or a setting is another folder.
     """
+    from longtail.config.recipes import FOLDER_RECIPE, list_recipes
+
     if not settings or settings[0].startswith("-"):
         return None, list(settings)
-    return settings[0], list(settings[1:])
+    folder, *others = settings
+    if folder in list_recipes() and folder != FOLDER_RECIPE and not Path(folder).exists():
+        raise InputError(f"'{folder}' is a recipe and not a folder of images; use --config {folder}")
+    if "data.root" in setting_names(others):
+        raise InputError(f"'{folder}' and --data.root are two folders; leave out one of them")
+    return folder, others
+
+
+def setting_names(arguments: Sequence[str]) -> set[str]:
+    """Returns the names of the settings in arguments such as ``--data.root=photos`` or ``--data.root photos``."""
+    return {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
 
 
 def add_threshold_options(parser: argparse.ArgumentParser) -> None:

@@ -36,14 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top", metavar="K", type=int, default=1, help="classes per image (default: 1)")
     parser.add_argument(
-        "--batch_size", metavar="B", type=int, help="images per step (default: 64, on a CPU fewer large images)"
+        "--batch_size",
+        metavar="B",
+        type=int,
+        help="images and views per step (default: 64, but fewer if a CPU classifies large images)",
     )
     parser.add_argument(
         "--workers",
         metavar="N",
         type=int,
         default=0,
-        help="threads that decode images; 0: as many as the number of processors suggests (default: 0)",
+        help="threads that decode images; 0: one for each processor, at most 8 (default: 0)",
     )
     parser.add_argument(
         "--views",

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longtail.cli._shared import split_folder
+from longtail.cli._shared import setting_names, split_folder
 from longtail.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,13 +88,8 @@ def _config(arguments: argparse.Namespace) -> "Config":
 
 def _folder_config(folder: str, arguments: argparse.Namespace) -> "Config":
     """The settings for a folder; those of an earlier start, if the output holds a run."""
-    from longtail.config.recipes import FOLDER_RECIPE, list_recipes, resolve
+    from longtail.config.recipes import FOLDER_RECIPE, resolve
 
-    if folder in list_recipes() and not Path(folder).exists():
-        raise InputError(f"'{folder}' is a recipe, not a folder; use longtail train --config {folder}")
-    fixed = {argument[2:].partition("=")[0] for argument in arguments.settings if argument.startswith("--")}
-    for setting in sorted(fixed & {"data.name", "data.root"}):
-        raise InputError(f"the folder '{folder}' is the data; leave out --{setting}")
     data = {"data": {"name": "folder", "root": folder}}
     started = arguments.output and Path(arguments.output, "config.yaml")
     if started and started.is_file():
@@ -105,4 +100,4 @@ def _folder_config(folder: str, arguments: argparse.Namespace) -> "Config":
     from longtail.folder_settings import choose_settings, parse_duration
 
     limit = None if arguments.time is None else parse_duration(arguments.time)
-    return choose_settings(config, fixed=fixed, time_limit=limit)
+    return choose_settings(config, fixed=setting_names(arguments.settings), time_limit=limit)

@@ -20,6 +20,8 @@ SKIPPED_FILE = "skipped_images.txt"
 MAX_LINES = 20
 """Lines of a message, at most"""
 
+SKIP_HINT = "with --data.on_corrupt_image skip, a new run leaves out damaged training images"
+
 CHUNK = 1024
 """Images queued at a time: a million queued images would take a gigabyte and could not be interrupted"""
 
@@ -86,7 +88,8 @@ def check_training_images(dataset: DataSplits, corrupt: Sequence[CorruptImage], 
     """Checks that no training image is corrupt.
 
     Raises:
-        InputError: lists the first corrupt images of all splits; a temporary file lists all if they are many.
+        InputError: lists the first corrupt images of all splits, and says how to leave them out; a temporary file lists
+            all if they are many.
     """
     assert dataset.train.paths is not None
     training = set(dataset.train.paths)
@@ -97,8 +100,7 @@ def check_training_images(dataset: DataSplits, corrupt: Sequence[CorruptImage], 
         with NamedTemporaryFile("wb", prefix="longtail-corrupt-images-", suffix=".txt", delete=False) as file:
             file.write(to_text(corrupt))
         lines[MAX_LINES - 1 :] = [f"and {len(lines) - MAX_LINES + 1:,} more; '{file.name}' lists all of them"]
-    hint = "a new run leaves out damaged training images with --data.on_corrupt_image skip"
-    raise_all([*lines, hint], MAX_LINES + 1)
+    raise_all([*lines, SKIP_HINT], MAX_LINES + 1)
 
 
 def check_share(corrupt: Sequence[CorruptImage], num_images: int, limit: float) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from longtail.data import color_jitter
+from longtail.data.corrupt_images import SKIP_HINT
 from longtail.data.fast_crop import FileCrop
 from longtail.data.image_io import decode
 from longtail.data.loaders import Batch, EpochOrder, Normalise, rows_of
@@ -108,9 +109,9 @@ class ImageLoader:
         all_labels = self.labels(epoch).to(self._device) if shares_batches else None
         for batch, samples in zip(self._order.batches(first), self._decoded(), strict=True):
             if isinstance(samples, InputError):
-                # A new error: with the traceback of this one there would be a cycle around the workers' queues, and
-                # the garbage collector would close these before the workers get the message to end.
-                raise InputError(str(samples))
+                # A new error: the traceback of `samples` would refer to this frame, which refers to `samples`. Such a
+                # cycle is collected late, in an order in which the queues close before the workers are told to end.
+                raise InputError(f"{samples}; {SKIP_HINT}")
             views, own_labels = samples
             labels = self._to_device(own_labels) if all_labels is None else all_labels[batch.batch]
             finished = [self._finish(*map(self._to_device, view)) for view in views]
@@ -132,9 +133,7 @@ class ImageLoader:
                     batch = next(batches, None)
             except BaseException as error:
                 self._workers.kill()  # a stopped one would be waited for
-                if self._batches._iterator is not None:
-                    # A worker may have been killed with the lock of this event, for which torch would wait for ever.
-                    self._batches._iterator._workers_done_event = threading.Event()  # type: ignore[attr-defined]
+                _forget_workers(self._batches._iterator)
                 if problem := self._problem(error, is_started=batches is not None):
                     break
                 raise
@@ -217,6 +216,19 @@ class _Workers:
         """Kills them because they do not answer."""
         self.gave_up = True
         self.kill()
+
+
+def _forget_workers(iterator: Any) -> None:
+    """Lets torch end its iterator without waiting for ever for what killed workers may have held.
+
+    That is the lock of an event, and half of a message for which the thread that pins memory waits.
+    """
+    if iterator is None:
+        return
+    iterator._workers_done_event = threading.Event()
+    if hasattr(iterator, "_pin_memory_thread"):
+        iterator._pin_memory_thread_done_event.set()
+        del iterator._pin_memory_thread
 
 
 class _WorkerKilledError(RuntimeError):

@@ -163,6 +163,11 @@ def num_processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def default_workers() -> int:
+    """Returns how many threads decode images: one for each processor, at most 8."""
+    return min(num_processors(), 8)
+
+
 def processor_info(*names: str) -> str:
     """Returns what Linux says about the processor under the first of these names; empty if it says nothing."""
     with suppress(OSError), CPU_INFO.open(encoding="utf-8") as lines:

@@ -69,7 +69,7 @@ def _find_folder(root: Path, official: Any) -> Path:
             return folder
     archives = sorted(root.glob(official.filename.replace(".gz", ".[gx]z")))
     if archives:
-        _unpack(archives[0], root / official.base_folder)
+        _unpack(archives[0], root / official.base_folder, official.meta["filename"])
     else:
         _download(root, official)
     return Path(root, official.base_folder)
@@ -85,7 +85,7 @@ def _download(root: Path, official: Any) -> None:
         with tempfile.TemporaryDirectory() as temporary:
             utils.download_url(official.url, temporary, md5=official.tgz_md5)
             root.mkdir(parents=True, exist_ok=True)
-            _unpack(Path(temporary, official.filename), root / official.base_folder)
+            _unpack(Path(temporary, official.filename), root / official.base_folder, official.meta["filename"])
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"'{root}' (data.root) holds neither {official.base_folder}/ nor {official.filename}, and downloading "
@@ -95,18 +95,17 @@ def _download(root: Path, official: Any) -> None:
         socket.setdefaulttimeout(timeout)
 
 
-def _unpack(archive: Path, folder: Path) -> None:
+def _unpack(archive: Path, folder: Path, meta: str) -> None:
     """Unpacks the folder of an archive: all of it or nothing. Several processes may do this at once."""
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary, tarfile.open(archive) as tar:
             if sum(member.size for member in tar) > MAX_UNPACKED:
                 raise ValueError("it would take more than 1 GiB")
             tar.extractall(temporary, filter="data")
-            unpacked = Path(temporary, folder.name)
             try:
-                unpacked.rename(folder)
+                Path(temporary, folder.name).rename(folder)
             except OSError:
-                if not (unpacked.is_dir() and folder.is_dir()):  # otherwise another process was faster
+                if not Path(folder, meta).is_file():  # otherwise another process was faster
                     raise
     except Exception as error:  # a damaged archive can raise anything
         raise InputError(f"{archive}: cannot unpack {folder.name}/ from it ({error})") from error

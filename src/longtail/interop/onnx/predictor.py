@@ -12,8 +12,16 @@ from longtail.data.find_images import find_images
 from longtail.data.image_io import copied_rgb, decode
 from longtail.interop.onnx.metadata import as_thresholds
 from longtail.interop.onnx.runtime import PROVIDERS, OnnxOutputs, Thresholds, open_model
+from longtail.runtime.process import default_workers, num_processors
 from longtail.utils.errors import InputError
-from longtail.utils.predictions import ClassProbability, Pixels, Prediction, best_batch_size, check_min, classify_files
+from longtail.utils.predictions import (
+    ClassProbability,
+    Pixels,
+    Prediction,
+    check_min,
+    classify_files,
+    pick_batch_size,
+)
 
 ALL_EXPERTS = -1.0
 """A threshold below all probabilities of a router"""
@@ -58,6 +66,7 @@ class OnnxPredictor:
             thresholds = ALL_EXPERTS if self.metadata.thresholds else None
         as_thresholds(thresholds, self.metadata)
         self._thresholds = thresholds
+        self._is_on_cpu = tuple(providers) == PROVIDERS
 
     def run(self, pixels: NDArray[np.uint8]) -> OnnxOutputs:
         """Runs the model on images that are prepared: (B, 3, S, S), red, green and blue from 0 to 255, S `image_size`.
@@ -89,14 +98,15 @@ class OnnxPredictor:
         workers: int = 0,
     ) -> Iterator[Prediction]:
         """Classifies image files: see `longtail.predict`."""
-        check_min(batch_size=(batch_size, 1), top=(top, 1), workers=(workers, 0))
+        check_min(top=(top, 1), workers=(workers, 0))
+        processors = num_processors() if self._is_on_cpu else None
         return classify_files(
             find_images(images),
             lambda path: self._pixels(decode(path)),
             lambda pixels: self._top_classes(pixels, top),
-            batch_size=batch_size or best_batch_size(self.metadata.image_size, is_on_cpu=True),
-            threads=workers,
-            ahead=False,
+            batch_size=pick_batch_size(batch_size, self.metadata.image_size, processors),
+            threads=workers or default_workers(),
+            ahead=not self._is_on_cpu,
         )
 
     def _pixels(self, image: Image.Image) -> Pixels:
