@@ -143,7 +143,8 @@ def evaluate(
         shift_test = LabelShiftTest(context, metadata, split) if label_shift else None
         if goal.has_goal:
             if model.router is None:
-                raise InputError(f"{run.folder} has no router, so no threshold; 'longtail router' trains one")
+                advice = "; 'longtail router' trains one" if model.num_experts > 1 else ", because it has one expert"
+                raise InputError(f"{run.folder} has no router{advice}")
             check_threshold_goal(goal, loaders)
             outputs = collect_outputs(model, loaders["val"], context.runtime.group)
             metadata = set_threshold(model, metadata, outputs, goal)
@@ -213,8 +214,8 @@ def retrain_classifier(run: Run | str | Path, *, config: Config | None = None) -
         restores = config.classifier.method == "none"
         if restores and not metadata.classifier and not run.heads_path.exists():
             raise InputError(
-                f"{run.folder} has the experts' own classifiers already, which is what classifier.method 'none' means; "
-                "retrain, scale, tau and nearest-mean make other ones"
+                f"{run.folder} has its experts' own classifiers; --classifier.method retrain, scale, tau and "
+                "nearest-mean are others"
             )
         check_tau(config.classifier, loaders)
         is_routed = model.router is not None

@@ -178,3 +178,70 @@ def test_settings_of_the_command_line_reach_the_training(monkeypatch):
     monkeypatch.setattr("longtail.api.train", lambda *arguments: trained.append(arguments))
     assert main(["train", "--output", "there", "--training.epochs", "2", "--router.epochs=2", "--device=cpu"]) == 0
     assert trained == [(digits(), "there")]
+
+
+# ---- natural mistakes ----
+
+
+@pytest.mark.parametrize(
+    ("command", "facts"),
+    [
+        ("train --data.root photos", ["'photos'", "built in", "longtail train FOLDER"]),
+        ("train --epohcs 3 photos", ["'epohcs'", "epochs'"]),
+        ("train photos --rotation 3", ["'rotation'", "augmentation.rotation"]),
+        ("train --training.epochs 3 photos", ["'photos'", "a folder comes first"]),
+        ("train photos others", ["'others'", "a folder comes first"]),
+        ("train photos --gpu 0", ["--gpu", "--device"]),
+        ("train photos --opts A 1", ["--opts"]),
+        ("train --config photos", ["'photos' is a folder", "longtail train FOLDER"]),
+        ("train --recipe nosuch", ["'nosuch'", "longtail recipes"]),
+        ("train photos --data.train_list a.csv", ["data.train_list", "--data.name list"]),
+        ("check photos --config cifar100-lt-ride --data.val-list a.csv", ["data.val_list", "'folder'"]),
+        ("predict a.JPG run", ["'a.JPG' is an image", "RUN IMAGE"]),
+    ],
+)
+def test_mistakes_are_explained(command, facts, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (line,) = fails(command.split(), capsys).splitlines()
+    for fact in facts:
+        assert fact in line
+
+
+@pytest.mark.parametrize(
+    ("command", "facts"),
+    [
+        ("train RUN", ["run folder"]),
+        ("check RUN", ["run folder"]),
+        ("train --config RUN", ["config.yaml"]),
+        ("evaluate RUN --top 5", ["unknown setting 'top'"]),
+        ("evaluate RUN --training.epochs 5", ["'training.epochs' cannot change"]),
+    ],
+)
+def test_a_run_in_the_wrong_place(command, facts, digits_run, capsys):
+    err = fails(command.replace("RUN", str(digits_run.folder)).split(), capsys)
+    for fact in facts:
+        assert fact in err
+
+
+def test_hyphens_in_options(capsys):
+    assert main(["train", "--print-config", "--training.batch-size=7", "--name", "my-run"]) == 0
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert (settings["training"]["batch_size"], settings["name"]) == (7, "my-run")
+
+
+def test_values_are_not_options_of_the_originals(capsys):
+    assert main(["train", "--print_config", "--name", "eval"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["name"] == "eval"
+
+
+def test_recipes_lose_the_data_set_of_their_own(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("base: cifar100-lt-ride\n")
+    (tmp_path / "photos").mkdir()
+    found = []
+    for recipe in ("cifar100-lt-ride", tmp_path / "mine.yaml"):
+        assert main(["train", str(tmp_path / "photos"), "--config", str(recipe), "--print_config"]) == 0
+        data = yaml.safe_load(capsys.readouterr().out)["data"]
+        assert (data["name"], data["root"]) == ("folder", str(tmp_path / "photos"))
+        found.append((data["imbalance"], data["val_spare"], data["mean"] is None))
+    assert found == [("none", 0, True), ("exponential", 20, False)]

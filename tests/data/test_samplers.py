@@ -19,6 +19,7 @@ from longtail.data.transforms import ImageAugmentation, train_transform
 from longtail.runtime.device import Runtime
 from longtail.runtime.seed import generator
 from longtail.runtime.shard import SINGLE_SHARD, Shard
+from longtail.utils.errors import InputError
 
 COUNTS = torch.tensor([50, 5, 0, 12, 1])
 LABELS = torch.repeat_interleave(torch.arange(5), COUNTS)[torch.randperm(68, generator=generator(5))]
@@ -209,3 +210,8 @@ def test_settings_choose_the_sampler(sampling):
         else:
             expected = labels[LongTailSampler(labels, sampling, epochs=3, seed=4).positions(epoch)]
         assert torch.equal(loader.labels(epoch), expected[: loader.num_images])
+
+
+def test_unknown_sampling():
+    with pytest.raises(InputError, match=r"sampling is .balanced.; .*class-balanced"):
+        LongTailSampler([0, 1], "balanced")

@@ -9,6 +9,7 @@ import argparse
 import io
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -40,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot encode must not end a training
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        parsed, settings = _parser().parse_known_args(arguments)
+        words = sys.argv[1:] if arguments is None else arguments
+        parsed, settings = _parser().parse_known_args([_with_underscores(word) for word in words])
         if settings and not parsed.takes_settings:
             raise InputError(f"unknown argument '{settings[0]}'; see 'longtail {parsed.command} --help'")
         parsed.settings = settings
@@ -63,6 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     return 0
+
+
+def _with_underscores(word: str) -> str:
+    """Returns an option without hyphens in its name: ``--batch-size=8`` as ``--batch_size=8``."""
+    option, equals, value = word.partition("=")
+    return re.sub(r"(?<=\w)-", "_", option) + equals + value if word.startswith("--") else word
 
 
 def _fail(message: str, code: int = EXIT_INPUT) -> int:

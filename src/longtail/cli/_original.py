@@ -42,15 +42,16 @@ HINTS = {
     "layer2_dimension": WIDTHS,
     "layer3_dimension": WIDTHS,
     "layer4_dimension": WIDTHS,
-    "load_crt": "longtail classifier RUN --classifier.method retrain",
+    "load_crt": "longtail classifier RUN --classifier.method retrain does that",
     "device": "--device cuda:1 chooses a GPU",
-    "use_checkpoint": "--training.checkpoint_activations true",
-    "eval": "longtail evaluate RUN",
+    "use_checkpoint": "--training.checkpoint_activations true does that",
+    "gpu": "--device cuda:1 chooses a GPU",
+    "eval": "longtail evaluate RUN does that",
     "throughput": "the images per second are in the results of a run",
     "tag": "--output names the run folder",
     "zip": "data.root is a folder; decoded images are kept in memory up to data.cache_gib",
     "cache_mode": "decoded images are kept in memory up to data.cache_gib",
-    "local_rank": "torchrun --nproc-per-node N -m longtail train ...",
+    "local_rank": "torchrun --nproc-per-node N -m longtail train ... uses several GPUs",
 }
 
 
@@ -93,8 +94,8 @@ def translate_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if name == "opts":
             while words and not words[0].startswith("--"):
                 changes.append(words.pop(0))
-        elif word == "-d" or (name in HINTS and word != "--device"):
-            raise InputError(f"{word} is an option of the original code; here: {HINTS.get(name, HINTS['device'])}")
+        elif word == "-d" or (word.startswith("--") and name in HINTS and name != "device"):
+            raise InputError(f"there is no {word}; {HINTS.get(name, HINTS['device'])}")
         elif word.startswith("--") and name in ("step1", "step2", *OPTIONS) and words:
             value = words.pop(0)
             if name in OPTIONS:

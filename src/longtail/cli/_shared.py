@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from longtail.utils.errors import InputError
 
 if TYPE_CHECKING:
+    from longtail.config.recipes import Settings
     from longtail.config.schema import Config
     from longtail.runs.run import Run
 
@@ -20,7 +21,7 @@ def split_folder(settings: Sequence[str]) -> tuple[str | None, list[str]]:
     The folder is not an argument of argparse, which would take the value of a setting for it.
 
     Raises:
-        InputError: it is the name of a recipe, or a setting is another folder.
+        InputError: it is the name of a recipe or a run folder, or a setting is another folder.
     """
     from longtail.config.recipes import FOLDER_RECIPE, list_recipes
 
@@ -29,9 +30,23 @@ def split_folder(settings: Sequence[str]) -> tuple[str | None, list[str]]:
     folder, *others = settings
     if folder in list_recipes() and folder != FOLDER_RECIPE and not Path(folder).exists():
         raise InputError(f"'{folder}' is a recipe and not a folder of images; use --config {folder}")
+    if all(Path(folder, file).is_file() for file in ("config.yaml", "metrics.jsonl")):
+        raise InputError(f"'{folder}' is a run folder and not a folder of images")
     if "data.root" in setting_names(others):
         raise InputError(f"'{folder}' and --data.root are two folders; leave out one of them")
     return folder, others
+
+
+def folder_settings(folder: str, recipe: str) -> "Settings":
+    """Returns the settings that make images in a folder the data of a recipe or of a YAML file.
+
+    A recipe of longtail that is made for another data set loses its long tail, and the colours of that data set.
+    """
+    from longtail.config.recipes import list_recipes
+    from longtail.config.schema import DataConfig
+
+    others = ("imbalance", "val_spare", "mean", "std") if recipe in list_recipes() else ()
+    return {"data": {"name": "folder", "root": folder, **{name: getattr(DataConfig, name) for name in others}}}
 
 
 def setting_names(arguments: Sequence[str]) -> set[str]:
@@ -82,10 +97,11 @@ def open_run(folder: str, settings: Sequence[str], sections: Sequence[str]) -> "
     Raises:
         InputError: a setting is wrong or of another section; or there is no such run.
     """
-    from longtail.config.recipes import resolve
+    from longtail.config.recipes import check_known, resolve
     from longtail.runs.pulled import open_run as open_any
 
-    for name in (argument[2:].partition("=")[0] for argument in settings if argument.startswith("--")):
+    for name in sorted(setting_names(settings)):
+        check_known(name)
         if name != "device" and name.partition(".")[0] not in sections:
             raise InputError(f"'{name}' cannot change here; device and settings of {', '.join(sections)} can")
     run = open_any(folder)

@@ -6,7 +6,7 @@ trained run also names images whose label is likely to be wrong.
 
 import argparse
 
-from longtail.cli._shared import open_run, split_folder
+from longtail.cli._shared import folder_settings, open_run, split_folder
 from longtail.utils.errors import InputError
 
 TAKES_SETTINGS = True
@@ -32,11 +32,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     trained = None
     folder, settings = split_folder(arguments.settings)
-    if folder is not None:
-        settings = ["--data.root", folder, *settings]
     if arguments.trained is None:
-        config = resolve(arguments.config or FOLDER_RECIPE, arguments=settings)
+        recipe = arguments.config or FOLDER_RECIPE
+        config = resolve(recipe, folder_settings(folder, recipe) if folder else {}, settings)
     elif arguments.config is None:
+        settings += ["--data.root", folder] if folder else []
         trained, config = open_run(arguments.trained, settings, ("data", "evaluation"))
     else:
         raise InputError("--run keeps the settings of the run; it takes no --config")

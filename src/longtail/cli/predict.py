@@ -59,8 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _predictor(arguments: argparse.Namespace) -> "Predictor | OnnxPredictor":
+    from longtail.data.image_io import is_image
     from longtail.interop.onnx.runtime import is_onnx
 
+    if is_image(Path(arguments.model)):
+        raise InputError(f"'{arguments.model}' is an image; the model comes first: longtail predict RUN IMAGE")
     if arguments.engine == "torch" or (arguments.engine == "auto" and not is_onnx(Path(arguments.model))):
         from longtail.inference import Predictor
 

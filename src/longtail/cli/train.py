@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longtail.cli._shared import setting_names, split_folder
+from longtail.cli._shared import folder_settings, setting_names, split_folder
 from longtail.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config",
         "-c",
         "--cfg",
+        "--recipe",
         metavar="RECIPE",
         help="recipe, YAML file, or settings file of RIDE or RIDE-Swin (default: folder with FOLDER, digits-lt-ride "
         "without)",
@@ -43,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
+    from rich.console import Console
+
     from longtail.config.recipes import settings_parser, to_yaml
+    from longtail.utils.console import log_to_console
 
     if arguments.help:
         arguments.parser.print_help()
@@ -63,6 +67,8 @@ def run(arguments: argparse.Namespace) -> None:
 
         api.resume(arguments.resume)
         return
+    if arguments.print_config:  # standard output is YAML; notes go elsewhere
+        log_to_console(Console(stderr=True))
     config = _config(arguments) if folder is None else _folder_config(folder, arguments)
     if arguments.print_config:
         print(to_yaml(config), end="")
@@ -73,14 +79,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _config(arguments: argparse.Namespace) -> "Config":
-    from rich.console import Console
-
     from longtail.cli._original import resolve_config
     from longtail.config.recipes import DEFAULT_RECIPE
-    from longtail.utils.console import log_to_console
 
-    if arguments.print_config:  # standard output is YAML; notes go elsewhere
-        log_to_console(Console(stderr=True))
     if arguments.time is not None:
         raise InputError("--time is for your own images: longtail train FOLDER --time 30m; others have training.epochs")
     return resolve_config(arguments.config or DEFAULT_RECIPE, arguments.settings)
@@ -88,16 +89,20 @@ def _config(arguments: argparse.Namespace) -> "Config":
 
 def _folder_config(folder: str, arguments: argparse.Namespace) -> "Config":
     """The settings for a folder; those of an earlier start, if the output holds a run."""
+    from longtail.cli._original import translate_options
     from longtail.config.recipes import FOLDER_RECIPE, resolve
 
-    data = {"data": {"name": "folder", "root": folder}}
+    settings, changes = translate_options(arguments.settings)
+    if changes:
+        raise InputError("--opts is for YAML files of RIDE-Swin; settings are --section.field value")
     started = arguments.output and Path(arguments.output, "config.yaml")
+    recipe = str(started) if started and started.is_file() else arguments.config or FOLDER_RECIPE
+    config = resolve(recipe, folder_settings(folder, recipe), settings)
     if started and started.is_file():
-        return resolve(str(started), data, arguments.settings)
-    config = resolve(arguments.config or FOLDER_RECIPE, data, arguments.settings)
+        return config
     if arguments.config is not None and arguments.time is None:
         return config
     from longtail.folder_settings import choose_settings, parse_duration
 
     limit = None if arguments.time is None else parse_duration(arguments.time)
-    return choose_settings(config, fixed=setting_names(arguments.settings), time_limit=limit)
+    return choose_settings(config, fixed=setting_names(settings), time_limit=limit)

@@ -92,10 +92,10 @@ def resolve(name: str, overrides: Settings | None = None, arguments: Sequence[st
         overrides = merged(overrides, {"distillation": {"teacher_settings": changes}})
     for source, values in ((f" in recipe '{name}'", settings), (" in overrides", overrides)):
         for key in flat(values):
-            _check_known(key, source)
+            check_known(key, source)
     for argument in arguments:
         if argument.startswith("--"):
-            _check_known(argument.removeprefix("--").partition("=")[0])
+            check_known(argument.removeprefix("--").partition("=")[0])
     return _parsed(merged(settings, overrides), arguments)
 
 
@@ -206,11 +206,16 @@ def _load(name: str, derived: tuple[str, ...] = ()) -> tuple[Settings, dict[str,
         text, stem = (_shipped() / f"{name}.yaml").read_text(encoding="utf-8"), name
     else:
         path = Path(name)
+        if path.is_dir():
+            hint = f"use {path / 'config.yaml'}" if (path / "config.yaml").is_file() else "use longtail train FOLDER"
+            raise InputError(f"'{name}' is a folder and not a recipe or file; {hint}")
         if not path.is_file():
             hint = did_you_mean(path.name, list_recipes())
             raise InputError(f"no recipe or file '{name}'{hint}; 'longtail recipes' lists the recipes")
         text, stem = read_text(path), path.stem
     settings = _with_new_names(parse_yaml(text, name), name)
+    if "rows" in settings:
+        raise InputError(f"'{name}' is an experiment; use longtail experiment {name}")
     description = settings.pop("about", {})
     keys = [field.name for field in dataclasses.fields(About)]
     if not isinstance(description, dict) or not set(description) <= set(keys):
@@ -230,11 +235,20 @@ def _known() -> dict[str, Any]:
     return flat(as_dict(Config()))
 
 
-def _check_known(key: str, source: str = "") -> None:
+def check_known(key: str, source: str = "") -> None:
+    """Checks that there is a setting of this name.
+
+    Raises:
+        InputError: there is none, or it is a section.
+    """
     if any(setting.startswith(f"{key}.") for setting in _known()):
         raise InputError(f"'{key}'{source} is a section; set one of its fields, such as {key}.field: value")
     if key not in _known():
-        raise InputError(f"unknown setting '{key}'{source}{did_you_mean(key, list(_known()))}")
+        # A field without its section; training is more often meant than the router or the classifiers.
+        meant = [f"training.{key}", *(name for name in _known() if name.endswith(f".{key}"))]
+        hint = did_you_mean(key, list(_known()))
+        hint = next((f"; did you mean '{name}'?" for name in meant if name in _known()), hint)
+        raise InputError(f"unknown setting '{key}'{source}{hint}")
 
 
 def _with_new_names(settings: Settings, source: str) -> Settings:
@@ -308,6 +322,8 @@ def _completed(fingerprint: str) -> dict[str, Any]:
 def _one_line(error: Exception) -> str:
     """Returns jsonargparse's message about a value of the wrong type as one readable line."""
     text = " ".join(str(error).split())
+    if unexpected := re.search(r"[Uu]nrecognized arguments: (.*)", text):
+        return f"'{unexpected[1]}' is unexpected: a folder comes first, then settings, --section.field value"
     match = re.search(r'key "([\w.]+)":.* (?:Got|Given) value: (.*)$', text)
     if not match:
         return text

@@ -100,7 +100,7 @@ def check_training_images(dataset: DataSplits, corrupt: Sequence[CorruptImage], 
         with NamedTemporaryFile("wb", prefix="longtail-corrupt-images-", suffix=".txt", delete=False) as file:
             file.write(to_text(corrupt))
         lines[MAX_LINES - 1 :] = [f"and {len(lines) - MAX_LINES + 1:,} more; '{file.name}' lists all of them"]
-    raise_all([*lines, SKIP_HINT], MAX_LINES + 1)
+    raise_all([*lines[:-1], f"{lines[-1]}; {SKIP_HINT}"])
 
 
 def check_share(corrupt: Sequence[CorruptImage], num_images: int, limit: float) -> None:

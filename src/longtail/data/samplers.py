@@ -4,7 +4,7 @@ The samplings of Decoupling (Kang et al., 2020, section 3) differ in the probabi
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from longtail.runtime.seed import generator as seeded_generator
+from longtail.utils.errors import InputError
 
 Sampling = Literal["instance", "square-root", "class-balanced", "progressive"]
 
@@ -77,6 +78,9 @@ class LongTailSampler(Sampler[int]):
         epochs: length of the training, for progressive sampling.
         seed: of the draws.
 
+    Raises:
+        InputError: there is no such sampling.
+
     Example:
         >>> from torch.utils.data import DataLoader
         >>> labels = [0] * 90 + [1] * 10
@@ -95,6 +99,8 @@ class LongTailSampler(Sampler[int]):
         epochs: int = 1,
         seed: int = 0,
     ) -> None:
+        if sampling not in get_args(Sampling):
+            raise InputError(f"sampling is {sampling!r}; it must be one of {', '.join(get_args(Sampling))}")
         self._labels = torch.as_tensor(labels).cpu()
         self._class_counts = self._labels.bincount()
         self._sampling, self._epochs, self._seed = sampling, epochs, seed

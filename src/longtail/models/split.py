@@ -99,7 +99,7 @@ def _split_stages(
         if experts_from not in units[1:]:
             raise InputError(
                 f"experts_from is '{experts_from}', which is no module of {type(network).__name__} after the first; "
-                f"its modules are {', '.join(units)}"
+                f"null leaves it to expert_stages; its modules are {', '.join(units)}"
             )
         end = units.index(experts_from)
     start_of_neck = units.index("norm") if swin else len(units)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from longtail.config.schema import DataConfig
 from longtail.data.splits import DataSplits
+from longtail.utils.errors import InputError
 from longtail.utils.registry import Registry
 
 Load = Callable[[DataConfig], DataSplits]
@@ -26,6 +27,8 @@ class SourceInfo(NamedTuple):
     image_size: int | None
     """Height and width of decoded images, pixels; None for image files"""
 
+
+_LISTS = ("train_list", "val_list", "test_list")
 
 REGISTRY: Registry[SourceInfo] = Registry("data.name", __name__)
 
@@ -58,6 +61,10 @@ def load_source(settings: DataConfig) -> DataSplits:
     """Loads the data set ``data.name``, before any subset or validation split is made.
 
     Raises:
-        InputError: there is no such data set, or its files are missing or wrong.
+        InputError: there is no such data set, its files are missing or wrong, or it does not use a setting that is set.
     """
-    return source_info(settings.name).load(settings)
+    load = source_info(settings.name).load
+    for unused in _LISTS if settings.name != "list" else ():
+        if getattr(settings, unused) is not None:
+            raise InputError(f"data.{unused} is for --data.name list; data.name is '{settings.name}'")
+    return load(settings)

@@ -6,6 +6,7 @@ from longtail.config.schema import DataConfig
 from longtail.data.imbalance import choose_subset
 from longtail.data.sources import register
 from longtail.data.splits import DataSplits, ImageSplit
+from longtail.utils.errors import InputError
 
 TEST_PER_CLASS = 60
 TRAIN_PER_CLASS = 114  # all that the rarest digit has left
@@ -14,7 +15,16 @@ CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 
 @register("digits", num_classes=10, image_size=8)
 def load(settings: DataConfig) -> DataSplits:
-    """Loads the digits; ``data.subset_seed`` chooses the test images."""
+    """Loads the digits; ``data.subset_seed`` chooses the test images.
+
+    Raises:
+        InputError: a folder is set, which the digits do not need; images of one's own are meant.
+    """
+    if settings.root != DataConfig.root:
+        raise InputError(
+            f"data.root is '{settings.root}', but the digits are built in; your own images need data.name 'folder', or "
+            "longtail train FOLDER"
+        )
     return digits(settings.subset_seed)
 
 
