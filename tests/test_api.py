@@ -291,3 +291,8 @@ def test_values_are_checked_before_data_and_model_are_read(single_expert_run, mo
     for goal in ({"compute_budget": "x"}, {"max_accuracy_drop": -1}, {"compute_budget": 1, "max_accuracy_drop": 1}):
         with pytest.raises(InputError, match=next(iter(goal)).replace("_", ".")):
             longtail.evaluate(run, **goal)
+
+
+def test_a_name_is_no_settings():
+    with pytest.raises(InputError, match=r"config is 'digits-lt-ce'; .*load_recipe"):
+        longtail.train("digits-lt-ce")

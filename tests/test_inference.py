@@ -169,6 +169,9 @@ def test_predictor_classifies_images_in_memory(model, folder):
     assert images[0].getexif()[0x0112] == 6
     assert images[1].mode == "P"
     assert predictor.classify([]) == []
+    assert predictor.classify(images[0], top=2) == predictor.classify(images[:1], top=2)
+    with pytest.raises(InputError, match="image 1 is a str"):
+        predictor.classify([images[0], "1.png"])
 
 
 def test_predictor_is_loaded_once_for_many_predictions(model, folder):

@@ -215,6 +215,7 @@ def test_mistakes_are_explained(command, facts, tmp_path, monkeypatch, capsys):
         ("check RUN", ["run folder"]),
         ("train --config RUN", ["config.yaml"]),
         ("evaluate RUN --top 5", ["unknown setting 'top'"]),
+        ("evaluate RUN/model.safetensors", ["model.safetensors' is a file", "folder"]),
         ("evaluate RUN --training.epochs 5", ["'training.epochs' cannot change"]),
     ],
 )
@@ -241,7 +242,8 @@ def test_recipes_lose_the_data_set_of_their_own(tmp_path, capsys):
     found = []
     for recipe in ("cifar100-lt-ride", tmp_path / "mine.yaml"):
         assert main(["train", str(tmp_path / "photos"), "--config", str(recipe), "--print_config"]) == 0
-        data = yaml.safe_load(capsys.readouterr().out)["data"]
+        settings = yaml.safe_load(capsys.readouterr().out)
+        data = settings["data"]
         assert (data["name"], data["root"]) == ("folder", str(tmp_path / "photos"))
-        found.append((data["imbalance"], data["val_spare"], data["mean"] is None))
-    assert found == [("none", 0, True), ("exponential", 20, False)]
+        found.append((settings["name"], data["imbalance"], data["val_spare"], data["mean"] is None))
+    assert found == [("photos", "none", 0, True), ("mine", "exponential", 20, False)]

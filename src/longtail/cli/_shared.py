@@ -40,13 +40,17 @@ def split_folder(settings: Sequence[str]) -> tuple[str | None, list[str]]:
 def folder_settings(folder: str, recipe: str) -> "Settings":
     """Returns the settings that make images in a folder the data of a recipe or of a YAML file.
 
-    A recipe of longtail that is made for another data set loses its long tail, and the colours of that data set.
+    A run of a recipe of longtail has the name of the folder. A recipe that is made for another data set loses its long
+    tail, and the colours of that data set.
     """
     from longtail.config.recipes import list_recipes
     from longtail.config.schema import DataConfig
 
-    others = ("imbalance", "val_spare", "mean", "std") if recipe in list_recipes() else ()
-    return {"data": {"name": "folder", "root": folder, **{name: getattr(DataConfig, name) for name in others}}}
+    data = {"name": "folder", "root": folder}
+    if recipe not in list_recipes():
+        return {"data": data}
+    others = {name: getattr(DataConfig, name) for name in ("imbalance", "val_spare", "mean", "std")}
+    return {"name": Path(folder).resolve().name or recipe, "data": data | others}
 
 
 def setting_names(arguments: Sequence[str]) -> set[str]:

@@ -34,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="recipe, YAML file, or settings file of RIDE or RIDE-Swin (default: folder with FOLDER, digits-lt-ride "
         "without)",
     )
-    parser.add_argument("--output", metavar="FOLDER", help="new run folder (default: runs/NAME)")
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="new run folder (default: runs/NAME, then runs/NAME-2, ...; NAME is that of FOLDER or of the recipe)",
+    )
     parser.add_argument(
         "--resume", "-r", metavar="RUN", help="resume an interrupted run exactly from its last checkpoint"
     )

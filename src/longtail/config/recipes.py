@@ -103,8 +103,10 @@ def checked_types(config: Config) -> Config:
     """Returns the same settings with checked types; the constructor of `Config` does not check types.
 
     Raises:
-        InputError: a value is of the wrong type.
+        InputError: a value is of the wrong type, or these are no settings.
     """
+    if not isinstance(config, Config):
+        raise InputError(f"config is {config!r}; it must be settings, such as load_recipe('{DEFAULT_RECIPE}')")
     return _parsed(as_dict(config))
 
 

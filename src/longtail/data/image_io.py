@@ -175,10 +175,12 @@ def copied_rgb(images: Iterable[Image.Image]) -> Iterator[Image.Image]:
     """Yields images in memory as `decode` returns those of files; the given ones are not changed.
 
     Raises:
-        InputError: an image has no pixels, or so many that they would exhaust memory.
+        InputError: an image is none of Pillow, has no pixels, or so many that they would exhaust memory.
         Exception: Pillow's error if an image cannot be loaded.
     """
-    for number, image in enumerate(images):
+    for number, image in enumerate([images] if isinstance(images, Image.Image) else images):
+        if not isinstance(image, Image.Image):
+            raise InputError(f"image {number} is a {type(image).__name__}; it must be an image of Pillow")
         with ExitStack() as turn:
             try:
                 turn.enter_context(decoding(image))

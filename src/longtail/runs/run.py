@@ -94,6 +94,8 @@ class Run:
         """
         run = cls(folder)
         reject_original(folder)
+        if run.folder.is_file():
+            raise InputError(f"'{folder}' is a file; the folder of a run is needed")
         if not run.model_path.is_file():
             raise InputError(f"'{folder}' is not a run folder: it has no {run.model_path.name}")
         return run
