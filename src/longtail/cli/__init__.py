@@ -109,5 +109,7 @@ def _parser() -> argparse.ArgumentParser:
                 conflict_handler="resolve",  # train has its own --help
             )
             module.add_arguments(command)
+            if takes_settings and command.usage is None:
+                command.usage = f"{command.format_usage().removeprefix('usage: ').strip()} [settings]"
             command.set_defaults(run=module.run, parser=command, takes_settings=takes_settings)
     return parser
