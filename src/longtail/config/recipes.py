@@ -213,7 +213,8 @@ def _load(name: str, derived: tuple[str, ...] = ()) -> tuple[Settings, dict[str,
             raise InputError(f"'{name}' is a folder and not a recipe or file; {hint}")
         if not path.is_file():
             hint = did_you_mean(path.name, list_recipes())
-            raise InputError(f"no recipe or file '{name}'{hint}; 'longtail recipes' lists the recipes")
+            source = f"base of {derived[-1]}: " if derived else ""
+            raise InputError(f"{source}no recipe or file '{name}'{hint}; 'longtail recipes' lists the recipes")
         text, stem = read_text(path), path.stem
     settings = _with_new_names(parse_yaml(text, name), name)
     if "rows" in settings:
