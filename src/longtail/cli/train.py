@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output",
-        metavar="FOLDER",
+        metavar="RUN",
         help="new run folder (default: runs/NAME, then runs/NAME-2, ...; NAME is that of FOLDER or of the recipe)",
     )
     parser.add_argument(
