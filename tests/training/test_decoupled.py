@@ -211,7 +211,7 @@ def test_new_heads_are_always_made_from_the_own_heads_of_the_experts(run):
     assert are_equal(before, weights(run))
     assert load_metadata(run.model_path) == metadata
     assert not any((run.folder / name).exists() for name in ("heads.safetensors", "classifier.json"))
-    with pytest.raises(InputError, match="none"):
+    with pytest.raises(InputError, match="experts' own classifiers"):
         retrain(run, method="none")
 
 
