@@ -18,12 +18,12 @@ from longtail.data import image_io
 from longtail.data.find_images import find_images
 from longtail.data.image_io import decode
 from longtail.data.loaders import Normalise
+from longtail.data.predictions import ClassProbability
 from longtail.data.transforms import eval_transform
 from longtail.inference import Predictor, predict
 from longtail.models.multi_expert import create_model
 from longtail.runs.model_file import ModelMetadata, load_model_file, save_model
 from longtail.utils.errors import InputError
-from longtail.utils.predictions import ClassProbability
 
 NUM_IMAGES, CLASSES = 10, ("ant", "bee, large", "cat", "dog")
 

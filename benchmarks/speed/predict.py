@@ -27,7 +27,7 @@ from longtail.inference import Predictor
 from longtail.models.multi_expert import create_model
 from longtail.runs.model_file import ModelMetadata, save_model
 from longtail.runtime.process import num_processors
-from longtail.utils.predictions import pick_batch_size
+from longtail.data.predictions import pick_batch_size
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from result import report

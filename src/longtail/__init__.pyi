@@ -13,6 +13,7 @@ from .api import train as train
 from .config.recipes import list_recipes as list_recipes
 from .config.recipes import load_recipe as load_recipe
 from .config.schema import Config as Config
+from .data.predictions import Prediction as Prediction
 from .evaluation import flops as flops
 from .evaluation.metrics import Evaluation as Evaluation
 from .folder_settings import choose_settings as choose_settings
@@ -34,6 +35,5 @@ from .runs.run import Run as Run
 from .runs.tracking import track as track
 from .runtime.process import Stopped as Stopped
 from .utils.errors import InputError as InputError
-from .utils.predictions import Prediction as Prediction
 
 __version__: str

@@ -6,29 +6,17 @@ from typing import get_args
 
 import numpy as np
 import torch
-from PIL import Image
 
-from longtail.data.central_crop import central_pixels
-from longtail.data.find_images import find_images
-from longtail.data.image_io import copied_rgb, decode
 from longtail.data.loaders import Normalise
+from longtail.data.predictions import ClassProbability, ImageClassifier, Pixels, Prediction
 from longtail.data.views import NUM_VIEWS, Views, make_views, source_size
 from longtail.models.fuse import fuse_batch_norms
 from longtail.runs.model_file import load_model_file, model_path
 from longtail.runtime.device import Precision, Runtime, pick_device, warn_slow_precision
-from longtail.runtime.process import default_workers, num_processors
 from longtail.utils.errors import InputError
-from longtail.utils.predictions import (
-    ClassProbability,
-    Pixels,
-    Prediction,
-    check_min,
-    classify_files,
-    pick_batch_size,
-)
 
 
-class Predictor:
+class Predictor(ImageClassifier):
     """A trained model in memory that classifies images, for example in a service.
 
     Batch norms are fused into convolutions, which is faster and changes the last digits of probabilities.
@@ -68,50 +56,10 @@ class Predictor:
         self._network = network.to(self._runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._is_routed = network.router is not None and not all_experts
         self._views: Views = views
-        self._source_size = source_size(views, form.image_size, form.resize)
         self._normalise = Normalise(form.mean, form.std, self._runtime.device)
-
-    def classify(self, images: Sequence[Image.Image], top: int = 1) -> list[list[ClassProbability]]:
-        """Returns the most probable classes of each image, the most probable first. All images form one batch.
-
-        Args:
-            images: Pillow images of any mode; they are not changed. Their sizes have the limits of image files.
-            top: number of classes.
-
-        Raises:
-            InputError: ``top`` is below 1; or an image has no pixels, or so many that they would exhaust memory.
-            Exception: Pillow's error if an image cannot be loaded.
-        """
-        check_min(top=(top, 1))
-        if not images:
-            return []
-        return self._top_classes([self._pixels(image) for image in copied_rgb(images)], top)
-
-    def predict(
-        self,
-        images: str | Path | Sequence[str | Path],
-        *,
-        batch_size: int | None = None,
-        top: int = 1,
-        workers: int = 0,
-    ) -> Iterator[Prediction]:
-        """Classifies image files; see `predict`."""
-        check_min(top=(top, 1), workers=(workers, 0))
         is_on_cpu = self._runtime.device.type == "cpu"
-        processors = num_processors() if is_on_cpu else None
-        batch_size = pick_batch_size(batch_size, self.metadata.image_size, processors)
-        return classify_files(
-            find_images(images),
-            lambda path: self._pixels(decode(path)),
-            lambda pixels: self._top_classes(pixels, top),
-            batch_size=max(1, batch_size // NUM_VIEWS[self._views]),
-            threads=workers or default_workers(),
-            ahead=not is_on_cpu,
-        )
-
-    def _pixels(self, image: Image.Image) -> Pixels:
-        form = self.metadata
-        return central_pixels(image, form.resize, self._source_size, form.interpolation)
+        side = source_size(views, form.image_size, form.resize)
+        super().__init__(form, on_cpu=is_on_cpu, views=NUM_VIEWS[views], side=side)
 
     def _top_classes(self, pixels: Sequence[Pixels], top: int) -> list[list[ClassProbability]]:
         runtime, network, names = self._runtime, self._network, self.metadata.class_names

@@ -1,13 +1,19 @@
-"""Answers to images, and how files are classified; needs no PyTorch."""
+"""Images in, classes and probabilities out, whatever computes them; needs no PyTorch."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from longtail.data.central_crop import central_pixels
+from longtail.data.find_images import find_images
+from longtail.data.image_io import copied_rgb, decode
+from longtail.runtime.process import default_workers, num_processors
 from longtail.utils.errors import InputError, raise_all
 
 Pixels = NDArray[np.uint8]
@@ -34,6 +40,79 @@ class Prediction(NamedTuple):
     probability: float
     others: tuple[ClassProbability, ...] = ()
     """The next most probable classes, as many as were asked for"""
+
+
+class ImageForm(Protocol):
+    """What the metadata of a model say about its images."""
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the network's input, pixels."""
+
+    @property
+    def resize(self) -> int:
+        """Shorter side before the central crop, pixels."""
+
+    @property
+    def interpolation(self) -> str:
+        """Of the resize: bilinear or bicubic."""
+
+
+class ImageClassifier(ABC):
+    """What all predictors share: images are decoded, turned, resized and grouped in the same way.
+
+    Args:
+        form: the model's metadata.
+        on_cpu: the model runs on the processors that also decode.
+        views: of each image that the model sees.
+        side: height and width of the images that views are made of, pixels; None: the network's.
+    """
+
+    def __init__(self, form: ImageForm, *, on_cpu: bool, views: int = 1, side: int | None = None):
+        self._form, self._on_cpu, self._num_views, self._side = form, on_cpu, views, side or form.image_size
+
+    def classify(self, images: Sequence[Image.Image], top: int = 1) -> list[list[ClassProbability]]:
+        """Returns the most probable classes of each image, the most probable first. All images form one batch.
+
+        Args:
+            images: Pillow images of any mode; they are not changed. Their sizes have the limits of image files.
+            top: number of classes.
+
+        Raises:
+            InputError: ``top`` is below 1; or an image has no pixels, or so many that they would exhaust memory.
+            Exception: Pillow's error if an image cannot be loaded.
+        """
+        check_min(top=(top, 1))
+        if not images:
+            return []
+        return self._top_classes([self._pixels(image) for image in copied_rgb(images)], top)
+
+    def predict(
+        self,
+        images: str | Path | Sequence[str | Path],
+        *,
+        batch_size: int | None = None,
+        top: int = 1,
+        workers: int = 0,
+    ) -> Iterator[Prediction]:
+        """Classifies image files in order: see `longtail.predict`."""
+        check_min(top=(top, 1), workers=(workers, 0))
+        batch_size = pick_batch_size(batch_size, self._form.image_size, num_processors() if self._on_cpu else None)
+        return classify_files(
+            find_images(images),
+            lambda path: self._pixels(decode(path)),
+            lambda pixels: self._top_classes(pixels, top),
+            batch_size=max(1, batch_size // self._num_views),
+            threads=workers or default_workers(),
+            ahead=not self._on_cpu,
+        )
+
+    def _pixels(self, image: Image.Image) -> Pixels:
+        return central_pixels(image, self._form.resize, self._side, self._form.interpolation)
+
+    @abstractmethod
+    def _top_classes(self, pixels: Sequence[Pixels], top: int) -> list[list[ClassProbability]]:
+        """Returns the most probable classes of each image of a batch, or all if there are fewer than ``top``."""
 
 
 def pick_batch_size(batch_size: int | None, image_size: int, processors: int | None) -> int:

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from longtail.utils import predictions
+from longtail.data import predictions
+from longtail.data.predictions import ClassProbability, Prediction, classify_files, pick_batch_size
 from longtail.utils.errors import InputError
-from longtail.utils.predictions import ClassProbability, Prediction, classify_files, pick_batch_size
 
 PATHS = [Path(str(number)) for number in range(11)]
 WRONG = ("3", "4", "5", "10")
