@@ -266,6 +266,11 @@ def test_damaged_model_files_are_refused(digits_run, tmp_path, how):
         longtail.load_model(path)
 
 
+def test_a_run_without_results(tmp_path):
+    with pytest.raises(longtail.InputError, match=r"nowhere' has no results\.json"):
+        longtail.Run(tmp_path / "nowhere").results()
+
+
 def test_a_model_is_not_evaluated_on_other_classes(digits_run, tmp_path):
     other = tmp_path / "other"
     other.mkdir()

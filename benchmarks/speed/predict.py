@@ -23,11 +23,11 @@ from jpeg import write_set
 
 from longtail.config.recipes import load_recipe
 from longtail.data.image_io import decode
+from longtail.data.predictions import pick_batch_size
 from longtail.inference import Predictor
 from longtail.models.multi_expert import create_model
 from longtail.runs.model_file import ModelMetadata, save_model
 from longtail.runtime.process import num_processors
-from longtail.data.predictions import pick_batch_size
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from result import report

@@ -90,6 +90,7 @@ def test_every_field_is_documented(section):
 WRONG = {
     "unknown section": (["--modle.num_experts", "3"], ["modle.num_experts", "model.num_experts"]),
     "unknown field": (["--model.num_expert=3"], ["model.num_expert'", "model.num_experts"]),
+    "misspelt field without section": (["--epohcs", "3"], ["'epohcs'", "training.epochs"]),
     "section without field": (["--training", "x"], ["training", "section"]),
     "argument without dashes": (["epochs"], ["epochs"]),
     "option without value": (["--training.epochs"], ["training.epochs"]),
@@ -173,7 +174,7 @@ def test_a_wrong_file_is_named_in_one_line(text, words, tmp_path):
 
 def test_a_binary_file_and_a_circle_of_bases(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    is_refused(lambda: load_recipe(tmp_path / "binary.yaml"), ["binary.yaml"])
+    is_refused(lambda: load_recipe(tmp_path / "binary.yaml"), ["binary.yaml", "UTF-8", "byte 0"])
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text(f"base: {second}")
     second.write_text(f"base: {first}")

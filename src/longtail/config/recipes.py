@@ -247,11 +247,11 @@ def check_known(key: str, source: str = "") -> None:
     if any(setting.startswith(f"{key}.") for setting in _known()):
         raise InputError(f"'{key}'{source} is a section; set one of its fields, such as {key}.field: value")
     if key not in _known():
-        # A field without its section; training is more often meant than the router or the classifiers.
-        meant = [f"training.{key}", *(name for name in _known() if name.endswith(f".{key}"))]
-        hint = did_you_mean(key, list(_known()))
-        hint = next((f"; did you mean '{name}'?" for name in meant if name in _known()), hint)
-        raise InputError(f"unknown setting '{key}'{source}{hint}")
+        meant = {name: name for name in _known()}
+        if "." not in key:  # a field without its section; training is more often meant than the router or classifiers
+            names = sorted(meant, key=lambda name: name.startswith("training."))
+            meant |= {name.rpartition(".")[2]: name for name in names}
+        raise InputError(f"unknown setting '{key}'{source}{did_you_mean(key, meant)}")
 
 
 def _with_new_names(settings: Settings, source: str) -> Settings:

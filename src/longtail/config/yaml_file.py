@@ -18,7 +18,9 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: is not a file")
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
+    except OSError as error:
         raise InputError(f"{path}: {error}") from error
 
 

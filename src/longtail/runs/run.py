@@ -133,8 +133,12 @@ class Run:
         """The results by split: test, and val if there is one.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: the run has not been evaluated, or the file is damaged.
         """
+        if not self.results_path.is_file():
+            raise InputError(
+                f"'{self.folder}' has no {self.results_path.name}; longtail evaluate {self.folder} writes it"
+            )
         return _parse(self.results_path.read_bytes(), str(self.results_path))
 
     def environment(self) -> dict[str, Any]:

@@ -17,6 +17,15 @@ T = TypeVar("T")
 _DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 """Classes of characters that change the direction of the text after them"""
 
+
+class _Console(Console):
+    """If the reader of the output, such as head, has closed it, rich would end the process with exit code 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Leaves the error to the caller."""
+        raise BrokenPipeError
+
+
 _state = {"console": Console(quiet=True)}
 
 
@@ -47,7 +56,7 @@ def log_to_console(target: Console | None = None) -> None:
     Args:
         target: where to; standard output by default.
     """
-    _state["console"] = target or Console()
+    _state["console"] = target or _Console()
     logger = logging.getLogger("longtail")
     logger.handlers[:] = [_ConsoleHandler()]
     logger.setLevel(logging.INFO)

@@ -1,6 +1,6 @@
 """Errors that the user can fix."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 
@@ -11,10 +11,16 @@ class InputError(ValueError):
     """
 
 
-def did_you_mean(word: str, words: Sequence[str]) -> str:
-    """Returns the end of a message about an unknown word: "; did you mean 'x'?", or "" if no word is similar."""
+def did_you_mean(word: str, words: Sequence[str] | Mapping[str, str]) -> str:
+    """Returns the end of a message about an unknown word: "; did you mean 'x'?", or "" if no word is similar.
+
+    Args:
+        word: that is unknown.
+        words: that are known, or what each of them stands for.
+    """
     similar = get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"; did you mean '{similar[0]}'?" if similar else ""
+    meant = [words[found] if isinstance(words, Mapping) else found for found in similar]
+    return f"; did you mean '{meant[0]}'?" if meant else ""
 
 
 def one_line(text: str) -> str:
