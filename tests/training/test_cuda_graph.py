@@ -12,7 +12,7 @@ from longtail.models.multi_expert import create_model
 from longtail.runtime.device import Runtime
 from longtail.training.ema import WeightAverage
 from longtail.training.loop import LoopOptions, fit
-from longtail.training.tasks import DistillExperts, Step, TrainExperts, teacher_function
+from longtail.training.tasks import Step, TrainExperts, teacher_function
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 COUNTS = [9, 5, 4, 2]
@@ -88,7 +88,7 @@ def test_a_teacher_is_captured_too():
         torch.manual_seed(1)
         model = create_model("resnet20", 4, num_experts=2).cuda()
         loss = DistilledLoss(LDAMLoss(COUNTS)).cuda()
-        results.append(trained(DistillExperts(model, loss, teacher_function(teacher)), graph)[1])
+        results.append(trained(TrainExperts(model, loss, teach=teacher_function(teacher)), graph)[1])
     assert results[1] == pytest.approx(results[0], rel=TOLERANCE)
 
 

@@ -20,7 +20,7 @@ from longtail.runs.run import Run
 from longtail.runtime.device import Runtime
 from longtail.training import teacher as teacher_module
 from longtail.training.experts import ExpertStage
-from longtail.training.tasks import DistillExperts, teacher_function
+from longtail.training.tasks import TrainExperts, teacher_function
 from longtail.training.teacher import find_teacher
 from longtail.utils.errors import InputError
 
@@ -37,7 +37,7 @@ def test_the_loss_includes_the_distance_to_the_teacher():
     model, teacher = create_model("resnet20", 4, 2), create_model("resnet20", 4, 3)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     criterion = CrossEntropyLoss([5, 4, 3, 2])
-    task = DistillExperts(model, DistilledLoss(criterion, factor=0.5), teacher_function(teacher)).train()
+    task = TrainExperts(model, DistilledLoss(criterion, factor=0.5), teach=teacher_function(teacher)).train()
     batch = next(loader(small_split(), 20).epoch(1))
     logits = model(batch.inputs).logits
     expected = criterion(logits, batch.labels, 1) + 0.5 * distillation(logits, teacher.eval()(batch.inputs).ensemble)

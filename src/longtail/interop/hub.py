@@ -1,6 +1,7 @@
 """Upload of a run to the Hugging Face Hub: model, settings, results and a model card."""
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import longtail
 from longtail.config.recipes import to_yaml
 from longtail.config.schema import Config
 from longtail.reports.model_card import ModelCard
-from longtail.runs.hub import HubAddress, check_repository, hub_errors, is_hub_address
+from longtail.runs.hub import PART, HubAddress, hub_errors, is_hub_address
 from longtail.runs.model_file import MODEL_FILE, load_metadata
 from longtail.runs.run import Run
 from longtail.utils.errors import InputError
@@ -41,7 +42,8 @@ def push(
     Raises:
         InputError: there is no such run, or it is not finished; or the Hub cannot be reached, or refuses.
     """
-    check_repository(repository)
+    if not re.fullmatch(f"{PART}/{PART}", repository):
+        raise InputError(f"'{repository}' is not the name of a repository; it must be owner/name")
     run = run if isinstance(run, Run) else Run.open(run)
     if not run.is_finished:
         raise InputError(f"'{run.folder}' is not finished, or not evaluated: it has no results to publish")

@@ -30,15 +30,6 @@ class HubAddress(NamedTuple):
         return f"{SCHEME}{self.repository}" + (f"@{self.revision}" if self.revision else "")
 
 
-class DownloadedFile(NamedTuple):
-    """A file in the cache of the Hub's client."""
-
-    path: Path
-
-    commit: str
-    """Of the repository, 40 hexadecimal digits"""
-
-
 def is_hub_address(source: str | Path) -> bool:
     """Whether a text is meant as an address on the Hub; a path never is."""
     return isinstance(source, str) and source.startswith("hf:")
@@ -60,19 +51,11 @@ def parse_address(text: str) -> HubAddress:
     return HubAddress(*match.groups())
 
 
-def check_repository(text: str) -> str:
-    """Returns the name of a repository.
-
-    Raises:
-        InputError: it is not of the form owner/name.
-    """
-    if not re.fullmatch(f"{PART}/{PART}", text):
-        raise InputError(f"'{text}' is not the name of a repository; it must be owner/name")
-    return text
-
-
-def download(address: HubAddress, name: str) -> DownloadedFile:
+def download(address: HubAddress, name: str) -> Path:
     """Downloads a file into the cache of the Hub's client, or finds it there. Without a network it uses the cached one.
+
+    Returns:
+        The file, in a folder that has the name of the commit.
 
     Raises:
         InputError: there is no such repository, revision or file; access is denied; or the network fails.
@@ -80,12 +63,11 @@ def download(address: HubAddress, name: str) -> DownloadedFile:
     from huggingface_hub import hf_hub_download
 
     with hub_errors(str(address)):
-        path = Path(
+        return Path(
             hf_hub_download(
                 address.repository, name, revision=address.revision, etag_timeout=SECONDS, library_name="longtail"
             )
         )
-    return DownloadedFile(path, path.parent.name)  # snapshots/COMMIT/NAME
 
 
 @contextmanager

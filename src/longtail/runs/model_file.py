@@ -155,7 +155,7 @@ def model_path(source: str | Path) -> Path:
         InputError: there is no such run or file; an address on the Hub is wrong, or the download fails.
     """
     if is_hub_address(source):
-        return download(parse_address(str(source)), MODEL_FILE).path
+        return download(parse_address(str(source)), MODEL_FILE)
     path = Path(source)
     if not path.exists():
         raise InputError(f"'{source}' is not a run folder or a model file: it does not exist")

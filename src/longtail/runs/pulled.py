@@ -29,16 +29,16 @@ def open_run(source: str | Path) -> Run:
         return Run.open(source)
     address = parse_address(str(source))
     model = download(address, MODEL_FILE)
-    exact = HubAddress(address.repository, model.commit)
+    exact = HubAddress(address.repository, model.parent.name)  # snapshots/COMMIT/NAME
     name = address.repository.partition("/")[2]
     for folder in sorted(Path("runs").glob(f"{name}*")):
         if Run(folder).environment().get(PULLED_FROM) == str(exact) and Run(folder).config_path.is_file():
             return Run.open(folder)
-    config = load_recipe(download(exact, "config.yaml").path)
-    load_model_file(model.path)
+    config = load_recipe(download(exact, "config.yaml"))
+    load_model_file(model)
     run = new_run(name)
     with run.lock():
         run.write_json("environment.json", {PULLED_FROM: str(exact)})
-        write_atomically(run.model_path, model.path.read_bytes())
+        write_atomically(run.model_path, model.read_bytes())
         run.write_config(config)  # last: a folder with settings is a run
     return run

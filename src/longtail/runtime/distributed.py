@@ -88,15 +88,12 @@ class Group:
             dist.all_reduce(tensor)
         return tensor
 
-    def all_reduce_max(self, number: int) -> int:
-        """Returns the largest of the processes' numbers."""
-        return self._all_reduce_max(number, _groups.steps)
-
-    def _all_reduce_max(self, number: int, group: Any) -> int:
+    def all_reduce_max(self, number: int, patient: bool = False) -> int:
+        """Returns the largest of the processes' numbers. ``patient``: another one may take long."""
         if self.size == 1:
             return number
         numbers = torch.tensor(number)  # on the CPU, which does not wait for a GPU
-        dist.all_reduce(numbers, dist.ReduceOp.MAX, group=group)
+        dist.all_reduce(numbers, dist.ReduceOp.MAX, group=_groups.patient if patient else _groups.steps)
         return int(numbers)
 
     def broadcast(self, tensors: Iterable[Tensor], source: int = 0) -> None:
@@ -121,10 +118,10 @@ class Group:
     def main_first(self) -> Iterator[None]:
         """Runs the block in the first process, then in the others: the first one may download what they read."""
         if not self.is_main:
-            self._all_reduce_max(0, _groups.patient)
+            self.all_reduce_max(0, patient=True)
         yield
         if self.is_main:
-            self._all_reduce_max(0, _groups.patient)
+            self.all_reduce_max(0, patient=True)
 
 
 SINGLE_PROCESS = Group()
@@ -180,7 +177,13 @@ def init_distributed(device: str) -> Iterator[Group]:
 def _join(device: str) -> None:
     local = int(os.environ["LOCAL_RANK"])
     on_gpu = device != "cpu" and torch.cuda.is_available()
-    _check(device, on_gpu, local)
+    if on_gpu and ":" in device:
+        raise InputError(f"device is '{device}'; for several processes it must be auto, cuda or cpu")
+    if on_gpu and local >= torch.cuda.device_count():
+        raise InputError(
+            f"{os.environ.get('LOCAL_WORLD_SIZE', 'more')} processes on a machine with {torch.cuda.device_count()} "
+            "GPUs; start at most one process for each GPU, or set --device cpu"
+        )
     if on_gpu:
         torch.cuda.set_device(local)
     # NCCL ends the process when its time is over, without a line; so it waits longer than the others.
@@ -220,16 +223,6 @@ def _leave(on_gpu: bool) -> None:
         os._exit(1)
     with suppress(Exception):
         dist.destroy_process_group()
-
-
-def _check(device: str, on_gpu: bool, local: int) -> None:
-    if on_gpu and ":" in device:
-        raise InputError(f"device is '{device}'; for several processes it must be auto, cuda or cpu")
-    if on_gpu and local >= torch.cuda.device_count():
-        raise InputError(
-            f"{os.environ.get('LOCAL_WORLD_SIZE', 'more')} processes on a machine with {torch.cuda.device_count()} "
-            "GPUs; start at most one process for each GPU, or set --device cpu"
-        )
 
 
 def _is_first_to_fail() -> bool:

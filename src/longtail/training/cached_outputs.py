@@ -1,7 +1,6 @@
 """Outputs of frozen experts on class-balanced draws of the training images: computed once if they fit into memory."""
 
 from collections.abc import Iterator
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -64,18 +63,14 @@ class CachedOutputs:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yields batches whose inputs are `ExpertOutput`s, on the device."""
-        view = self._view(epoch)
+        view = 1 + (epoch - 1) % self._views  # the epoch of the loader; both are counted from 1
         if view not in self._cache:
             self._cache[view] = self._filled(view)
         logits, labels, features = self._cache[view]
         draws = self._draw(self._loader.labels(view), epoch).to(labels.device)
-        for batch in islice(self.shard.batches(self.num_images, self.batch_size), first, None):
+        for batch in self.shard.batches(self.num_images, self.batch_size, first):
             own = draws[batch.own]
             yield Batch(ExpertOutput(logits[own], features[own]), labels[draws[batch.batch]], rows_of(batch))
-
-    def _view(self, epoch: int) -> int:
-        """The loader's epoch that an epoch is made of, both counted from 1."""
-        return 1 + (epoch - 1) % self._views
 
     def _draw(self, labels: Tensor, epoch: int) -> Tensor:
         """The images of an epoch, as positions in the order of the loader: (num_images,)."""
@@ -83,48 +78,24 @@ class CachedOutputs:
         return sampler.positions(epoch)[: self.num_images]
 
     def _filled(self, view: int) -> Rows:
-        """The outputs for all images, in memory that is taken once."""
-        rows: Rows = ()
-        done = 0
-        for batch in self._computed(view):
-            rows = rows or tuple(part.new_empty(self._num_draws, *part.shape[1:]) for part in batch)
-            for target, part in zip(rows, batch, strict=True):
-                target[done : done + len(part)] = part
-            done += len(batch[1])
-        return rows
-
-    def _computed(self, view: int) -> Iterator[Rows]:
         """The outputs for all images, whichever process computes them."""
-        own = iter(self._own(view))
-        if self._group.size == 1:
-            yield from own
-            return
-        all_labels, size = self._loader.labels(view).to(next(self._model.parameters()).device), self._loader.batch_size
-        for number, start in enumerate(range(0, self._num_draws, size)):
-            self._stop_if_asked()
-            labels = all_labels[start : start + size]
-            source = number % self._group.size
-            if source == self._group.rank:
-                logits, _, features = next(own)
-            else:
-                shape = len(labels), self._model.num_experts
-                logits = torch.empty(*shape, self._model.num_classes, device=labels.device)
-                features = torch.empty(*shape, self._model.num_features, device=labels.device)
-            self._group.broadcast((logits, features), source)
-            yield logits, labels, features
-
-    def _own(self, view: int) -> Iterator[Rows]:
-        for batch in self._loader.epoch(view):
-            if self._group.size == 1:  # several processes check together, in `_computed`
-                self._stop_if_asked()
-            with torch.no_grad():
-                output = self._model(batch.inputs)
-            yield output.logits, batch.labels, output.features
-
-    def _stop_if_asked(self) -> None:
-        """All ranks stop together; otherwise the others would deadlock."""
-        if self._signals is not None and self._group.all_reduce_max(int(self._signals.asked_to_stop)):
-            raise Stopped  # nothing was learned since the last step
+        model, group, size = self._model, self._group, self._loader.batch_size
+        labels = self._loader.labels(view).to(next(model.parameters()).device)
+        shape = len(labels), model.num_experts
+        logits = torch.empty(*shape, model.num_classes, device=labels.device)
+        features = torch.empty(*shape, model.num_features, device=labels.device)
+        own = iter(self._loader.epoch(view))
+        for number, start in enumerate(range(0, len(labels), size)):
+            # All processes stop together; otherwise the others would wait for ever.
+            if self._signals is not None and group.all_reduce_max(int(self._signals.asked_to_stop)):
+                raise Stopped  # nothing was learned since the last step
+            rows, source = slice(start, start + size), number % group.size
+            if source == group.rank:
+                with torch.no_grad():
+                    output = model(next(own).inputs)
+                logits[rows], features[rows] = output.logits, output.features
+            group.broadcast((logits[rows], features[rows]), source)
+        return logits, labels, features
 
 
 class ComputedOutputs:

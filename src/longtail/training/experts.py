@@ -33,7 +33,7 @@ from longtail.training.initial_weights import load_initial, start_from
 from longtail.training.loop import LoopOptions, fit
 from longtail.training.optim import learning_rate, optimizer
 from longtail.training.progress import TrainingProgress
-from longtail.training.tasks import DistillExperts, TrainExperts, teacher_function
+from longtail.training.tasks import TrainExperts, teacher_function
 from longtail.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -190,17 +190,13 @@ class ExpertStage:
     def _views(self, frozen: FrozenPart, teacher: MultiExpert | None) -> FrozenViews | None:
         if self.context.config.training.views == 0:
             return None
-        runtime, teach = self.context.runtime, None if teacher is None else teacher_function(teacher)
-
-        def compute_part(images: Tensor) -> tuple[Tensor, ...]:
-            start = frozen.start(images)
-            return (start,) if teach is None else (start, teach(images))
+        functions = [frozen.start] if teacher is None else [frozen.start, teacher_function(teacher)]
 
         @torch.no_grad()
         def compute(images: Tensor) -> tuple[Tensor, ...]:
             size = CPU_BATCH if images.device.type == "cpu" else len(images)
-            with runtime.autocast():
-                parts = [compute_part(part) for part in torch.split(images, size)]
+            with self.context.runtime.autocast():
+                parts = [[function(part) for function in functions] for part in torch.split(images, size)]
             return tuple(map(torch.cat, zip(*parts, strict=True)))
 
         return FrozenViews(self.context, self.metadata.image_size, compute)
@@ -240,13 +236,12 @@ class ExpertStage:
             criterion = DistilledLoss(
                 criterion, temperature=how.temperature, factor=how.factor, published=how.published
             )
+            # RIDE's code leaves its teacher in training mode.
+            options["teach"] = teacher_function(teacher, batch_statistics=how.published)
         if self.context.config.augmentation.views != "one":
             rampup = epoch_of(how.self_rampup, self.context.config.training.epochs)
             criterion = SelfDistilledLoss(criterion, factor=how.self_factor, rampup=rampup)
-        if teacher is None:
-            return TrainExperts(model, criterion, **options)
-        # RIDE's code leaves its teacher in training mode.
-        return DistillExperts(model, criterion, teacher_function(teacher, batch_statistics=how.published), **options)
+        return TrainExperts(model, criterion, **options)
 
     def _prepared_model(self) -> MultiExpert:
         """The same weights, compiled and with synchronised batch norms if the settings ask for it."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,10 +30,6 @@ Schedule = Callable[[float], float]
 
 class DivergedError(InputError):
     """The loss became NaN or infinite."""
-
-
-def ignore_step(done: int, learning_rate: float, loss: float | None) -> None:
-    """Reports nothing."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class LoopOptions:
     graph_phase: Callable[[int], Hashable] | None = None
     """Captures steps as CUDA graphs, see `GraphedStep`: the phase of an epoch from 1. None: steps are not captured"""
 
-    on_step: Callable[[int, float, float | None], None] = ignore_step
+    on_step: Callable[[int, float, float | None], None] = field(default=lambda *step: None)
     """Called after each step with the steps done in this epoch, the learning rate and, if it was read, the mean loss"""
 
 
@@ -98,7 +95,7 @@ def fit(
     if checkpoint is not None:
         checkpoint.restore(state)
     now = state.position
-    train_step: Callable[[Batch, int], Step] = _TrainStep(parallel, optimizer, scaler, options)
+    train_step: Callable[[Batch, int], Step] = partial(_train_step, parallel, optimizer, scaler, options)
     if options.graph_phase is not None:
         train_step = GraphedStep(train_step, optimizer, options.graph_phase)
     for epoch in range(now.epoch, epochs + 1):
@@ -142,25 +139,18 @@ def fit(
     optimizer.zero_grad(set_to_none=True)  # later stages may need the memory
 
 
-@dataclass(frozen=True)
-class _TrainStep:
+def _train_step(
+    task: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, options: LoopOptions, batch: Batch, epoch: int
+) -> Step:
     """One step: gradients, and the update of the weights."""
-
-    task: nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: Any
-    options: LoopOptions
-
-    def __call__(self, batch: Batch, epoch: int) -> Step:
-        optimizer, scaler, options = self.optimizer, self.scaler, self.options
-        optimizer.zero_grad(set_to_none=True)
-        result = _backward(self.task, batch, epoch, options.accumulation, options.runtime, scaler)
-        if options.clip_gradient is not None:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(self.task.parameters(), options.clip_gradient)
-        scaler.step(optimizer)
-        scaler.update()
-        return result
+    optimizer.zero_grad(set_to_none=True)
+    result = _backward(task, batch, epoch, options.accumulation, options.runtime, scaler)
+    if options.clip_gradient is not None:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(task.parameters(), options.clip_gradient)
+    scaler.step(optimizer)
+    scaler.update()
+    return result
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -1,4 +1,4 @@
-"""The learning rate and the turning points of training, as pure functions of the epoch."""
+"""The learning rate, as pure functions of the epoch."""
 
 import math
 from collections.abc import Sequence

@@ -34,6 +34,9 @@ class TrainExperts(nn.Module):
         criterion: the loss.
         compute: the inputs of a batch to the outputs of all experts; by default, images through the model.
         fixed: modules that stay in eval mode.
+        teach: normalised images (B, 3, H, W) to a teacher's logits (B, C), without gradients, for a criterion with the
+            teacher's term. A function and not a module, so that it is not trained, saved, or wrapped for several GPUs.
+            Not used if batches hold its logits.
     """
 
     def __init__(
@@ -42,11 +45,12 @@ class TrainExperts(nn.Module):
         criterion: Criterion | DistilledLoss | SelfDistilledLoss,
         compute: Callable[[Tensor], ExpertOutput] | None = None,
         fixed: Sequence[nn.Module] = (),
+        teach: Callable[[Tensor], Tensor] | None = None,
     ):
         super().__init__()
         self.model = model
         self.criterion: Any = criterion
-        self.compute, self.fixed = compute, tuple(fixed)
+        self.compute, self.fixed, self.teach = compute, tuple(fixed), teach
 
     def train(self, mode: bool = True) -> "TrainExperts":
         """Sets the mode of all modules but the fixed ones."""
@@ -58,44 +62,16 @@ class TrainExperts(nn.Module):
     def forward(self, batch: Batch, epoch: int) -> Step:
         """A batch of images, and the epoch from 1, to its loss."""
         output: ExpertOutput = (self.compute or self.model)(batch.inputs)
-        extra = self.extra_targets(batch)
+        extra = {}
+        if self.teach is not None:
+            known = batch.teacher_logits
+            extra["teacher_logits"] = self.teach(batch.inputs) if known is None else known
         with full_precision(batch.inputs):
             loss = self.criterion(output.logits, batch.labels, epoch, batch.soft_targets, batch.rows, **extra)
         labels = batch.own_labels
         # Of the first view, if there are several.
         correct = (output.ensemble.detach()[: len(labels)].argmax(dim=1) == labels).sum()
         return Step(loss, correct)
-
-    def extra_targets(self, batch: Batch) -> dict[str, Tensor]:
-        """Further arguments of the criterion."""
-        return {}
-
-
-class DistillExperts(TrainExperts):
-    """Stage 1 with a teacher.
-
-    Args:
-        model: the student.
-        criterion: with the teacher's term.
-        teach: normalised images (B, 3, H, W) to the teacher's logits (B, C), without gradients. A function and not a
-            module, so that it is not trained, saved, or wrapped for several GPUs. Not used if batches hold its logits.
-        options: of `TrainExperts`.
-    """
-
-    def __init__(
-        self,
-        model: MultiExpert,
-        criterion: DistilledLoss | SelfDistilledLoss,
-        teach: Callable[[Tensor], Tensor],
-        **options: Any,
-    ):
-        super().__init__(model, criterion, **options)
-        self.teach = teach
-
-    def extra_targets(self, batch: Batch) -> dict[str, Tensor]:
-        """The teacher's logits (B, C)."""
-        known = batch.teacher_logits
-        return {"teacher_logits": self.teach(batch.inputs) if known is None else known}
 
 
 class TrainHeads(nn.Module):
@@ -141,7 +117,7 @@ class TrainRouter(nn.Module):
 
 
 def teacher_function(teacher: MultiExpert, batch_statistics: bool = False) -> Callable[[Tensor], Tensor]:
-    """Returns a trained model as `DistillExperts` needs it: images to ensemble logits, without gradients.
+    """Returns a trained model as `TrainExperts` needs it: images to ensemble logits, without gradients.
 
     Args:
         teacher: it is changed in place.

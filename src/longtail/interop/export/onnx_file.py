@@ -10,8 +10,6 @@ from longtail.utils.errors import InputError
 from longtail.utils.extras import check_extra
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
-
     from longtail.interop.onnx.stages import Stage
 
     Write = Callable[[Sequence[Stage], OnnxMetadata], Any]
@@ -54,15 +52,10 @@ def _one_file(stages: "Sequence[Stage]", metadata: OnnxMetadata) -> bytes:
 
     if sum(stage.graph.ByteSize() for stage in stages) > MAX_BYTES:
         raise InputError("the model has more than 2 GiB, the limit of an ONNX file; use --format onnx-parts")
-    return _bytes(join(stages, metadata))
+    return bytes(join(stages, metadata).SerializeToString())
 
 
 def _files(stages: "Sequence[Stage]", metadata: OnnxMetadata) -> dict[str, bytes]:
     from longtail.interop.onnx.join import as_parts
 
-    return {name: _bytes(model) for name, model in as_parts(stages, metadata).items()}
-
-
-def _bytes(model: "ModelProto") -> bytes:
-    content: bytes = model.SerializeToString()
-    return content
+    return {name: bytes(model.SerializeToString()) for name, model in as_parts(stages, metadata).items()}

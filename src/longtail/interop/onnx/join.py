@@ -53,10 +53,10 @@ def join(stages: Sequence[Stage], metadata: OnnxMetadata) -> ModelProto:
     first = stages[0].graph
     (pixels,) = first.graph.input
     classes = first.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    body = _nodes(first.graph, "expert_1/" if len(stages) > 1 else "model/", {IMAGES: IMAGES})
-    piece = _continue(stages, 0, body.names, classes) if len(stages) > 1 else _all(body.names, num_experts)
+    body, own = _nodes(first.graph, "expert_1/" if len(stages) > 1 else "model/", {IMAGES: IMAGES})
+    piece = _continue(stages, 0, own, classes) if len(stages) > 1 else _all(own, num_experts)
     nodes = [
-        *body.graph.node,
+        *body.node,
         *piece.nodes,
         helper.make_node("Identity", [piece.logits], [LOGITS]),
         helper.make_node("Identity", [piece.used], [EXPERTS_USED]),
@@ -81,7 +81,7 @@ def join(stages: Sequence[Stage], metadata: OnnxMetadata) -> ModelProto:
     ]
     used = {name for node in _all_nodes(nodes) for name in node.input}
     small = [numpy_helper.from_array(value, name) for name, value in constants.items() if name in used]
-    weights = [*body.graph.initializer, *small]
+    weights = [*body.initializer, *small]
     graph = helper.make_graph(nodes, "longtail", inputs, outputs, weights)
     model = helper.make_model(graph, opset_imports=_opsets(stages), ir_version=IR_VERSION, producer_name="longtail")
     helper.set_model_props(model, metadata.properties())
@@ -100,17 +100,8 @@ def as_parts(stages: Sequence[Stage], metadata: OnnxMetadata) -> dict[str, Model
     return parts
 
 
-class _Body(NamedTuple):
-    """A graph with new names."""
-
-    graph: GraphProto
-
-    names: dict[str, str]
-    """New names of its outputs"""
-
-
-def _nodes(graph: GraphProto, prefix: str, inputs: Mapping[str, str]) -> _Body:
-    """Copies a graph, puts a prefix before all names, and names its inputs as given."""
+def _nodes(graph: GraphProto, prefix: str, inputs: Mapping[str, str]) -> tuple[GraphProto, dict[str, str]]:
+    """Copies a graph, puts a prefix before all names, names its inputs as given, and returns its outputs' names too."""
     copy = GraphProto()
     copy.CopyFrom(graph)
     del copy.value_info[:]  # the batch of a branch has another size
@@ -124,7 +115,7 @@ def _nodes(graph: GraphProto, prefix: str, inputs: Mapping[str, str]) -> _Body:
             new_names[node.output[0]] = node.input[0]
         else:
             copy.node.append(node)
-    return _Body(copy, {value.name: new_names.get(prefix + value.name, prefix + value.name) for value in graph.output})
+    return copy, {value.name: new_names.get(prefix + value.name, prefix + value.name) for value in graph.output}
 
 
 def _continue(stages: Sequence[Stage], number: int, names: Mapping[str, str], classes: int) -> _Piece:
@@ -144,14 +135,14 @@ def _continue(stages: Sequence[Stage], number: int, names: Mapping[str, str], cl
     results = [f"{tag}result_logits", f"{tag}result_used"]
     subset = {name: f"{tag}{name}" for name in (SHARED, *SUMS) if name in names}
     inputs = {BEFORE.get(name, name): new for name, new in subset.items()}
-    body = _nodes(stages[number + 1].graph.graph, f"expert_{number + 2}/", inputs)
+    body, own = _nodes(stages[number + 1].graph.graph, f"expert_{number + 2}/", inputs)
     if stages[number + 1].is_last:
-        after = _all(body.names, number + 2)
+        after = _all(own, number + 2)
     else:
-        after = _continue(stages, number + 1, {SHARED: subset[SHARED]} | body.names, classes)
+        after = _continue(stages, number + 1, {SHARED: subset[SHARED]} | own, classes)
     then = [
         *(helper.make_node("Gather", [names[name], f"{tag}kept"], [new], axis=0) for name, new in subset.items()),
-        *body.graph.node,
+        *body.node,
         *after.nodes,
         helper.make_node("Unsqueeze", [f"{tag}kept", "axis_1"], [f"{tag}rows"]),
         helper.make_node("ScatterND", [so_far, f"{tag}rows", after.logits], [f"{tag}then_logits"]),
@@ -162,7 +153,7 @@ def _continue(stages: Sequence[Stage], number: int, names: Mapping[str, str], cl
         helper.make_node("Identity", [f"{tag}used"], [f"{tag}else_used"]),
     ]
     branches = {
-        "then_branch": _branch(then, f"{tag}then", classes, body.graph.initializer),
+        "then_branch": _branch(then, f"{tag}then", classes, body.initializer),
         "else_branch": _branch(otherwise, f"{tag}else", classes),
     }
     return _Piece([*nodes, helper.make_node("If", [f"{tag}any"], results, **branches)], *results)

@@ -2,8 +2,6 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import onnx
@@ -60,7 +58,9 @@ def export_stages(model: MultiExpert, metadata: ModelMetadata) -> list[Stage]:
 
 def _export(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], outputs: list[str]) -> onnx.ModelProto:
     batch = torch.export.Dim("batch", min=1)
-    with _quiet(), torch.no_grad():
+    # The exporter's warnings and notes are about PyTorch's own code.
+    quiet = log_level(logging.ERROR, "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    with quiet, warnings.catch_warnings(action="ignore"), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
             inputs,
@@ -76,11 +76,3 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], out
     for part in (model.graph, *model.graph.node, *model.graph.value_info):
         del part.metadata_props[:]  # lines of code, with paths of this machine
     return model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Within it, the exporter's warnings and notes, which are about PyTorch's own code, are not shown."""
-    names = "torch.onnx", "torch.export", "onnxscript", "onnx_ir"
-    with log_level(logging.ERROR, *names), warnings.catch_warnings(action="ignore"):
-        yield
