@@ -57,7 +57,8 @@ def assert_same_outputs(case: Case, mode: str, values: dict[str, np.ndarray]) ->
     for array in (*arrays, *{f"loss_{mode}"} & set(case.outputs)):
         ours, expected, tolerance = values[array], case.outputs[array], case.tolerance(array, SINGLE)
         assert distance(ours, expected) < tolerance, array
-        absolute = tolerance / 10 * np.abs(expected).max()
+        # Small values have the rounding errors of large sums, which differ between processors.
+        absolute = tolerance / 4 * np.abs(expected).max()
         np.testing.assert_allclose(ours, expected, rtol=10 * tolerance, atol=absolute, err_msg=array)
 
 
