@@ -241,10 +241,17 @@ IMAGES = ["cat/1.jpg", "dog/my best dog.png", "cat/2.jpg", "dog/t 1.jpg"]
         ([f'"{line.replace(",", chr(34) + "," + chr(34))}"' for line in CSV], ("cat", "dog")),
         ([line.replace(",", ", ") for line in CSV], ("cat", "dog")),
         (["# made by hand", "", *CSV], ("cat", "dog")),
+        (["# made by hand, in May", "#Checked", "file,label", "#", *CSV, "# cat/v.jpg,cat"], ("cat", "dog")),
         # The label first, also with numbers.
         (["label,path", *[",".join(line.split(",")[::-1]) for line in CSV]], ("cat", "dog")),
         ([",".join(line.split(",")[::-1]) for line in CSV], ("cat", "dog")),
         (["0 cat/1.jpg", "1 dog/my best dog.png", "0 cat/2.jpg", "1 dog/t 1.jpg"], ("cat", "dog")),
+        (["# by hand", "0 cat/1.jpg", "1 dog/my best dog.png", "#2", "0 cat/2.jpg", "1 dog/t 1.jpg"], ("cat", "dog")),
+        # Names that begin with the sign of comments.
+        ([f"#{','.join(line.split(',')[::-1])}" for line in CSV], ("#cat", "#dog")),
+        (["label,image", *[f"#{','.join(line.split(',')[::-1])}" for line in CSV]], ("#cat", "#dog")),
+        (["#,image,label", *[f"{number},{line}" for number, line in enumerate(CSV)]], ("cat", "dog")),
+        (["#image,label", *CSV], ("cat", "dog")),
         # Numbers from 1, and names of classes with spaces.
         (["cat/1.jpg 1", "dog/my best dog.png 2", "cat/2.jpg 1", "dog/t 1.jpg 2"], ("cat", "dog")),
         ([f"{line} s. l." for line in CSV], ("cat s. l.", "dog s. l.")),

@@ -27,7 +27,7 @@ SAMPLE = 50
 
 Cells = list[str]
 Format = Callable[[str], Iterator[tuple[int, Cells]]]
-"""Splits a text into numbered lines of cells"""
+"""Splits a text into numbered lines of cells; a comment has none"""
 
 
 class Row(NamedTuple):
@@ -52,14 +52,19 @@ class Table(NamedTuple):
     """Why its columns are not understood"""
 
 
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(map(str.strip, text.split("\n")), start=1):
+        yield number, "" if line.startswith("#") else line
+
+
 def _words(text: str) -> Iterator[tuple[int, Cells]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        yield number, line.strip().rsplit(None, 1)  # from the right, because paths may hold spaces
+    for number, line in _lines(text):
+        yield number, line.rsplit(None, 1)  # from the right, because paths may hold spaces
 
 
 def _label_first(text: str) -> Iterator[tuple[int, Cells]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        yield number, line.strip().split(None, 1)[::-1]
+    for number, line in _lines(text):
+        yield number, line.split(None, 1)[::-1]
 
 
 def _separated(separator: str) -> Format:
@@ -67,13 +72,19 @@ def _separated(separator: str) -> Format:
         reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
         line = 1
         try:
-            for cells in reader:
-                yield line, [cell.strip() for cell in cells] if any(cells) else []
+            for row in reader:
+                cells = [cell.strip() for cell in row]
+                yield line, [] if _is_comment(cells) else cells
                 line = reader.line_num + 1
         except csv.Error:  # a field of more than 128 KB, because a quotation mark is not closed
             yield line, ["", ""]
 
     return read
+
+
+def _is_comment(cells: Cells) -> bool:
+    # A column may be called '#', and a class or a file '#1'.
+    return not any(cells) or cells[0].startswith("# ") or (len(cells) == 1 and cells[0].startswith("#"))
 
 
 FORMATS = (_words, _label_first, *map(_separated, ",;\t"))
@@ -83,8 +94,8 @@ FORMATS = (_words, _label_first, *map(_separated, ",;\t"))
 def read_table(file: Path, text: str, paths: ListPaths) -> Table:
     """Reads a list. Its format and columns are those with which its files are found.
 
-    Lines that begin with # are comments. A header may name the columns, see `PATH_NAMES`, `LABEL_NAMES` and
-    `SPLIT_NAMES`.
+    Lines that begin with # are comments; in CSV and TSV only if a space follows or if they have a single cell, because
+    a name may begin with #. A header may name the columns, see `PATH_NAMES`, `LABEL_NAMES` and `SPLIT_NAMES`.
     """
     best: _Reading | None = None
     for split_lines in FORMATS:
@@ -130,7 +141,7 @@ class _Reading(NamedTuple):
 
 
 def _data_lines(lines: Iterator[tuple[int, Cells]]) -> Iterator[tuple[int, Cells]]:
-    return ((line, cells) for line, cells in lines if cells and not cells[0].startswith("#"))
+    return ((line, cells) for line, cells in lines if cells)
 
 
 def _read_sample(split_lines: Format, file: Path, text: str, paths: ListPaths) -> _Reading | None:
