@@ -18,7 +18,7 @@ from longtail.reports.html.compare import (
     write_comparison,
 )
 from longtail.utils.errors import InputError
-from longtail.utils.format import macs
+from longtail.utils.format import macs, percent
 
 
 def compared(name, seed=0, *, counts=COUNTS, **options):
@@ -111,9 +111,21 @@ def test_a_real_difference_is_significant(tmp_path):
 def test_runs_of_the_same_name_are_told_apart(tmp_path):
     runs = [ComparedRun(Path("x/run"), *saved_report(COUNTS)), ComparedRun(Path("y/run"), *saved_report(COUNTS))]
     write_comparison(tmp_path / "compare.html", runs)
-    page = Page((tmp_path / "compare.html").read_text(encoding="utf-8"))
-    assert "x/run, y/run" in " ".join(page.text.split())
-    assert "The difference is not significant (p = 1.00)" in " ".join(page.text.split())
+    text = " ".join(Page((tmp_path / "compare.html").read_text(encoding="utf-8")).text.split())
+    assert "x/run, y/run" in text
+
+
+@pytest.mark.parametrize(("others", "rank"), [(1, ""), (2, ", the highest")])
+def test_equal_accuracies_are_called_so(tmp_path, others, rank):
+    best = compared("a")
+    worse = compared("c", 3)
+    assert worse.report.evaluation.accuracy < best.report.evaluation.accuracy
+    runs = [best, best._replace(folder=Path("b")), worse]
+    write_comparison(tmp_path / "compare.html", runs[: 1 + others])
+    text = " ".join(Page((tmp_path / "compare.html").read_text(encoding="utf-8")).text.split())
+    assert f"a and b have the same accuracy{rank}: {percent(best.report.evaluation.accuracy)} % of 200 test" in text
+    assert "The difference is not significant (p = 1.00)" in text
+    assert "points more" not in text
 
 
 def test_other_test_images_are_refused(runs):

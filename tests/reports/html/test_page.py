@@ -113,6 +113,11 @@ def test_the_slider_follows_the_measured_curve(example):
     ]
 
 
+def test_dots_name_their_experts(example):
+    titles = re.findall("<title>([^<]*), no router</title>", example[3])
+    assert titles == ["1 expert", "2 experts", "3 experts"]
+
+
 def small_outputs():
     """Eight images of three classes, three experts: who predicts what with which probability."""
     experts = torch.tensor([[0, 0, 0], [0, 1, 2], [1, 1, 0], [1, 1, 1], [2, 2, 1], [0, 0, 0], [1, 2, 2], [2, 2, 2]])

@@ -14,7 +14,7 @@ from longtail.evaluation.routing import RoutingReport
 from longtail.evaluation.significance import wilson_interval
 from longtail.reports.html.svg import MAX_POINTS, Axis, Chart, axis_around, percent_axis, thinned
 from longtail.reports.html.text import clean
-from longtail.utils.format import percent, unit_of
+from longtail.utils.format import percent, pluralize, unit_of
 
 MAX_WHISKERS = 40
 """Classes up to which the chart shows each one's confidence interval"""
@@ -137,7 +137,7 @@ def routing_chart(routing: RoutingReport) -> Chart:
     chart.line(scaled(routing.random_curve, "accuracy"), "dotted")
     chart.line(scaled(routing.curve, "balanced"), "strong")
     prefixes = scaled(routing.prefixes, "balanced")
-    chart.dots(prefixes, "few", [f"{k} experts, no router" for k in range(1, len(prefixes) + 1)], 4)
+    chart.dots(prefixes, "few", [f"{pluralize(k, 'expert')}, no router" for k in range(1, len(prefixes) + 1)], 4)
     for number, point in enumerate(prefixes, start=1):
         chart.text(point, "1 expert" if number == 1 else str(number), dy=18)
     return chart

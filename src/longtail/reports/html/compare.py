@@ -167,6 +167,7 @@ def _summary(runs: Sequence[ComparedRun], names: Sequence[str], pairs: Sequence[
         "interval": " to ".join(map(points, difference_interval(*counts, num_images))),
         "difference": f"{100 * (counts[0] - counts[1]) / num_images:.1f}",
         "p": f"p {p}" if p.startswith("<") else f"p = {p}",
+        "is_tie": counts[0] == counts[1],
         "is_significant": found.adjusted < SIGNIFICANT,
     }
 
