@@ -38,7 +38,6 @@ from longtail.data.views import NUM_VIEWS, Views, ViewsLoader, source_size
 from longtail.models.backbones import input_format
 from longtail.runtime.device import Runtime
 from longtail.runtime.process import num_processors
-from longtail.runtime.shard import Shard
 from longtail.utils.console import with_bar
 from longtail.utils.errors import InputError, one_line
 from longtail.utils.format import pluralize, shortened_list
@@ -68,7 +67,7 @@ def find_corrupt_images(settings: DataConfig, dataset: DataSplits) -> list[Corru
     """Decodes all image files and returns those that do not decode.
 
     Raises:
-        InputError: they are more than the settings allow.
+        InputError: more images are corrupt than the settings allow.
     """
     paths = corrupt_images.image_files(dataset)
     corrupt = _examined(paths, Path(settings.root), "checking images")
@@ -171,16 +170,16 @@ class LoaderFactory:
         Raises:
             InputError: a batch is too small for so many processes.
         """
-        split, processes = self.dataset.train, self.runtime.group.size
-        if processes > 1 and min(training.batch_size, len(split)) < 2 * processes:
+        split, group = self.dataset.train, self.runtime.group
+        if group.size > 1 and min(training.batch_size, len(split)) < 2 * group.size:
             raise InputError(
-                f"training.batch_size is {training.batch_size} for {len(split)} images; {processes} processes share "
-                f"every batch and need at least {2 * processes}"
+                f"training.batch_size is {training.batch_size} for {len(split)} images; {group.size} processes share "
+                f"every batch and need at least {2 * group.size}"
             )
         sampler = None
         if training.sampling != "shuffled":
             sampler = LongTailSampler(split.labels, training.sampling, epochs=training.epochs)
-        return self._order(split, training.batch_size, self.runtime.group.shard, shuffle=True, sampler=sampler)
+        return EpochOrder(len(split), training.batch_size, self.seed, True, sampler, group.shard)
 
     def with_soft_targets(self, loader: Loader, label_smoothing: float) -> Loader:
         """The loader with batches that are mixed and erased as set, if at all."""
@@ -195,14 +194,14 @@ class LoaderFactory:
     def shuffled(self, batch_size: int) -> ImagesLoader:
         """All training images, augmented but not mixed, in a new order in each epoch; full batches."""
         split = self.dataset.train
-        order = self._order(split, batch_size, self.runtime.group.eval_shard, shuffle=True)
+        order = EpochOrder(len(split), batch_size, self.seed, shuffle=True, shard=self.runtime.group.eval_shard)
         return self._augmented(split, order, self._views(self.augmentation)[:1])
 
     def balanced(self, batch_size: int) -> Loader:
         """Class-balanced draws of the training images, augmented but not mixed: this process's share of every batch."""
         split = self.dataset.train
         sampler = LongTailSampler(split.labels, "class-balanced")
-        order = self._order(split, batch_size, self.runtime.group.shard, shuffle=True, sampler=sampler)
+        order = EpochOrder(len(split), batch_size, self.seed, True, sampler, self.runtime.group.shard)
         return self._augmented(split, order, self._views(self.augmentation)[:1])
 
     def views(self, split: ImageSplit, batch_size: int, flip: bool = True) -> Loader:
@@ -213,7 +212,7 @@ class LoaderFactory:
             batch_size: of all processes together.
             flip: False leaves out the mirror images.
         """
-        order = self._order(split, batch_size, self.runtime.group.eval_shard)
+        order = EpochOrder(len(split), batch_size, self.seed, shard=self.runtime.group.eval_shard)
         how = replace(self.augmentation, flip=self.augmentation.flip and flip)
         return self._augmented(split, order, self._views(how)[:1])
 
@@ -228,7 +227,7 @@ class LoaderFactory:
             wide = form._replace(image_size=source_size(views, form.image_size, form.resize))
             images = replace(self, preprocessing=wide).eval(split, max(1, batch_size // NUM_VIEWS[views]))
             return ViewsLoader(images, views, form.image_size)
-        order = self._order(split, batch_size, self.runtime.group.eval_shard)
+        order = EpochOrder(len(split), batch_size, self.seed, shard=self.runtime.group.eval_shard)
         split = self._in_memory(split)
         if split.pixels is not None:
             return MemoryLoader(split, order, device=self.runtime.device, normalise=self._normalise)
@@ -247,17 +246,6 @@ class LoaderFactory:
         needs_files = self.augmentation.crop == "resized" or self.augmentation.rand_augment is not None
         num_images = sum(map(len, dataset.splits.values()))
         return needs_files or not fits(num_images, form.image_size, self.data.cache_gib)
-
-    def _order(
-        self,
-        split: ImageSplit,
-        batch_size: int,
-        shard: Shard,
-        *,
-        shuffle: bool = False,
-        sampler: LongTailSampler | None = None,
-    ) -> EpochOrder:
-        return EpochOrder(len(split), batch_size, self.seed, shuffle, sampler, shard)
 
     @staticmethod
     def _views(how: AugmentationConfig) -> list[AugmentationConfig]:

@@ -9,7 +9,7 @@ JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
 MAX_BEFORE = 64
-"""Bytes before the start of a JPEG, at most"""
+"""Bytes before the start of a JPEG, and bytes at its end among which the end marker must be, at most"""
 
 KEPT_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
 """Chunks of a PNG that its pixels and its orientation depend on"""
