@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longtail.data.check.findings import Finding, FindingMaker
+from longtail.data.check.findings import Finding, make_finding
 from longtail.data.copies import AllImages
 from longtail.evaluation.label_shift.adjustment import adjust_to_prior
 from longtail.evaluation.label_shift.evaluators import PriorTest
@@ -108,12 +108,11 @@ def wrong_labels(opened: OpenedModel) -> Iterator[Finding]:
     """Yields the labels that are likely to be wrong, the most doubtful first."""
     context, _, metadata, _ = opened
     images = AllImages(context.dataset, Path(context.config.data.root))
-    finding, labels = FindingMaker(images), images.labels
     doubts = list(split_label_doubts(opened))
     log_odds, suggested, probability = (torch.cat(parts).numpy() for parts in zip(*doubts, strict=True))
-    for position in most_doubtful(log_odds, labels):
+    for position in most_doubtful(log_odds, images.labels):
         detail = f"{metadata.class_names[suggested[position]]}, probability {probability[position]:.2f}"
-        yield finding("likely wrong label", position, detail=detail)
+        yield make_finding(images, "likely wrong label", position, detail=detail)
 
 
 def split_label_doubts(opened: OpenedModel) -> Iterator[LabelDoubts]:

@@ -2,7 +2,7 @@
 
 import filecmp
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,9 +31,9 @@ KINDS = {
     "copy, two splits": "same pixels as an image of another split",
     "copy, two labels": "same pixels as an image with another label",
     "copy": "same pixels as an image of the same split and class",
-    "near copy, two splits": "as above, but encoded again, resized or slightly cropped",
-    "near copy, two labels": "as above, but encoded again, resized or slightly cropped",
-    "near copy": "as above, but encoded again, resized or slightly cropped",
+    "near copy, two splits": "as a copy, but encoded again, resized or slightly cropped",
+    "near copy, two labels": "as a copy, but encoded again, resized or slightly cropped",
+    "near copy": "as a copy, but encoded again, resized or slightly cropped",
     "likely wrong label": "a trained model holds the image for another class",
 }
 """Kinds of findings in the order of the report, and what they mean"""
@@ -54,20 +54,13 @@ class Finding(NamedTuple):
     detail: str = ""
 
 
-class FindingMaker:
-    """Makes the findings about images of all splits."""
-
-    def __init__(self, images: AllImages):
-        self.names, self.labels, self.splits, self.paths = images.names, images.labels, images.splits, images.paths
-        self.dataset = images.dataset
-        self.class_names, self.split_names = images.dataset.class_names, list(images.dataset.splits)
-
-    def __call__(self, kind: str, position: int, other: int | None = None, detail: str = "") -> Finding:
-        """Returns a finding about an image, by its position among all."""
-        class_name, split = self.class_names[self.labels[position]], self.split_names[self.splits[position]]
-        return Finding(
-            kind, self.names[position], class_name, split, "" if other is None else self.names[other], detail
-        )
+def make_finding(images: AllImages, kind: str, position: int, other: int | None = None, detail: str = "") -> Finding:
+    """Returns a finding about an image, by its position among all."""
+    class_name = images.dataset.class_names[images.labels[position]]
+    split = list(images.dataset.splits)[images.splits[position]]
+    return Finding(
+        kind, images.names[position], class_name, split, "" if other is None else images.names[other], detail
+    )
 
 
 class ImageChecks:
@@ -80,7 +73,8 @@ class ImageChecks:
     """
 
     def __init__(self, images: AllImages, facts: Sequence[ImageFacts | str], min_side: int):
-        self.finding, self.facts, self.min_side = FindingMaker(images), facts, min_side
+        self.images, self.finding = images, partial(make_finding, images)
+        self.facts, self.min_side = facts, min_side
         self.readable = np.array([k for k, image in enumerate(facts) if isinstance(image, ImageFacts)], dtype=np.int64)
         self.decoded = [image for image in facts if isinstance(image, ImageFacts)]
         """Facts about the readable images"""
@@ -98,7 +92,7 @@ class ImageChecks:
 
     def summary(self) -> list[str]:
         """Number and sizes of the images, one line each."""
-        dataset = self.finding.dataset
+        dataset = self.images.dataset
         numbers = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
         lines = [f"{numbers} images in {dataset.num_classes:,} classes"]
         if self.decoded:
@@ -132,7 +126,7 @@ class ImageChecks:
         return np.asarray(ranges <= BLANK_RANGE)
 
     def _sizes(self) -> Iterator[Finding]:
-        if self.finding.paths is None:  # all of one size
+        if self.images.paths is None:  # all of one size
             return
         for row in np.flatnonzero(self._smaller_sides < self.min_side):
             yield self.finding("tiny", self.readable[row], detail=f"{self._size(row)} pixels")
@@ -142,7 +136,7 @@ class ImageChecks:
             yield self.finding("unusual size", self.readable[row], detail=f"{self._size(row)} pixels")
 
     def _few_images(self) -> Iterator[Finding]:
-        dataset = self.finding.dataset
+        dataset = self.images.dataset
         test_counts = np.bincount(dataset.test.labels, minlength=dataset.num_classes)
         for name, train, test in zip(dataset.class_names, dataset.class_counts, test_counts, strict=True):
             if train < MIN_TRAIN or test < MIN_TEST:
@@ -167,7 +161,7 @@ class ImageChecks:
 
     def _pairs(self, kind: str, pairs: "Iterator[NearCopies] | list[NearCopies]") -> Iterator[Finding]:
         """Yields for each image the most similar earlier image of another split, with another label, and of its own."""
-        splits, labels = self.finding.splits, self.finding.labels
+        splits, labels = self.images.splits, self.images.labels
         closest: dict[str, NearCopies] = {}
         for tile in pairs:
             two_splits = splits[tile.first] != splits[tile.second]
@@ -181,13 +175,13 @@ class ImageChecks:
             for first, second, correlation in zip(*found, strict=True):
                 detail = f"similarity {correlation:.3f}" if kind == "near copy" else self._same(first, second)
                 if "labels" in relation:
-                    detail += f", {self.finding.class_names[labels[first]]}"
+                    detail += f", {self.images.dataset.class_names[labels[first]]}"
                 if "splits" in relation:
-                    detail += f", {self.finding.split_names[splits[first]]}"
+                    detail += f", {list(self.images.dataset.splits)[splits[first]]}"
                 yield self.finding(kind + relation, second, first, detail)
 
     def _same(self, first: int, second: int) -> str:
-        paths = self.finding.paths
+        paths = self.images.paths
         if paths is None:
             return "same pixels"
         if paths[first] == paths[second]:
