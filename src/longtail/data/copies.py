@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +76,7 @@ def find_first_copies(images: AllImages) -> Positions:
     # Unreadable files have no copies.
     keys: list[Hashable] = [None] * len(paths)
     candidates = list(range(len(paths)))
-    steps: tuple[Callable[[Path], Hashable], ...] = (_size, _tail, _content)
+    steps: tuple[Callable[[Path], Hashable], ...] = (_size, partial(_content, last=TAIL), _content)
     with ThreadPoolExecutor() as pool:
         for step in steps:
             for position, key in zip(candidates, pool.map(step, [paths[p] for p in candidates]), strict=True):
@@ -184,15 +184,7 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _tail(path: Path) -> bytes | None:
-    return _read(path, TAIL)
-
-
-def _content(path: Path) -> bytes | None:
-    return _read(path, None)
-
-
-def _read(path: Path, last: int | None) -> bytes | None:
+def _content(path: Path, last: int | None = None) -> bytes | None:
     """Returns the digest of the last bytes of a file, or of all bytes."""
     try:
         with path.open("rb") as file:

@@ -4,10 +4,7 @@ import base64
 import hashlib
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
+from typing import Any
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -23,23 +20,17 @@ def render(template: str, **content: Any) -> bytes:
         content: names and values for the template.
     """
     style, script = (_text(name) for name in ("style.css", "script.js"))
-    policy = "; ".join(
-        [
-            "default-src 'none'",
-            "img-src data:",
-            f"style-src '{_checksum(style)}'",
-            f"script-src '{_checksum(script)}'",
-            "base-uri 'none'",
-            "form-action 'none'",
-        ]
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_checksum(style)}'; script-src '{_checksum(script)}'; "
+        "base-uri 'none'; form-action 'none'"
     )
-    page = _environment().get_template(template).render(content, style=style, script=script, policy=policy)
+    page: str = _environment().get_template(template).render(content, style=style, script=script, policy=policy)
     # Names of folders may hold bytes that are not text.
     return page.encode(errors="replace")
 
 
 @cache
-def _environment() -> "Environment":
+def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     return Environment(

@@ -95,37 +95,28 @@ class Chart:
         return round(LEFT + x * inner_width, 1), round(HEIGHT - BOTTOM - y * inner_height, 1)
 
     def line(self, points: Sequence[Point], kind: str) -> None:
-        """Adds a line through the points; a point that is not finite interrupts it. ``kind`` names its styles."""
-        parts, pen = [], "M"
-        for point in thinned(points):
-            if not all(map(math.isfinite, point)):
-                pen = "M"
-                continue
-            parts.append("{}{:g} {:g}".format(pen, *self.place(point)))
-            pen = "L"
-        if parts:
-            self.elements.append(Markup('<path class="line {}" d="{}"/>').format(kind, "".join(parts)))
+        """Adds a line through the points. ``kind`` names its styles."""
+        if points:
+            path = "L".join("{:g} {:g}".format(*self.place(point)) for point in thinned(points))
+            self.elements.append(Markup('<path class="line {}" d="M{}"/>').format(kind, path))
 
-    def dots(self, points: Sequence[Point], kind: str, titles: Sequence[str] = (), radius: float = 4) -> None:
+    def dots(self, points: Sequence[Point], kind: str, titles: Sequence[str], radius: float = 4) -> None:
         """Adds a dot for each point, which shows its title below the pointer."""
-        for position, point in enumerate(points):
-            x, y = self.place(point)
-            title = Markup("<title>{}</title>").format(titles[position]) if titles else Markup()
-            dot = Markup('<circle class="dot {}" cx="{:g}" cy="{:g}" r="{:g}">{}</circle>')
-            self.elements.append(dot.format(kind, x, y, radius, title))
+        for point, title in zip(points, titles, strict=True):
+            dot = Markup('<circle class="dot {}" cx="{:g}" cy="{:g}" r="{:g}"><title>{}</title></circle>')
+            self.elements.append(dot.format(kind, *self.place(point), radius, title))
 
-    def bar(self, left: float, right: float, low: float, high: float, kind: str, title: str = "") -> None:
+    def bar(self, left: float, right: float, low: float, high: float, kind: str, title: str) -> None:
         """Adds a rectangle from ``(left, low)`` to ``(right, high)``."""
         (x, bottom), (end, top) = self.place((left, low)), self.place((right, high))
-        text = Markup("<title>{}</title>").format(title) if title else Markup()
-        form = Markup('<rect class="bar {}" x="{:g}" y="{:g}" width="{:g}" height="{:g}">{}</rect>')
-        self.elements.append(form.format(kind, x, top, max(end - x, 0.5), max(bottom - top, 0), text))
+        form = Markup('<rect class="bar {}" x="{:g}" y="{:g}" width="{:g}" height="{:g}"><title>{}</title></rect>')
+        self.elements.append(form.format(kind, x, top, max(end - x, 0.5), max(bottom - top, 0), title))
 
-    def text(self, point: Point, text: str, anchor: str = "middle", dx: float = 0, dy: float = 0) -> None:
-        """Adds a text at a point; ``anchor`` is start, middle or end."""
+    def text(self, point: Point, text: str, dy: float = 0) -> None:
+        """Adds a text, centred at a point."""
         x, y = self.place(point)
-        form = Markup('<text class="note" x="{:g}" y="{:g}" text-anchor="{}">{}</text>')
-        self.elements.append(form.format(x + dx, y + dy, anchor, text))
+        form = Markup('<text class="note" x="{:g}" y="{:g}" text-anchor="middle">{}</text>')
+        self.elements.append(form.format(x, y + dy, text))
 
     def marker(self, point: Point) -> None:
         """Adds the mark that the page's script moves."""
