@@ -32,7 +32,7 @@ from longtail.data.check.near_copies import near_copies
 from longtail.data.check.reading import read_images
 from longtail.data.copies import AllImages, find_first_copies
 from longtail.data.imbalance import SHOTS, shot_groups
-from longtail.data.splits import DataSplits, ImageSplit, as_paths
+from longtail.data.splits import DataSplits, ImageSplit
 from longtail.evaluation.label_errors import label_doubts, leave_one_out_logits, most_doubtful
 
 NUM_TEST, PLANTED, MANY = 2000, 200, 100_000
@@ -143,7 +143,7 @@ def write(folder: Path, entries: Sequence[tuple[str, int, Image.Image | None]]) 
             image.save(path, compress_level=1 if name.startswith("PNG again") else 6)
         paths.append(path)
     labels = np.array([label for _, label, _ in entries], dtype=np.int64)
-    return ImageSplit(labels, paths=as_paths(paths))
+    return ImageSplit(labels, paths=np.array(paths, dtype=object))
 
 
 @torch.inference_mode()
@@ -206,7 +206,7 @@ def costs(dataset: DataSplits, folder: Path) -> Iterator[str]:
     decoded = ImageSplit(np.zeros(len(pixels), dtype=np.int64), pixels)
     for name, split in (
         ("decoded CIFAR images", decoded),
-        ("files of 10 kB", ImageSplit(labels, paths=as_paths(paths))),
+        ("files of 10 kB", ImageSplit(labels, paths=np.array(paths, dtype=object))),
     ):
         images = AllImages(DataSplits(split, None, split.take(np.arange(10)), ("a", "b")), folder)
 

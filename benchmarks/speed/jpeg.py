@@ -41,7 +41,7 @@ from longtail.data.image_io import decode
 from longtail.data.image_loader import ImageLoader
 from longtail.data.loaders import EpochOrder, Normalise
 from longtail.data.partial_decode import Box, decode_part, reduction
-from longtail.data.splits import ImageSplit, as_paths
+from longtail.data.splits import ImageSplit
 from longtail.data.transforms import ImageAugmentation, Interpolation, Transform, train_transform
 from longtail.runtime.seed import seeded
 
@@ -90,7 +90,7 @@ def write_set(folder: Path, mosaics: bool, num_images: int) -> ImageSplit:
         paths.append(folder / f"{number}.jpg")
         # Every second one with colours at half the resolution, as cameras save them.
         image.save(paths[-1], quality=95, subsampling=(0, 2)[number % 2])
-    return ImageSplit(np.zeros(num_images, dtype=np.int64), paths=as_paths(paths))
+    return ImageSplit(np.zeros(num_images, dtype=np.int64), paths=np.array(paths, dtype=object))
 
 
 # ---- full pipelines ----
@@ -188,7 +188,7 @@ def stages(split: ImageSplit, rounds: int) -> Iterator[str]:
     def draw_box(width: int, height: int) -> Box:
         drawn = crop.make_params([torch.empty(1).expand(1, height, width)])
         left, top = drawn["left"], drawn["top"]
-        return Box(left, top, left + drawn["width"], top + drawn["height"])
+        return left, top, left + drawn["width"], top + drawn["height"]
 
     ours = {
         "draw, decode, crop": lambda path: decode_part(path, draw_box, SIZE),
@@ -238,7 +238,7 @@ def differences(split: ImageSplit, rounds: int) -> Iterator[str]:
             jittered, changes = seeded_call(fast_crop(JITTER), path)
             jittered = change_colours(jittered[None], changes[None])[0]
             crop = seeded_call(v2.RandomResizedCrop(SIZE, scale=SCALE).make_params, [decoded])
-            factor = reduction(Box(0, 0, crop["width"], crop["height"]), SIZE)
+            factor = reduction((0, 0, crop["width"], crop["height"]), SIZE)
             reductions[factor] += 1
             for name, first, second in (
                 (f"crops decoded at 1/{factor}", image, pil["bilinear"]),

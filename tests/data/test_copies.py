@@ -12,12 +12,12 @@ from longtail.config.schema import DataConfig
 from longtail.data import copies
 from longtail.data.build import load_data
 from longtail.data.copies import TAIL, AllImages, find_first_copies, log_copies, without_test_copies
-from longtail.data.splits import DataSplits, ImageSplit, as_paths
+from longtail.data.splits import DataSplits, ImageSplit
 from longtail.utils.errors import InputError
 
 
 def split(paths, labels=None):
-    return ImageSplit(np.array(labels or [0] * len(paths), dtype=np.int64), paths=as_paths(paths))
+    return ImageSplit(np.array(labels or [0] * len(paths), dtype=np.int64), paths=np.array(paths, dtype=object))
 
 
 def dataset(train, test, val=None):

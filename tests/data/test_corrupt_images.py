@@ -56,7 +56,7 @@ def test_images_are_queued_in_chunks(monkeypatch, tmp_path):
     """So that checking a million images can be interrupted."""
     seen = []
     monkeypatch.setattr(corrupt_images, "problem", lambda path, header_only: seen.append(path))
-    monkeypatch.setattr(corrupt_images, "CHUNK", 20)
+    monkeypatch.setattr("longtail.utils.threads.CHUNK", 20)
     walk = examine([tmp_path / str(number) for number in range(60)], tmp_path)
     next(walk)
     deadline = time.monotonic() + 20

@@ -18,7 +18,7 @@ from longtail.data.fast_crop import FileCrop
 from longtail.data.image_io import decode
 from longtail.data.image_loader import ImageLoader
 from longtail.data.loaders import EpochOrder
-from longtail.data.splits import ImageSplit, as_paths
+from longtail.data.splits import ImageSplit
 from longtail.data.transforms import ImageAugmentation, train_transform
 from longtail.runtime.device import Runtime
 from longtail.runtime.seed import seeded
@@ -154,7 +154,7 @@ def split(tmp_path):
     sizes = [(60, 40), (300, 200), (33, 70), (150, 401), (32, 32), (64, 64), (500, 90), (90, 90)]
     names = ["jpg", "jpg", "png", "jpg", "webp", "jpg", "jpg", "jpg"]
     paths = [saved(tmp_path / f"{i}.{names[i]}", *size, seed=i) for i, size in enumerate(sizes)]
-    return ImageSplit(np.arange(NUM, dtype=np.int64), paths=as_paths(paths))
+    return ImageSplit(np.arange(NUM, dtype=np.int64), paths=np.array(paths, dtype=object))
 
 
 def batches(split, batch_size=3, transform=None, *, workers=0, shuffle=True, epoch=1):

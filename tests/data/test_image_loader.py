@@ -17,7 +17,7 @@ from PIL import Image
 from longtail.data import image_loader, transforms
 from longtail.data.image_loader import ImageLoader
 from longtail.data.loaders import EpochOrder, MemoryLoader, Normalise
-from longtail.data.splits import ImageSplit, as_paths
+from longtail.data.splits import ImageSplit
 from longtail.runtime.shard import SINGLE_SHARD
 from longtail.utils.errors import InputError
 
@@ -37,7 +37,7 @@ def split(tmp_path):
         pixels = np.random.default_rng(i).integers(0, 256, (12, 12, 3), dtype=np.uint8)
         paths.append(tmp_path / f"image {i} ä.png")
         Image.fromarray(pixels).save(paths[-1])
-    return ImageSplit(np.array([2, 0, 1, 1, 0, 2, 5, 3], dtype=np.int64), paths=as_paths(paths))
+    return ImageSplit(np.array([2, 0, 1, 1, 0, 2, 5, 3], dtype=np.int64), paths=np.array(paths, dtype=object))
 
 
 def loader(split, transform=RANDOM, batch_size=3, *, seed=0, shuffle=True, shard=SINGLE_SHARD, device=CPU, **options):
@@ -147,7 +147,7 @@ def test_the_augmentation_of_an_image_does_not_depend_on_its_batch(split):
 
 
 def test_images_of_an_epoch_are_augmented_differently(split):
-    repeated = ImageSplit(split.labels, paths=as_paths([split.paths[0]] * NUM))
+    repeated = ImageSplit(split.labels, paths=np.array([split.paths[0]] * NUM, dtype=object))
     images, _ = epoch_of(loader(repeated, shuffle=False), 0)
     assert len({image.numpy().tobytes() for image in images}) == NUM
 

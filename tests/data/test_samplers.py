@@ -14,7 +14,7 @@ from longtail.data.build import LoaderFactory, load_data, preprocessing
 from longtail.data.image_loader import ImageLoader
 from longtail.data.loaders import EpochOrder
 from longtail.data.samplers import LongTailSampler, Sampling, class_probabilities, draw_positions
-from longtail.data.splits import ImageSplit, as_paths
+from longtail.data.splits import ImageSplit
 from longtail.data.transforms import ImageAugmentation, train_transform
 from longtail.runtime.device import Runtime
 from longtail.runtime.seed import generator
@@ -155,7 +155,7 @@ def numbered_images(tmp_path, files, sampling, shard=SINGLE_SHARD, padding=0):
         Image.fromarray(image).save(path)
     transform = train_transform(6, ImageAugmentation("padded" if padding else "none", padding), 6)
     order = EpochOrder(20, 5, 2, True, sampler, shard)
-    split = ImageSplit(TWENTY.numpy(), paths=as_paths(paths))
+    split = ImageSplit(TWENTY.numpy(), paths=np.array(paths, dtype=object))
     return ImageLoader(split, transform, order, device=CPU, normalise=NORMALISE)
 
 

@@ -20,7 +20,7 @@ from longtail.data.fast_crop import FileCrop
 from longtail.data.image_loader import ImageLoader
 from longtail.data.loaders import EpochOrder, MemoryLoader
 from longtail.data.mixup import MixedLoader, MixSettings
-from longtail.data.splits import ImageSplit, as_paths
+from longtail.data.splits import ImageSplit
 from longtail.data.transforms import ImageAugmentation, train_transform
 from longtail.losses import LDAMLoss, SelfDistilledLoss
 from longtail.models.multi_expert import create_model
@@ -151,7 +151,7 @@ def files(tmp_path):
         pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
         paths.append(tmp_path / f"{number}.png")
         Image.fromarray(pixels).save(paths[-1])
-    return ImageSplit(np.arange(8), paths=as_paths(paths))
+    return ImageSplit(np.arange(8), paths=np.array(paths, dtype=object))
 
 
 JITTER = (0.4, 0.4, 0.4, 0.0)

@@ -15,7 +15,7 @@ from longtail.data.batch_augment import BatchAugmentation
 from longtail.data.image_loader import ImageLoader
 from longtail.data.loaders import EpochOrder
 from longtail.data.mixup import MixedLoader, MixSettings
-from longtail.data.splits import ImageSplit, as_paths
+from longtail.data.splits import ImageSplit
 from longtail.data.transforms import ImageAugmentation, train_transform
 from longtail.losses import RIDELoss, SelfDistilledLoss
 from longtail.models.multi_expert import create_model, create_router
@@ -54,7 +54,7 @@ def image_loader(folder, workers=0):
     augmentation = ImageAugmentation("resized", 0, (0.2, 1.0), True, 10.0, (0.3, 0.3, 0.3, 0.1), "rand-m9-mstd0.5-inc1")
     transform = train_transform(16, augmentation, None, "bicubic")
     paths = sorted(root.rglob("*.jpg"))
-    split = ImageSplit(np.array([int(path.parent.name[-1]) for path in paths]), paths=as_paths(paths))
+    split = ImageSplit(np.array([int(path.parent.name[-1]) for path in paths]), paths=np.array(paths, dtype=object))
     order = EpochOrder(len(split), 8, seed=2, shuffle=True)
     return ImageLoader(split, transform, order, device=CPU, normalise=NORMALISE, workers=workers)
 

@@ -21,7 +21,7 @@ from longtail.data.corrupt_images import CorruptImage
 from longtail.data.fast_crop import FileCrop
 from longtail.data.image_loader import ImageLoader
 from longtail.data.loaders import EpochOrder, ImagesLoader, Loader, MemoryLoader, Normalise
-from longtail.data.memory_cache import decode_all, fits
+from longtail.data.memory_cache import decode_all
 from longtail.data.mixup import MixedLoader, MixSettings
 from longtail.data.samplers import LongTailSampler
 from longtail.data.sources import load_source
@@ -245,7 +245,7 @@ class LoaderFactory:
             return False
         needs_files = self.augmentation.crop == "resized" or self.augmentation.rand_augment is not None
         num_images = sum(map(len, dataset.splits.values()))
-        return needs_files or not fits(num_images, form.image_size, self.data.cache_gib)
+        return needs_files or num_images * form.image_size**2 * 3 > self.data.cache_gib * 2**30
 
     @staticmethod
     def _views(how: AugmentationConfig) -> list[AugmentationConfig]:

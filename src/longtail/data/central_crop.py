@@ -1,13 +1,6 @@
 """Resize and central crop of test images, as torchvision's ``Resize`` and ``CenterCrop``; needs no PyTorch."""
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
-
-
-def central_pixels(image: Image.Image, resize: int, side: int, interpolation: str) -> NDArray[np.uint8]:
-    """Returns the pixels of a test image, which is resized first: (side, side, 3)."""
-    return np.asarray(crop_centre(resize_shorter(image, resize, interpolation), side))
 
 
 def resize_shorter(image: Image.Image, side: int, interpolation: str) -> Image.Image:

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from longtail.data.splits import DataSplits, ImageSplit
 from longtail.utils.errors import InputError
 from longtail.utils.format import pluralize, shortened_list
+from longtail.utils.threads import map_in_threads
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +77,13 @@ def find_first_copies(images: AllImages) -> Positions:
     keys: list[Hashable] = [None] * len(paths)
     candidates = list(range(len(paths)))
     steps: tuple[Callable[[Path], Hashable], ...] = (_size, partial(_content, last=TAIL), _content)
-    with ThreadPoolExecutor() as pool:
-        for step in steps:
-            for position, key in zip(candidates, pool.map(step, [paths[p] for p in candidates]), strict=True):
-                keys[position] = (keys[position], key) if key is not None else position
-            groups: dict[Hashable, list[int]] = {}
-            for position in candidates:
-                groups.setdefault(keys[position], []).append(position)
-            candidates = sorted(position for group in groups.values() if len(group) > 1 for position in group)
+    for step in steps:
+        for position, key in zip(candidates, map_in_threads(step, [paths[p] for p in candidates]), strict=True):
+            keys[position] = (keys[position], key) if key is not None else position
+        groups: dict[Hashable, list[int]] = {}
+        for position in candidates:
+            groups.setdefault(keys[position], []).append(position)
+        candidates = sorted(position for group in groups.values() if len(group) > 1 for position in group)
     return first_equal(keys)
 
 

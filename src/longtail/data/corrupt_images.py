@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -13,6 +12,7 @@ import numpy as np
 from longtail.data.image_io import CorruptImageError, problem
 from longtail.data.splits import DataSplits, ImageSplit
 from longtail.utils.errors import InputError, one_line, raise_all
+from longtail.utils.threads import map_in_threads
 
 SKIPPED_FILE = "skipped_images.txt"
 """File of a run folder with one corrupt image a line: path from data.root, a tab, and the reason"""
@@ -21,9 +21,6 @@ MAX_LINES = 20
 """Lines of a message, at most"""
 
 SKIP_HINT = "with --data.on_corrupt_image skip, a new run leaves out damaged training images"
-
-CHUNK = 1024
-"""Images queued at a time: a million queued images would take a gigabyte and could not be interrupted"""
 
 
 class CorruptImage(NamedTuple):
@@ -48,9 +45,7 @@ def examine(paths: Sequence[Path], root: Path, header_only: bool = False) -> Ite
         relative = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
         return None if reason is None else CorruptImage(relative, reason)
 
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(paths), CHUNK):
-            yield from pool.map(check, paths[start : start + CHUNK])
+    return map_in_threads(check, paths)
 
 
 def without(dataset: DataSplits, corrupt: Collection[CorruptImage], root: Path) -> DataSplits:

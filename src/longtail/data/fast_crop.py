@@ -68,4 +68,4 @@ class FileCrop:
         # torchvision needs an image; an expanded one takes no memory.
         drawn = self._crop.make_params([torch.empty(1).expand(1, height, width)])
         left, top = drawn["left"], drawn["top"]
-        return Box(left, top, left + drawn["width"], top + drawn["height"])
+        return left, top, left + drawn["width"], top + drawn["height"]

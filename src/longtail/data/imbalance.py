@@ -43,13 +43,13 @@ def choose_subset(labels: Indices, counts: Sequence[int], seed: int = 0) -> Indi
     return np.concatenate(chosen)
 
 
-def hold_out(labels: Indices, fraction: float, seed: int = 0) -> tuple[Indices, Indices]:
+def hold_out(labels: Indices, fraction: float, seed: int = 0, at_least: int = 0) -> tuple[Indices, Indices]:
     """Returns the positions that are kept and those that are held out, both in order.
 
-    ``round(fraction * n)`` images of each class are held out, but at least one is kept.
+    ``round(fraction * n)`` images of each class are held out, or ``at_least`` so many, but at least one is kept.
     """
-    counts = np.bincount(labels)
-    held = [min(round(fraction * int(n)), int(n) - 1) if n else 0 for n in counts]
+    counts = np.bincount(labels).tolist()
+    held = [max(0, min(max(round(fraction * n), at_least), n - 1)) for n in counts]
     out = np.sort(choose_subset(labels, held, seed))
     return np.setdiff1d(np.arange(len(labels)), out), out
 

@@ -1,7 +1,5 @@
 """Decodes image files once and keeps them in memory. Small images are then trained on like CIFAR."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 from PIL import Image
 
@@ -10,15 +8,11 @@ from longtail.data.splits import ImageSplit
 from longtail.data.transforms import Transform
 from longtail.utils.console import with_bar
 from longtail.utils.errors import InputError, join_problems
+from longtail.utils.threads import map_in_threads
 
 
 class CorruptImagesError(InputError):
     """Images do not decode."""
-
-
-def fits(num_images: int, image_size: int, gib: float) -> bool:
-    """Whether images of (image_size, image_size, 3) bytes take at most ``gib`` GiB."""
-    return num_images * image_size**2 * 3 <= gib * 2**30
 
 
 def decode_all(split: ImageSplit, transform: Transform) -> ImageSplit:
@@ -42,10 +36,8 @@ def decode_all(split: ImageSplit, transform: Transform) -> ImageSplit:
         return None
 
     # Threads, not processes: decoding and resizing release Python's lock, and nothing has to be copied.
-    with ThreadPoolExecutor() as pool:
-        walk = pool.map(fill, range(len(split)))
-        errors = with_bar(walk, "decoding images", len(split))
-        problems = [error for error in errors if error is not None]
+    errors = with_bar(map_in_threads(fill, range(len(split))), "decoding images", len(split))
+    problems = [error for error in errors if error is not None]
     if problems:
         raise CorruptImagesError(join_problems(problems))
     return ImageSplit(split.labels, pixels)

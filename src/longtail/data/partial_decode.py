@@ -7,7 +7,6 @@ detail that resizing a large part to a small image would remove as well.
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import ExifTags, Image
 
@@ -20,13 +19,8 @@ JPEGS = ("JPEG", "MPO")
 """MPO is a JPEG followed by others, written by phones and stereo cameras"""
 
 
-class Box(NamedTuple):
-    """A part of an image: edges in pixels from the left and from the top."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
+Box = tuple[int, int, int, int]
+"""A part of an image: its left, upper, right and lower edge, in pixels from the left and from the top"""
 
 
 def decode_part(path: Path, choose: Callable[[int, int], Box], min_size: int) -> Image.Image:
@@ -63,7 +57,8 @@ def decode_part(path: Path, choose: Callable[[int, int], Box], min_size: int) ->
 
 def reduction(box: Box, min_size: int) -> int:
     """Returns the largest reduction that leaves ``min_size`` pixels of each side of a part, or 1."""
-    shorter = min(box.right - box.left, box.bottom - box.top)
+    left, top, right, bottom = box
+    shorter = min(right - left, bottom - top)
     return next((factor for factor in REDUCTIONS if shorter >= factor * min_size), 1)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from longtail.data.central_crop import central_pixels
+from longtail.data.central_crop import crop_centre, resize_shorter
 from longtail.data.find_images import find_images
 from longtail.data.image_io import copied_rgb, decode
 from longtail.runtime.process import default_workers, num_processors
@@ -108,7 +108,8 @@ class ImageClassifier(ABC):
         )
 
     def _pixels(self, image: Image.Image) -> Pixels:
-        return central_pixels(image, self._form.resize, self._side, self._form.interpolation)
+        resized = resize_shorter(image, self._form.resize, self._form.interpolation)
+        return np.asarray(crop_centre(resized, self._side))
 
     @abstractmethod
     def _top_classes(self, pixels: Sequence[Pixels], top: int) -> list[list[ClassProbability]]:

@@ -132,24 +132,14 @@ def hold_out_test(
 ) -> DataSplits:
     """Returns a data set with this share of each class's images as the test split.
 
-    Unlike `hold_out`, this takes at least one test image of every class with two images.
+    At least one test image of every class with two images is taken.
 
     Raises:
         InputError: no image would be left for testing; names ``source``.
     """
     if fraction == 0:
         raise InputError(f"data.test_fraction is 0, but {source} has no test split; set it above 0")
-    counts = np.bincount(images.labels).tolist()
-    held = [min(max(round(fraction * n), 1), n - 1) for n in counts]
-    if not any(held):
+    train, test = hold_out(images.labels, fraction, seed, at_least=1)
+    if len(test) == 0:
         raise InputError(f"each class in {source} has a single image, so none is left for testing; add images")
-    test = np.sort(choose_subset(images.labels, held, seed))
-    train = np.setdiff1d(np.arange(len(images)), test)
     return DataSplits(images.take(train), None, images.take(test), class_names)
-
-
-def as_paths(paths: list[Path]) -> NDArray[np.object_]:
-    """Returns paths as an array that `ImageSplit` can index."""
-    array = np.empty(len(paths), dtype=object)
-    array[:] = paths
-    return array

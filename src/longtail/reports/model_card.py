@@ -10,12 +10,9 @@ import yaml
 from longtail.config.schema import Config
 from longtail.data.imbalance import SHOTS, ShotThresholds
 from longtail.data.views import NUM_VIEWS
-from longtail.evaluation.metrics import Scores
-from longtail.reports.tables import ACCURACIES, ReportTable, accuracies, class_size
+from longtail.reports.tables import ACCURACIES, ReportTable, class_size
 from longtail.runs.model_file import ModelMetadata
 from longtail.utils.format import duration, escape, macs, percent, pluralize, rarest, shortened_list
-
-SCORES = ("accuracy", "balanced", *SHOTS)
 
 METRIC_NAMES = {
     "accuracy": "Accuracy",
@@ -25,6 +22,8 @@ METRIC_NAMES = {
     "few": "Accuracy of few-shot classes",
 }
 """Of the YAML header"""
+
+SCORES = tuple(METRIC_NAMES)
 
 RIDE = (
     "X. Wang, L. Lian, Z. Miao, Z. Liu, S. X. Yu. *Long-tailed Recognition by Routing Diverse Distribution-Aware "
@@ -279,4 +278,4 @@ class ModelCard:
 
 
 def _accuracies(scores: Mapping[str, Any]) -> Sequence[str]:
-    return accuracies(Scores(**{name: scores[name] for name in SCORES}))
+    return [percent(scores[name]) for name in SCORES]

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from longtail.config.schema import Config, EvaluationConfig
-from longtail.data.splits import ImageSplit, as_paths
+from longtail.data.splits import ImageSplit
 from longtail.evaluation.image_outputs import image_outputs
 from longtail.evaluation.metrics import evaluate_logits
 from longtail.evaluation.outputs import ModelOutputs
@@ -177,7 +177,7 @@ def test_large_image_files_become_small_pictures(tmp_path):
     noise = Image.fromarray(pixels(1, 300)[0])
     noise.save(tmp_path / "noise.png")
     (tmp_path / "damaged.png").write_bytes(b"no image")
-    paths = as_paths([tmp_path / ("damaged.png" if n % 2 else "noise.png") for n in range(200)])
+    paths = np.array([tmp_path / ("damaged.png" if n % 2 else "noise.png") for n in range(200)], dtype=object)
     config = dataclasses.replace(Config(), data=dataclasses.replace(Config().data, root=str(tmp_path)))
     report = dataclasses.replace(report, config=config)
     text = write(tmp_path, report, outputs, ImageSplit(outputs.labels.numpy(), paths=paths))
@@ -314,6 +314,6 @@ def test_the_size_of_a_report_on_a_thousand_classes(tmp_path):
     history = [HISTORY[0] | {"epoch": k, "loss": 1 / k} for k in range(1, 2001)]
     report, outputs = saved_report(counts, names, num_images=5000, history=history)
     Image.fromarray(pixels(1, 400)[0]).save(tmp_path / "noise.jpg")
-    paths = as_paths([tmp_path / "noise.jpg"] * 5000)
+    paths = np.array([tmp_path / "noise.jpg"] * 5000, dtype=object)
     write(tmp_path, report, outputs, ImageSplit(outputs.labels.numpy(), paths=paths))
     assert (tmp_path / "report.html").stat().st_size < MAX_SIZE

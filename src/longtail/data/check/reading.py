@@ -1,7 +1,6 @@
 """Reads every image of a data set once, and keeps of it what the checks need."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +12,7 @@ from longtail.data.check.near_copies import SIDE
 from longtail.data.copies import AllImages, digest
 from longtail.data.image_io import CorruptImageError, decode
 from longtail.utils.console import with_bar
-
-CHUNK = 1024
-"""Images queued at a time, so that the command can be interrupted"""
+from longtail.utils.threads import map_in_threads
 
 
 class ImageFacts(NamedTuple):
@@ -44,12 +41,7 @@ def read_images(images: AllImages) -> list[ImageFacts | str]:
 
 
 def _walk(images: list[Path] | list[NDArray[np.uint8]]) -> Iterator[ImageFacts | str]:
-    def chunks() -> Iterator[ImageFacts | str]:
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, len(images), CHUNK):
-                yield from pool.map(_facts, images[start : start + CHUNK])
-
-    return iter(with_bar(chunks(), "reading images", len(images)))
+    return iter(with_bar(map_in_threads(_facts, images), "reading images", len(images)))
 
 
 def _facts(source: Path | NDArray[np.uint8]) -> ImageFacts | str:

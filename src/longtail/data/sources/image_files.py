@@ -4,7 +4,6 @@ import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,22 +39,16 @@ def find_images_below(folder: Path) -> FoundFiles:
     """
     images: list[Path] = []
     others: Counter[str] = Counter()
-    for here, names in _walk(folder):
-        for path in (here / name for name in names):
+    for directory, subfolders, files in os.walk(folder, onerror=_raise_unless_missing, followlinks=True):
+        here = Path(directory)
+        check_link(here)
+        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
+        for path in (here / name for name in sorted(files) if not is_hidden(name)):
             if is_image(path):
                 images.append(path)
             else:
                 others[path.suffix.lower() or "without extension"] += 1
     return FoundFiles(images, others)
-
-
-def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yields each folder below a folder, which is the first, with the names of its files."""
-    for directory, subfolders, files in os.walk(folder, onerror=_raise_unless_missing, followlinks=True):
-        here = Path(directory)
-        check_link(here)
-        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
-        yield here, sorted(name for name in files if not is_hidden(name))
 
 
 def is_hidden(name: str) -> bool:

@@ -15,7 +15,7 @@ from longtail.data.sources.find_lists import find_lists
 from longtail.data.sources.folder_layout import Layout, NoClassFolders, read_layout
 from longtail.data.sources.image_files import find_images_below, is_printable, log_skipped_files
 from longtail.data.sources.image_list import read_lists
-from longtail.data.splits import DataSplits, ImageSplit, as_paths, hold_out_test
+from longtail.data.splits import DataSplits, ImageSplit, hold_out_test
 from longtail.utils.errors import InputError, raise_all
 from longtail.utils.format import pluralize, shortened_list
 
@@ -108,7 +108,7 @@ def _read_split(
         others.clear()
         if loose := sum(is_image(entry) and entry.is_file() for entry in parent.iterdir()):
             logger.info("Skipped %s in '%s' that are in no class folder", pluralize(loose, "image"), parent)
-    return ImageSplit(np.array(labels, dtype=np.int64), paths=as_paths(paths))
+    return ImageSplit(np.array(labels, dtype=np.int64), paths=np.array(paths, dtype=object))
 
 
 def _report_unknown(split: str, unknown: Mapping[str, Path], has_known: bool, problems: list[str]) -> None:

@@ -15,7 +15,7 @@ from longtail.data.sources.image_files import is_printable
 from longtail.data.sources.label_table import Row, read_table
 from longtail.data.sources.list_paths import ListPaths, shortened
 from longtail.data.sources.split_names import VAL_IS_TEST, parse_split_name
-from longtail.data.splits import DataSplits, ImageSplit, as_paths, hold_out_test
+from longtail.data.splits import DataSplits, ImageSplit, hold_out_test
 from longtail.utils.errors import InputError, raise_all
 from longtail.utils.format import pluralize, shortened_list
 
@@ -81,7 +81,7 @@ def read_lists(settings: DataConfig, train: str, val: str | None, test: str | No
         lists, labels, names = encode(lists, listed, problems)
     raise_all(problems.texts())
     splits = {
-        split: ImageSplit(np.array(labels[split], dtype=np.int64), paths=as_paths(found.paths))
+        split: ImageSplit(np.array(labels[split], dtype=np.int64), paths=np.array(found.paths, dtype=object))
         for split, found in lists.items()
     }
     if "test" not in splits:

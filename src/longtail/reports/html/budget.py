@@ -52,9 +52,9 @@ def budget_points(
         thresholds: limits of the shot groups.
     """
     assert outputs.router_logits is not None
-    points, chosen = [], 0
+    points = []
     different = sorted({point.threshold for point in routing.curve} | {routing.threshold}, reverse=True)
-    for position, threshold in enumerate(different):
+    for threshold in different:
         used = experts_used(outputs.router_logits, threshold)
         predictions = outputs.prefixes.gather(1, used[:, None] - 1).squeeze(1)
         shares = (torch.bincount(used - 1, minlength=cost.num_experts).double() / len(used)).tolist()
@@ -69,9 +69,7 @@ def budget_points(
                 estimated_speed(routing.images_per_second, shares, routing.shares),
             )
         )
-        if threshold == routing.threshold:
-            chosen = position
-    return points, chosen
+    return points, different.index(routing.threshold)
 
 
 def estimated_speed(speed: Speed | None, shares: Sequence[float], measured_shares: Sequence[float]) -> float | None:

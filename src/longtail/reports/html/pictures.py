@@ -9,7 +9,7 @@ from typing import NamedTuple
 from PIL import Image, features
 
 from longtail.data.image_io import CorruptImageError
-from longtail.data.partial_decode import Box, decode_part
+from longtail.data.partial_decode import decode_part
 from longtail.data.splits import ImageSplit
 
 SIDE = 144
@@ -67,7 +67,7 @@ class Pictures:
         else:
             assert self.images.paths is not None
             try:
-                image = decode_part(self.images.paths[position], lambda width, height: Box(0, 0, width, height), SIDE)
+                image = decode_part(self.images.paths[position], lambda width, height: (0, 0, width, height), SIDE)
             except CorruptImageError:
                 return None
         is_small = max(image.size) <= SMALL
