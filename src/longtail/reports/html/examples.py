@@ -3,7 +3,7 @@
 Letters in shapes: N images, E experts, C classes.
 """
 
-from typing import NamedTuple
+from collections import Counter
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from longtail.evaluation.image_outputs import ImageOutputs
 from longtail.evaluation.label_errors import most_doubtful
+from longtail.evaluation.metrics import Evaluation
 
 NUM_IMAGES = 18
 """Images of a section, at most"""
@@ -47,35 +48,14 @@ def wrong_labels(outputs: ImageOutputs, limit: int = NUM_IMAGES) -> Positions | 
     return found
 
 
-class ConfusedPair(NamedTuple):
-    """Two classes that are taken for each other."""
-
-    first: int
-    second: int
-    first_as_second: int
-    """Images of the first class that are predicted to be of the second"""
-    second_as_first: int
-
-
-def confused_pairs(outputs: ImageOutputs, num_classes: int, limit: int = NUM_PAIRS) -> list[ConfusedPair]:
-    """Returns the pairs of classes with the most images of one that are predicted to be of the other."""
-    errors = confusions(outputs, num_classes)
-    both: dict[tuple[int, int], int] = {}
+def confused_pairs(evaluation: Evaluation, limit: int = NUM_PAIRS) -> list[list[tuple[int, int, int]]]:
+    """Returns the pairs of classes that are most often taken for each other: (true, predicted, images), both ways."""
+    errors = {(e["true"], e["predicted"]): e["count"] for e in evaluation.frequent_confusions(evaluation.num_images)}
+    both = Counter[tuple[int, int]]()
     for (true, predicted), count in errors.items():
-        pair = min(true, predicted), max(true, predicted)
-        both[pair] = both.get(pair, 0) + count
+        both[min(true, predicted), max(true, predicted)] += count
     pairs = sorted(both, key=lambda pair: (-both[pair], pair))[:limit]
-    return [ConfusedPair(*pair, errors.get(pair, 0), errors.get(pair[::-1], 0)) for pair in pairs]
-
-
-def confusions(outputs: ImageOutputs, num_classes: int) -> dict[tuple[int, int], int]:
-    """Returns the number of images for each pair of a true class and another predicted class that occurs."""
-    labels, predicted = outputs.labels.numpy(), outputs.predictions.numpy()
-    wrong = labels != predicted
-    cells, counts = np.unique(labels[wrong] * num_classes + predicted[wrong], return_counts=True)
-    return dict(
-        zip(zip(*(part.tolist() for part in divmod(cells, num_classes)), strict=True), counts.tolist(), strict=True)
-    )
+    return [[(*side, errors.get(side, 0)) for side in (pair, pair[::-1])] for pair in pairs]
 
 
 def images_of(outputs: ImageOutputs, true: int, predicted: int, limit: int = NUM_OF_A_CLASS) -> Positions:

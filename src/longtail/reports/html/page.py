@@ -17,7 +17,7 @@ from longtail.evaluation.routing import RoutingReport
 from longtail.evaluation.significance import balanced_interval
 from longtail.reports.html import charts
 from longtail.reports.html.budget import BudgetPoint, budget_points
-from longtail.reports.html.classes import MAX_CLASSES, ClassRow, class_rows
+from longtail.reports.html.classes import class_cells
 from longtail.reports.html.examples import (
     confused_pairs,
     disagreements,
@@ -54,7 +54,6 @@ def _content(folder: Path, report: RunReport, outputs: ImageOutputs, images: Ima
     config, evaluation, routing = report.config, report.evaluation, report.routing
     names = [clean(name) for name in report.class_names]
     examples = _Examples(outputs, names, Pictures(images, Path(config.data.root)), evaluation)
-    rows = class_rows(outputs, len(names))
     return {
         "title": clean(config.name),
         "result": _result(evaluation),
@@ -70,7 +69,7 @@ def _content(folder: Path, report: RunReport, outputs: ImageOutputs, images: Ima
         "routing_notes": [] if routing is None else routing_notes(routing),
         "budget": None if routing is None else _budget(report, routing, outputs),
         "class_chart": charts.class_chart(evaluation, report.class_names, report.class_counts),
-        "class_rows": [_class_cells(row, report, names) for row in _most_common(rows, report.class_counts)],
+        "class_rows": list(class_cells(report, outputs, names)),
         "num_classes": len(names),
         "has_experts": len(evaluation.experts) > 1,
         "shots": SHOTS,
@@ -184,27 +183,6 @@ def _budget_texts(point: BudgetPoint) -> Iterator[str]:
     yield f"{point.threshold:.4g}"
 
 
-def _most_common(rows: Sequence[ClassRow], class_counts: Sequence[int]) -> list[ClassRow]:
-    return sorted(rows, key=lambda row: -class_counts[row.position])[:MAX_CLASSES]
-
-
-def _class_cells(row: ClassRow, report: RunReport, names: Sequence[str]) -> dict[str, str]:
-    has_images = row.total > 0
-    num_experts = len(report.evaluation.experts)
-    best = "all" if len(row.best_experts) == num_experts else ", ".join(map(str, row.best_experts))
-    return {
-        "name": names[row.position],
-        "shot": report.evaluation.shots[row.position],
-        "trained": f"{report.class_counts[row.position]:,}",
-        "tested": f"{row.total:,}",
-        "accuracy": percent(row.accuracy),
-        "interval": interval(row.low, row.high) if has_images else "n/a",
-        "confused_with": "" if row.confused_with is None else names[row.confused_with],
-        "confused": f"{100 * row.confused / row.total:.0f} %" if row.confused else "",
-        "best": best,
-    }
-
-
 class _Examples:
     """What the page shows of single images."""
 
@@ -227,8 +205,7 @@ class _Examples:
 
     def pairs(self) -> Iterator[dict[str, Any]]:
         """Pairs of confused classes, with images of both."""
-        for pair in confused_pairs(self.outputs, len(self.names)):
-            sides = ((pair.first, pair.second, pair.first_as_second), (pair.second, pair.first, pair.second_as_first))
+        for sides in confused_pairs(self.evaluation):
             yield {
                 "sides": [
                     {
