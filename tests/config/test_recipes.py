@@ -181,6 +181,11 @@ def test_a_binary_file_and_a_circle_of_bases(tmp_path):
     is_refused(lambda: load_recipe(first), ["base", "first.yaml"])
 
 
+def test_a_base_may_be_left_empty(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base:\ntraining: {epochs: 7}\n")
+    assert load_recipe(tmp_path / "mine.yaml").training.epochs == 7
+
+
 def test_a_base_is_relative_to_the_file(tmp_path, monkeypatch):
     (tmp_path / "base.yaml").write_text("training: {epochs: 7}")
     (tmp_path / "mine.yaml").write_text("base: base.yaml")

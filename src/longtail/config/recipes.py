@@ -77,7 +77,7 @@ def load_recipe(name: str | Path = DEFAULT_RECIPE, overrides: Mapping[str, Any] 
         >>> config.training.epochs, config.model.num_experts, config.loss.name
         (40, 4, 'ride')
     """
-    return resolve(str(name), _nested(overrides or {}))
+    return resolve(str(name), nested(overrides or {}))
 
 
 def resolve(name: str, overrides: Settings | None = None, arguments: Sequence[str] = ()) -> Config:
@@ -168,13 +168,14 @@ def merged(base: Settings, changes: Settings) -> Settings:
     return result
 
 
-def _nested(dotted: Mapping[str, Any]) -> Settings:
-    nested: Settings = {}
+def nested(dotted: Mapping[str, Any]) -> Settings:
+    """Returns nested settings of a flat dictionary with keys ``section.field``."""
+    settings: Settings = {}
     for key, value in dotted.items():
         for part in reversed(key.split(".")):
             value = {part: value}
-        nested = merged(nested, value)
-    return nested
+        settings = merged(settings, value)
+    return settings
 
 
 @cache
@@ -223,7 +224,8 @@ def _load(name: str, derived: tuple[str, ...] = ()) -> tuple[Settings, dict[str,
     keys = [field.name for field in dataclasses.fields(About)]
     if not isinstance(description, dict) or not set(description) <= set(keys):
         raise InputError(f"{name}: 'about' must be a mapping with the keys {', '.join(keys)}")
-    base = str(settings.pop("base", ""))
+    named = settings.pop("base", None)  # None: left empty
+    base = "" if named is None else str(named)
     if base and base not in list_recipes():
         base = str(Path(name).parent / base)  # relative to the file that names it
     if base in (name, *derived):
@@ -261,7 +263,7 @@ def _with_new_names(settings: Settings, source: str) -> Settings:
     if not old:
         return settings
     _warn_renamed(old, f"{source}: ")
-    return _nested({RENAMED.get(key, key): value for key, value in values.items()})
+    return nested({RENAMED.get(key, key): value for key, value in values.items()})
 
 
 def _with_new_name(argument: str) -> str:
@@ -312,7 +314,7 @@ def _dump(settings: Settings) -> str:
 
 
 def _without_incidental(settings: Settings) -> Settings:
-    return _nested({key: value for key, value in flat(settings).items() if key not in INCIDENTAL})
+    return nested({key: value for key, value in flat(settings).items() if key not in INCIDENTAL})
 
 
 def _completed(fingerprint: str) -> dict[str, Any]:
