@@ -51,6 +51,7 @@ def fails(arguments, capsys):
         (["--warmup", "3"], "training", "warmup", 3),
         (["--gamma", "0.5"], "training", "decay", 0.5),
         (["--step2", "90", "--lr", "0.1", "--step1", "60"], "training", "milestones", [60, 90]),
+        (["--step1=60", "--step2=90"], "training", "milestones", [60, 90]),
         (["--num_experts", "4"], "model", "num_experts", 4),
         (["--reduce_dimension", "1"], "model", "width", "narrow"),
         (["--reduce_dimension", "0"], "model", "width", "full"),
@@ -83,6 +84,8 @@ def test_teacher(capsys):
         ("-d 0,1", "--device"),
         ("--opts TRAIN.EPOCHS 3", "--opts"),
         ("--local_rank 0", "torchrun"),
+        ("--local_rank=0", "torchrun"),
+        ("--layer3_dimension=128", "model.width"),
     ],
 )
 def test_options_with_a_hint(typed, hint, capsys):
@@ -112,6 +115,13 @@ def test_settings_file_of_ride_swin(tmp_path):
     config = resolve_config(str(path), ["--opts", "TRAIN.EPOCHS", "250", "MODEL.DROP_PATH_RATE", "0.3", "--seed", "4"])
     assert (config.model.num_experts, config.model.drop_path_rate, config.training.epochs) == (2, 0.3, 250)
     assert (config.seed, config.loss.name) == (4, "ride")
+
+
+def test_a_change_of_ride_swin_that_is_not_yaml(tmp_path, capsys):
+    (path := tmp_path / "swin.yaml").write_text("MODEL: {NUM_EXPERTS: 2}\n")
+    err = fails(["train", "-c", path, "--opts", "MODEL.NUM_EXPERTS", "3", "TRAIN.EPOCHS", "[1"], capsys)
+    assert "--opts TRAIN.EPOCHS" in err
+    assert "YAML" in err
 
 
 def test_own_settings_files_stay_yaml(tmp_path):

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from longtail.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,15 +35,17 @@ OPTIONS: dict[str, tuple[str, dict[str, str]]] = {
     "accumulation_steps": ("training.accumulation", {}),
     "amp_opt_level": ("training.precision", {"O0": "float32", "O1": "fp16", "O2": "fp16"}),
 }
+DEVICE = "--device cuda:1 chooses a GPU"
 WIDTHS = "--model.width [192,384] sets the channels of the last two stages"
+STEPS = ("step1", "step2")
 HINTS = {
     "layer2_dimension": WIDTHS,
     "layer3_dimension": WIDTHS,
     "layer4_dimension": WIDTHS,
     "load_crt": "longtail classifier RUN --classifier.method retrain does that",
-    "device": "--device cuda:1 chooses a GPU",
+    "d": DEVICE,
     "use_checkpoint": "--training.checkpoint_activations true does that",
-    "gpu": "--device cuda:1 chooses a GPU",
+    "gpu": DEVICE,
     "eval": "longtail evaluate RUN does that",
     "throughput": "the images per second are in the results of a run",
     "tag": "--output names the run folder",
@@ -90,13 +90,13 @@ def translate_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     steps = dict[str, str]()
     while words:
         word = words.pop(0)
-        name = word.removeprefix("--").replace("-", "_")
-        if name == "opts":
+        name = _name(word)
+        if word == "--opts":
             while words and not words[0].startswith("--"):
                 changes.append(words.pop(0))
-        elif word == "-d" or (word.startswith("--") and name in HINTS and name != "device"):
-            raise InputError(f"there is no {word}; {HINTS.get(name, HINTS['device'])}")
-        elif word.startswith("--") and name in ("step1", "step2", *OPTIONS) and words:
+        elif name in HINTS:
+            raise InputError(f"there is no {word}; {HINTS[name]}")
+        elif name in (*OPTIONS, *STEPS) and words:
             value = words.pop(0)
             if name in OPTIONS:
                 setting, values = OPTIONS[name]
@@ -114,25 +114,28 @@ def translate_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return settings, changes
 
 
+def _name(word: str) -> str:
+    """Returns the name of an option, with underscores; an empty text for another word."""
+    return word.lstrip("-").replace("-", "_") if word == "-d" or word.startswith("--") else ""
+
+
 def _split(argument: str) -> list[str]:
     """An option of the originals and its value, also if they are written with an equals sign."""
     option, equals, value = argument.partition("=")
-    return [option, value] if equals and option.removeprefix("--").replace("-", "_") in OPTIONS else [argument]
+    return [option, value] if equals and _name(option) in (*OPTIONS, *STEPS, *HINTS) else [argument]
 
 
 def _translated(path: Path, content: dict[str, Any], changes: Sequence[str], arguments: Sequence[str]) -> "Config":
-    from longtail.config.recipes import merged, resolve
+    from longtail.config.recipes import merged, nested, resolve
+    from longtail.config.yaml_file import parse_yaml
     from longtail.interop.original.settings import is_swin, translate
 
     if changes and (len(changes) % 2 or not is_swin(content)):
         raise InputError("--opts takes pairs KEY VALUE that change a YAML file of RIDE-Swin")
-    for key, value in zip(changes[::2], changes[1::2], strict=True):
-        nested = yaml.safe_load(value)
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        content = merged(content, nested)
+    pairs = zip(changes[::2], changes[1::2], strict=True)
+    changed = nested({key: parse_yaml(f"value: {value}", f"--opts {key}")["value"] for key, value in pairs})
     try:
-        base, settings, ignored, is_router = translate(content)
+        base, settings, ignored, is_router = translate(merged(content, changed))
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: {error}") from error
     if is_router:
