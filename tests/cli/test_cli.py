@@ -127,6 +127,11 @@ def test_every_command_has_help(capsys):
         assert ("--section.field" in out) == (command not in ("convert", "predict", "recipes"))
 
 
+def test_a_command_may_say_that_it_takes_no_settings(monkeypatch, capsys):
+    monkeypatch.setattr("longtail.cli.flops.TAKES_SETTINGS", False)
+    assert "unknown argument '--seed'" in fails(["flops", "runs/a", "--seed", "1"], capsys)
+
+
 def test_recipes_are_listed_with_their_descriptions(capsys):
     assert main(["recipes"]) == 0
     out = " ".join(capsys.readouterr().out.split())
@@ -231,9 +236,10 @@ def test_hyphens_in_options(capsys):
     assert (settings["training"]["batch_size"], settings["name"]) == (7, "my-run")
 
 
-def test_values_are_not_options_of_the_originals(capsys):
-    assert main(["train", "--print_config", "--name", "eval"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out)["name"] == "eval"
+@pytest.mark.parametrize("name", ["eval", "opts"])
+def test_values_are_not_options_of_the_originals(name, capsys):
+    assert main(["train", "--print_config", "--name", name]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["name"] == name
 
 
 def test_recipes_lose_the_data_set_of_their_own(tmp_path, capsys):

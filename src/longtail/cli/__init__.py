@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     for found in pkgutil.iter_modules(__path__):
         if not found.name.startswith("_"):
             module = import_module(f"{__name__}.{found.name}")
-            description, takes_settings = str(module.__doc__), hasattr(module, "TAKES_SETTINGS")
+            description, takes_settings = str(module.__doc__), getattr(module, "TAKES_SETTINGS", False)
             command = commands.add_parser(
                 found.name,
                 help=description.splitlines()[0],
