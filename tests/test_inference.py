@@ -286,9 +286,12 @@ def test_a_single_location(model, folder, monkeypatch):
             predict(model, locations)
 
 
-def test_unknown_precision(model):
-    with pytest.raises(InputError, match="precision is 'x'; it must be one of float32, bf16, fp16"):
-        Predictor(model, precision="x")
+@pytest.mark.parametrize(
+    ("name", "choices"), [("precision", "float32, bf16, fp16"), ("views", "one, flip, five-crop, ten-crop")]
+)
+def test_unknown_options(model, name, choices):
+    with pytest.raises(InputError, match=f"{name} is 'tencrop'; it must be one of {choices}"):
+        Predictor(model, **{name: "tencrop"})
 
 
 def test_names_in_csv(model, folder, monkeypatch, capsys):

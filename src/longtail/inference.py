@@ -33,7 +33,7 @@ class Predictor(ImageClassifier):
         metadata: class names, image size and so on.
 
     Raises:
-        InputError: there is no model, or no such device; or images are too small for the views.
+        InputError: there is no model, or no such device, precision or views; or images are too small for the views.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class Predictor(ImageClassifier):
         all_experts: bool = False,
         views: Views = "one",
     ):
-        if precision not in get_args(Precision):
-            choices = ", ".join(get_args(Precision))
-            raise InputError(f"precision is {precision!r}; it must be one of {choices}")
+        for name, value, kind in (("precision", precision, Precision), ("views", views, Views)):
+            if value not in get_args(kind):
+                raise InputError(f"{name} is {value!r}; it must be one of {', '.join(get_args(kind))}")
         network, self.metadata = load_model_file(model_path(model))
         form = self.metadata
         self._runtime = Runtime(pick_device(device), precision)
@@ -91,7 +91,7 @@ def predict(
     """Classifies image files in order, with as many experts as the model's router chooses.
 
     Args:
-        model: a run folder or a model file.
+        model: a run folder, a model file, or a model on the Hub: ``hf://owner/name``.
         images: image files, or folders that are searched for images.
         batch_size: images in a batch, counting every view; None: 64, but fewer if a CPU classifies large images.
         device: where the model runs.
