@@ -19,10 +19,12 @@ NAMES = ("cat", "dog", "emu")
         ("lines.txt", "1\n2.5\n\n0\n"),
         ("words.txt", " 1 25e-1\t0"),
         ("json.txt", "\n [1, 2.5, 0]"),
+        ("marked.json", "\ufeff[1, 2.5, 0]"),
+        ("marked.txt", "\ufeff1 2.5 0"),
     ],
 )
 def test_numbers_become_shares(tmp_path, name, content):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="utf-8")
     prior = read_prior(tmp_path / name, NAMES)
     assert prior.dtype == np.float64
     assert prior.tolist() == pytest.approx([1 / 3.5, 2.5 / 3.5, 0])

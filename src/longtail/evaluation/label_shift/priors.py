@@ -29,7 +29,7 @@ def read_prior(source: str | Path, class_names: Sequence[str]) -> NDArray[np.flo
         return np.full(len(class_names), 1 / len(class_names))
     check_regular(Path(source))
     try:
-        text = Path(source).read_text(encoding="utf-8")
+        text = Path(source).read_text(encoding="utf-8-sig")  # Notepad of Windows can write a byte order mark
         values: Any = json.loads(text) if text.lstrip()[:1] in ("[", "{") else text.split()
     except FileNotFoundError:
         raise InputError(f"prior '{source}': no such file; name a file, or '{UNIFORM}'") from None
