@@ -1,5 +1,7 @@
 """Training that starts from a run, a model file or a checkpoint of the original code."""
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -41,6 +43,14 @@ def test_the_same_network():
     other = network(1)
     model = started(network(2), other)
     assert all(equal(model, part, other, part) for part in ("trunk", "branches", "heads"))
+
+
+def test_a_converted_run_whose_class_names_are_unknown():
+    """It has no class counts; its names are numbers that stand in."""
+    other, model = network(1), network(2)
+    unknown = replace(metadata("0123"), class_counts=())
+    start_from(model, InitialModel(other, unknown), "other", CLASSES)
+    assert equal(model, "heads", other, "heads")
 
 
 def test_more_experts_and_other_classes(caplog):

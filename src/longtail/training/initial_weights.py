@@ -70,7 +70,9 @@ def start_from(model: MultiExpert, initial: InitialModel, source: str, class_nam
         InputError: the trunks differ.
     """
     trained, experts = initial.model.state_dict(), initial.model.num_experts
-    names = None if initial.metadata is None else tuple(initial.metadata.class_names)
+    metadata = initial.metadata
+    # Without class counts, a run was converted from a checkpoint: its names are unknown, as those of a checkpoint.
+    names = None if metadata is None or not metadata.class_counts else tuple(metadata.class_names)
     same_classes = initial.model.num_classes == len(class_names) and names in (None, tuple(class_names))
     copied: dict[str, Tensor] = {}
     numbers = {"branches": 0, "heads": 0}
