@@ -26,6 +26,7 @@ from longtail.training.cached_outputs import CachedOutputs
 from longtail.training.checkpoint import Checkpoint
 from longtail.training.ema import WeightAverage
 from longtail.training.loop import LoopOptions, fit
+from longtail.training.progress import TrainingProgress
 from longtail.training.tasks import TrainExperts, TrainRouter
 from longtail.utils.errors import InputError
 from longtail.utils.files import read_tensors, write_tensors
@@ -312,6 +313,14 @@ def test_the_same_command_resumes_a_run(digits_run, tmp_path, monkeypatch):
     """Other settings are refused; a finished run is left as it is."""
     config, run = digits_run.config, longtail.Run(tmp_path / "run")
     left = stop_at(monkeypatch, ("experts", 2, 2), ("router", 2, 1))
+    is_resumed = []  # of each stage: whether its display counts the time before the stop
+
+    def progress(*arguments, seconds, **options):
+        is_resumed.append(seconds > 0)
+        return TrainingProgress(*arguments, seconds=seconds, **options)
+
+    for module in ("experts", "frozen_stage"):
+        monkeypatch.setattr(f"longtail.training.{module}.TrainingProgress", progress)
     for _ in range(2):
         with pytest.raises(Stopped):
             longtail.train(config, run.folder)
@@ -319,6 +328,7 @@ def test_the_same_command_resumes_a_run(digits_run, tmp_path, monkeypatch):
             longtail.train(digits({"seed": 1}), run.folder)
     longtail.train(config, run.folder)
     assert not left
+    assert is_resumed == [False, True, False, True]
     assert_same_runs(digits_run.folder, run.folder)
     content = run.model_path.read_bytes()
     assert longtail.train(config, run.folder).is_finished

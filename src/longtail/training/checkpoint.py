@@ -70,6 +70,11 @@ class Checkpoint:
         return list(self._saved[1]["position"]["records"]) if self._saved else []
 
     @property
+    def seconds(self) -> float:
+        """Time spent on the epoch in which it was saved."""
+        return float(self._saved[1]["position"]["seconds"]) if self._saved else 0.0
+
+    @property
     def exists(self) -> bool:
         """Whether there is a checkpoint to resume from."""
         return self._saved is not None

@@ -94,7 +94,7 @@ class ExpertStage:
         if config.model.head_start == "class-means" and not self.checkpoint.exists:
             self._start_from_class_means(frozen, views)
         task = self._task(network, teacher, frozen, views is not None).to(runtime.device)
-        progress = TrainingProgress(training.epochs, loader, done=len(records))
+        progress = TrainingProgress(training.epochs, loader, done=len(records), seconds=self.checkpoint.seconds)
         average = None if training.ema is None else WeightAverage(self.model, training.ema)
         model = self.model if average is None else average.model  # to evaluate and save
         options = LoopOptions(

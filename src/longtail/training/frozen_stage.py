@@ -98,7 +98,8 @@ def train_on_frozen(
     records = checkpoint.records
     if checkpoint.exists:
         logger.info("Resuming epoch %d of %d of the %s", len(records) + 1, settings.epochs, stage)
-    progress = TrainingProgress(settings.epochs, loader, f"{stage} epoch", done=len(records))
+    unit, done, seconds = f"{stage} epoch", len(records), checkpoint.seconds
+    progress = TrainingProgress(settings.epochs, loader, unit, done=done, seconds=seconds)
     runtime = replace(context.runtime, precision="float32")
     options = LoopOptions(runtime=runtime, checkpoint=checkpoint, on_step=progress.step)
     optimizer = sgd(settings, task, nesterov)

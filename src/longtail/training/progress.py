@@ -24,12 +24,14 @@ class TrainingProgress:
         loader: its images.
         unit: name of an epoch.
         done: epochs done before.
+        seconds: spent before on the epoch that it starts with, of which some steps may be done.
     """
 
-    def __init__(self, epochs: int, loader: Loader, unit: str = "epoch", *, done: int = 0):
+    def __init__(self, epochs: int, loader: Loader, unit: str = "epoch", *, done: int = 0, seconds: float = 0.0):
         self.unit = unit
         self.epochs, self.steps, self.num_images = epochs, len(loader), loader.num_images
-        self.start = self.last_line = time.perf_counter()
+        self.last_line = time.perf_counter()
+        self.start = self.last_line - seconds  # as if the first epoch had not been interrupted
         self.first = self.done = done
         self.bar: Progress | None = None
         if console().is_terminal and not console().quiet:
