@@ -109,7 +109,7 @@ def test_all_experts_and_thresholds(files, images):
     model, source = files / "model.onnx", files / "model.safetensors"
     expected = list(longtail.predict(source, images, all_experts=True, top=4))
     assert probabilities(expected) != pytest.approx(probabilities(longtail.predict(source, images, top=4)), abs=1e-3)
-    for options in ({"all_experts": True}, {"thresholds": -1}, {"thresholds": [-1.0]}):
+    for options in ({"all_experts": True}, {"thresholds": -1}, {"thresholds": np.float32(-1)}, {"thresholds": [-1.0]}):
         predictions = list(longtail.OnnxPredictor(model, **options).predict(images, top=4))
         assert choices(predictions) == choices(expected)
         assert probabilities(predictions) == pytest.approx(probabilities(expected), abs=1e-5)

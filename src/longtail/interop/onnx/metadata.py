@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from longtail.utils.errors import InputError
 
 FORMAT_KEY, FORMAT = "longtail_format", 1
@@ -114,7 +116,7 @@ def as_thresholds(thresholds: Any, metadata: OnnxMetadata) -> list[float]:
         return list(own)
     if not own:
         raise InputError("the model has no router, so no thresholds")
-    steps = [float(thresholds)] * len(own) if isinstance(thresholds, int | float) else [float(t) for t in thresholds]
+    steps = [float(threshold) for threshold in (thresholds if np.ndim(thresholds) else [thresholds] * len(own))]
     if len(steps) != len(own):
         raise InputError(f"{len(steps)} thresholds {steps}: give one for all steps, or one for each of {len(own)}")
     return steps
