@@ -69,8 +69,9 @@ def label_doubts(logits: Tensor, labels: Tensor) -> LabelDoubts:
     """Returns how doubtful each label is, for logits of a classifier that treats classes as equally common.
 
     The logits become probabilities p by temperature scaling (Guo et al., 2017). With t_k, the mean of p_k over the
-    images with label k, the log odds are ``log(max_j p_j) - log(p_label / t_label)``. So the images of a difficult
-    class are compared with their own class, as in confident learning (Northcutt et al., 2021).
+    images with label k, the log odds are ``log(max_j p_j) - log(p_label / t_label)``, with j other than the label. So
+    the images of a difficult class are compared with their own class, as in confident learning (Northcutt et al.,
+    2021).
 
     Args:
         logits: (N, C), of a classifier that did not see the labels of these images.

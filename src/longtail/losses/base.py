@@ -73,7 +73,7 @@ class Criterion(nn.Module):
         return loss if regularizer is None else loss + regularizer
 
     def phase(self, epoch: int) -> Hashable:
-        """Returns what `forward` makes of the epoch: in all epochs of a phase the loss is the same function."""
+        """Returns a value that is equal for epochs in which `forward` is the same function."""
         return self.is_reweighted(epoch)
 
     def is_reweighted(self, epoch: int) -> bool:

@@ -150,9 +150,8 @@ class _TokenBranch(nn.Module):
         # Only the modules after the blocks are used.
         before = children[: children.index("blocks") + 1]
         self.network = _remove(network, [name for name in [*before, "rope"] if name in children])
-        for name, parameter in list(network.named_parameters(recurse=False)):
-            if parameter is not None:
-                setattr(network, name, None)
+        for name in dict(network.named_parameters(recurse=False)):
+            setattr(network, name, None)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, D)."""
