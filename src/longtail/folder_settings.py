@@ -2,9 +2,11 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection
+import timeit
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ from longtail.data.build import load_data, preprocessing
 from longtail.data.image_io import decode
 from longtail.data.splits import DataSplits
 from longtail.data.transforms import eval_transform
-from longtail.evaluation.flops import Cost, cost
+from longtail.evaluation.flops import cost
 from longtail.models.build import architecture
 from longtail.models.fuse import fuse_batch_norms
 from longtail.models.initialisation import skip_init
@@ -76,8 +78,8 @@ def choose_settings(
     Args:
         config: of the data; the recipe ``folder`` by default.
         fixed: names of settings that stay as they are, such as ``data.image_size``.
-        time_limit: seconds for training and testing; by default, `TIME_LIMIT`, or none if the epochs are fixed.
-            Training ends early if it becomes so slow that testing would end later.
+        time_limit: seconds for training and testing; `TIME_LIMIT` by default. Training ends early if it becomes so slow
+            that testing would end later, except if the epochs are fixed and no time is given.
 
     Raises:
         InputError: the images are missing or wrong.
@@ -126,7 +128,7 @@ class _Clock:
     def __init__(self, config: Config, dataset: DataSplits):
         self.config, self.dataset = config, dataset
         self.device = pick_device(config.device)
-        self._costs: dict[int, Cost] = {}
+        self._cost = cache(lambda image_size: cost(self._model(image_size), image_size))
         model = self._model(MEASURED_SIZE)
         self.seconds_per_image = self._decoding()
         network = fuse_batch_norms(model, MEASURED_SIZE).to(self.device)
@@ -134,8 +136,8 @@ class _Clock:
         images = torch.zeros(SAMPLE, 3, MEASURED_SIZE, MEASURED_SIZE, device=self.device)
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
-            seconds = _fastest(lambda: network(images).logits.sum().item())
-        self.seconds_per_mac = seconds / SAMPLE / cost(model, MEASURED_SIZE).total
+            times = timeit.repeat(lambda: network(images).logits.sum().item(), number=1, repeat=4)
+        self.seconds_per_mac = min(times[1:]) / SAMPLE / cost(model, MEASURED_SIZE).total  # the first one warms up
 
     def plan(self, image_size: int, epochs: int) -> Plan:
         """The time for images of this size and so many epochs."""
@@ -150,11 +152,6 @@ class _Clock:
         training_time = work * self.seconds_per_mac + decoded * self.seconds_per_image
         testing = num_test * (costs.total * self.seconds_per_mac + self.seconds_per_image)
         return Plan(image_size, epochs, training_time + testing, testing)
-
-    def _cost(self, image_size: int) -> Cost:
-        if image_size not in self._costs:
-            self._costs[image_size] = cost(self._model(image_size), image_size)
-        return self._costs[image_size]
 
     def _model(self, image_size: int) -> MultiExpert:
         with skip_init():
@@ -173,16 +170,6 @@ class _Clock:
                 transform(decode(path))
                 decoded += 1
         return (time.perf_counter() - start) / max(1, decoded) / num_processors()
-
-
-def _fastest(function: Callable[[], object], repeats: int = 3) -> float:
-    """Seconds of the fastest call, after one that is not counted."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
 
 
 def parse_duration(text: str) -> float:
