@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from longtail.evaluation.label_errors import LabelDoubts, label_doubts
-from longtail.evaluation.label_shift.adjustment import adjust_to_prior
+from longtail.evaluation.label_errors import output_doubts
 from longtail.evaluation.metrics import BLOCK, image_metrics
 from longtail.evaluation.outputs import ModelOutputs
 from longtail.evaluation.routing import prefix_predictions
@@ -79,7 +78,7 @@ def image_outputs(outputs: ModelOutputs, test_images: str, learned_log_prior: Te
     log_probabilities = torch.cat([part.values for part in best]) / outputs.temperature - torch.cat(log_sums)
     doubts = None
     if learned_log_prior is not None and len(outputs.labels) * outputs.logits.shape[2] <= MAX_DOUBT_NUMBERS:
-        doubts = _doubts(outputs, learned_log_prior)
+        doubts = output_doubts(outputs, learned_log_prior)
     return ImageOutputs(
         outputs.labels,
         prefix_predictions(outputs.logits, outputs.average),
@@ -92,16 +91,6 @@ def image_outputs(outputs: ModelOutputs, test_images: str, learned_log_prior: Te
         None if doubts is None else doubts.suggested,
         test_images,
     )
-
-
-def _doubts(outputs: ModelOutputs, learned_log_prior: Tensor) -> LabelDoubts:
-    """As in `split_label_doubts`: by probabilities that are adjusted to classes that are equally common."""
-    uniform = torch.zeros(outputs.logits.shape[2])
-    adjusted = [
-        ensemble(adjust_to_prior(block, learned_log_prior, uniform), outputs.average)
-        for block in torch.split(outputs.logits, BLOCK)
-    ]
-    return label_doubts(torch.cat(adjusted), outputs.labels)
 
 
 def save_image_outputs(path: Path, outputs: ImageOutputs) -> None:

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from longtail.data.check.findings import Finding, make_finding
 from longtail.data.copies import AllImages
-from longtail.evaluation.label_shift.adjustment import adjust_to_prior
-from longtail.evaluation.label_shift.evaluators import PriorTest
-from longtail.evaluation.label_shift.priors import UNIFORM
-from longtail.evaluation.outputs import collect_features, collect_outputs
+from longtail.evaluation.label_shift.learned_prior import learned_prior
+from longtail.evaluation.metrics import BLOCK
+from longtail.evaluation.outputs import ModelOutputs, collect_features, collect_outputs
 from longtail.runs.context import EvalSplit
 from longtail.runs.opened_model import OpenedModel
 from longtail.utils.ensembles import ensemble
@@ -89,6 +88,17 @@ def label_doubts(logits: Tensor, labels: Tensor) -> LabelDoubts:
     return LabelDoubts(best - own + mean_confidence[labels].log(), suggested, best.exp())
 
 
+def output_doubts(outputs: ModelOutputs, learned_log_prior: Tensor) -> LabelDoubts:
+    """Returns `label_doubts` for a model's probabilities, adjusted to classes that are equally common.
+
+    Args:
+        outputs: of the model for N images.
+        learned_log_prior: the class shares that the experts assume, (E, C) or (1, C).
+    """
+    adjusted = (block - learned_log_prior for block in torch.split(outputs.logits, BLOCK))
+    return label_doubts(torch.cat([ensemble(block, outputs.average) for block in adjusted]), outputs.labels)
+
+
 def most_doubtful(log_odds: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Returns the positions of the labels that are likely to be wrong, the most doubtful first.
 
@@ -130,6 +140,5 @@ def split_label_doubts(opened: OpenedModel) -> Iterator[LabelDoubts]:
             yield label_doubts(leave_one_out_logits(features, labels, model.num_classes), labels)
         else:
             name: EvalSplit = "val" if split == "val" else "test"
-            test, outputs = PriorTest(context, metadata, name, UNIFORM), collect_outputs(model, loaders[name], group)
-            logits = adjust_to_prior(outputs.logits, test.learned.log_prior, torch.zeros(model.num_classes))
-            yield label_doubts(ensemble(logits, outputs.average), outputs.labels)
+            learned = learned_prior(context.config, metadata.class_counts, metadata.classifier, metadata.epoch)
+            yield output_doubts(collect_outputs(model, loaders[name], group), learned.log_prior)

@@ -35,7 +35,7 @@ class PriorTest:
     def __init__(self, context: RunContext, metadata: ModelMetadata, split: EvalSplit, prior: str | Path):
         self.context, self.metadata, self.split, self.prior = context, metadata, split, str(prior)
         self.shares = read_prior(prior, metadata.class_names)
-        self.learned = _learned_prior(context, metadata)
+        self.learned = learned_prior(context.config, metadata.class_counts, metadata.classifier, metadata.epoch)
 
     def evaluate(self, outputs: ModelOutputs) -> Evaluation:
         """Returns the metrics of the adjusted logits; ``outputs`` are those of the split."""
@@ -64,7 +64,7 @@ class LabelShiftTest:
         images = context.dataset.val if split == "val" else context.dataset.test
         assert images is not None
         self.images = images
-        self.learned = _learned_prior(context, metadata)
+        self.learned = learned_prior(context.config, metadata.class_counts, metadata.classifier, metadata.epoch)
         valid_ratios(images.labels, metadata.class_names)
 
     def evaluate(self, model: MultiExpert, outputs: ModelOutputs) -> "LabelShiftReport | None":
@@ -82,10 +82,6 @@ class LabelShiftTest:
         if not context.run.writes:
             return None
         return evaluate_label_shift(outputs, self.metadata.class_counts, self.learned, views)
-
-
-def _learned_prior(context: RunContext, metadata: ModelMetadata) -> LearnedPrior:
-    return learned_prior(context.config, metadata.class_counts, metadata.classifier, metadata.epoch)
 
 
 @dataclass(frozen=True)
