@@ -13,6 +13,7 @@ from longtail.evaluation.flops import Cost, cost
 from longtail.models.build import router_options
 from longtail.models.heads import CosineClassifier
 from longtail.models.multi_expert import create_model
+from longtail.models.router import Router
 from longtail.reports.cost_table import cost_table, planned_model
 from longtail.runs.context import planned_architecture
 from longtail.utils.errors import InputError
@@ -54,7 +55,7 @@ def test_invalid_shares(shares):
 def test_cost_of_a_router(shared):
     model = on_meta("resnet20", 10, 3)
     without = cost(model, 8)
-    model.router = golden_flops.router(3, 48, num_inputs=26, shared=shared)
+    model.router = Router(3, 48, num_classes=10, shared=shared)
     assert cost(model, 8).router == (48 * 16 + 26, 48 * 16 + 26)
     assert cost(model, 8).total == without.total
     assert without.router == ()
@@ -254,7 +255,7 @@ def test_router_and_neck_have_a_row():
     model = planned_model(architecture)
     table = cost_table(model, architecture, 112, [1, 1])
     assert any("no router" in note for note in table.notes)
-    model.router = golden_flops.router(2, 576, 26)
+    model.router = Router(2, 576, num_classes=10)
     table = cost_table(model, architecture, 112, [1, 1])
     assert {"router, 1 step", "neck", "routed: 1.50 experts"} <= {row[0] for row in table.rows}
     assert not any("no router" in note for note in table.notes)

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -120,12 +121,15 @@ def cost(model: MultiExpert, image_size: int) -> Cost:
     """
     shapes = _shapes_only(model).eval()
     shared, trunk = _macs(shapes.trunk, torch.empty(1, 3, image_size, image_size, device="meta"))
-    branches, heads = [], []
-    for branch, head in zip(shapes.branches, shapes.heads, strict=True):
+    branches, heads, router = [], [], []
+    for number, (branch, head) in enumerate(zip(shapes.branches, shapes.heads, strict=True)):
         features, branch_macs = _macs(nn.Sequential(branch, shapes.neck), shared)
         branches.append(branch_macs)
-        heads.append(_macs(head, features)[1])
-    return Cost(trunk, tuple(branches), tuple(heads), _router_steps(model))
+        logits, head_macs = _macs(head, features)
+        heads.append(head_macs)
+        if shapes.router is not None and number < model.num_experts - 1:
+            router.append(_macs(partial(shapes.router.step, number, mean_logits=logits), features)[1])
+    return Cost(trunk, tuple(branches), tuple(heads), tuple(router))
 
 
 def _macs(module: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, int]:
@@ -141,17 +145,3 @@ def _shapes_only(model: MultiExpert) -> MultiExpert:
     empty: dict[int, Tensor] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
     empty |= {id(parameter): nn.Parameter(parameter.to("meta"), False) for parameter in model.parameters()}
     return copy.deepcopy(model, empty)
-
-
-def _router_steps(model: MultiExpert) -> tuple[int, ...]:
-    """MACs of each step: its hidden layer, and the output layer, which steps may share."""
-    router = model.router
-    if router is None:
-        return ()
-    hidden: list[Any] = list(router.hidden)
-    output: list[Any] = list(router.output)
-    return tuple(_linear(layer) + _linear(output[min(step, len(output) - 1)]) for step, layer in enumerate(hidden))
-
-
-def _linear(layer: nn.Linear) -> int:
-    return layer.in_features * layer.out_features

@@ -17,6 +17,7 @@ from torch import nn
 from longtail.evaluation.flops import Cost, cost
 from longtail.models.initialisation import skip_init
 from longtail.models.multi_expert import MultiExpert, create_model
+from longtail.models.router import Router
 
 THOP = {"0.1.1": ("flops/ride_gflops.json", 4), "0.0.31": ("flops/ride_gflops_thop_0.0.31.json", 2)}
 """Release -> file of its counts, and its count for each output of a batch norm"""
@@ -174,20 +175,9 @@ def _measure_once(
         model = create_model(name, num_classes, num_experts, width=width, **dict(options)).eval()
         channels = model(torch.empty(1, 3, size, size)).features.shape[-1]
         if routed:
-            model.router = router(num_experts, channels, TOP_CHOICES + HIDDEN)
+            model.router = Router(num_experts, channels, model.num_classes, top_choices=TOP_CHOICES, hidden=HIDDEN)
         trunk, branches = _norms(model, torch.empty(1, 3, size, size))
     return Measured(cost(model, size), trunk, branches, channels)
-
-
-def router(
-    num_experts: int, num_features: int, num_inputs: int, hidden: int = HIDDEN, shared: bool = True
-) -> nn.Module:
-    """Returns the linear layers of a router; its cost depends on nothing else."""
-    found = nn.Module()
-    steps = range(num_experts - 1)
-    found.hidden = nn.ModuleList(nn.Linear(num_features, hidden) for _ in steps)
-    found.output = nn.ModuleList(nn.Linear(num_inputs, 1) for _ in (steps[:1] if shared else steps))
-    return found
 
 
 def _norms(model: MultiExpert, image: torch.Tensor) -> tuple[int, list[int]]:
