@@ -1,7 +1,6 @@
 """Names for what the modules of a package register."""
 
 import pkgutil
-from functools import cached_property
 from importlib import import_module
 from typing import Generic, TypeVar
 
@@ -36,13 +35,6 @@ class Registry(Generic[Entry]):
 
     def names(self) -> list[str]:
         """Returns the names of all entries, sorted."""
-        self._modules  # noqa: B018 - imports them
+        for module in pkgutil.iter_modules(import_module(self.package).__path__, f"{self.package}."):
+            import_module(module.name)
         return sorted(self.added)
-
-    @cached_property
-    def _modules(self) -> list[str]:
-        package = import_module(self.package)
-        modules = [module.name for module in pkgutil.iter_modules(package.__path__, f"{self.package}.")]
-        for module in modules:
-            import_module(module)
-        return modules
