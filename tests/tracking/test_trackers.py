@@ -15,7 +15,7 @@ import longtail
 from longtail.cli import main
 from longtail.config.recipes import config_fingerprint, flat, load_recipe
 from longtail.runtime.process import Stopped
-from longtail.tracking import REGISTRY, TrackerInfo
+from longtail.tracking import REGISTRY
 from longtail.tracking.trackers import Trackers
 
 EPOCH_METRICS = {"loss", "accuracy", "learning_rate", "seconds", "images_per_second"}
@@ -27,8 +27,8 @@ VALIDATED = ["--data.val_fraction", "0.2", "--data.val_spare", "0", "--training.
 def recorder(monkeypatch):
     """Registers the tracker "recorder", and returns its class."""
     REGISTRY.names()  # so that all others are registered
-    kind = type("ThisRecorder", (Recorder,), {"calls": [], "fails_at": ()})
-    monkeypatch.setitem(REGISTRY.added, "recorder", TrackerInfo(kind, "json"))
+    kind = type("ThisRecorder", (Recorder,), {"calls": [], "fails_at": (), "needs": "json"})
+    monkeypatch.setitem(REGISTRY.added, "recorder", kind)
     return kind
 
 
@@ -101,7 +101,7 @@ def test_wrong_names_and_missing_packages_are_found_before_training(recorder, mo
     output = tmp_path / "run"
     assert main(["train", "--output", str(output), "--track", "tensorboard,tensorbord"]) == 2
     assert "did you mean 'tensorboard'" in capsys.readouterr().err
-    monkeypatch.setitem(REGISTRY.added, "recorder", TrackerInfo(recorder, "not_a_package"))
+    monkeypatch.setattr(recorder, "needs", "not_a_package")
     assert main(["train", "--output", str(output), "--track", "recorder"]) == 2
     assert "pip install 'longtail[recorder]'" in capsys.readouterr().err
     assert not output.exists()
@@ -136,7 +136,7 @@ def test_tracking_is_no_other_training():
 def test_nothing_is_imported_that_is_not_used():
     code = (
         "import sys, timm\nbefore = set(sys.modules)\n"  # timm imports wandb, if it is installed
-        "import longtail.api\nfrom longtail.tracking import list_trackers\nlist_trackers()\n"
+        "import longtail.api\nfrom longtail.tracking import REGISTRY\nREGISTRY.names()\n"
         "print({'tensorboard', 'wandb', 'mlflow'} & (set(sys.modules) - before))"
     )
     assert python("-c", code).stdout.strip() == "set()"

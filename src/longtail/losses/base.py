@@ -1,7 +1,7 @@
 """The base class of all criteria, and the registry of their names."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -25,6 +25,9 @@ class Criterion(nn.Module):
 
     learns_probabilities: ClassVar[bool] = True
     """Whether the softmax of the adjusted logits learns class probabilities"""
+
+    settings: ClassVar[Mapping[str, str]] = {}
+    """The field of `LossConfig` for each argument that has a different name"""
 
     weights: Tensor
 
@@ -95,18 +98,9 @@ class Criterion(nn.Module):
         return None
 
 
-class RegisteredLoss(NamedTuple):
-    """A criterion that the settings can name."""
-
-    criterion: type[Criterion]
-
-    settings: Mapping[str, str]
-    """The field of `LossConfig` for each argument of the criterion that has a different name"""
-
-
 AnyCriterion = TypeVar("AnyCriterion", bound=type[Criterion])
 
-REGISTRY: Registry[RegisteredLoss] = Registry("loss.name", "longtail.losses")
+REGISTRY: Registry[type[Criterion]] = Registry("loss.name", "longtail.losses")
 
 
 def register(name: str, **settings: str) -> Callable[[AnyCriterion], AnyCriterion]:
@@ -121,7 +115,8 @@ def register(name: str, **settings: str) -> Callable[[AnyCriterion], AnyCriterio
     """
 
     def decorate(criterion: AnyCriterion) -> AnyCriterion:
-        REGISTRY.added[name] = RegisteredLoss(criterion, settings)
+        criterion.settings = settings
+        REGISTRY.added[name] = criterion
         return criterion
 
     return decorate

@@ -20,9 +20,9 @@ def build_criterion(settings: LossConfig, class_counts: Sequence[int], epochs: i
     Raises:
         InputError: there is no loss with this name.
     """
-    criterion, other_names = REGISTRY[settings.name]
+    criterion = REGISTRY[settings.name]
     values = {field.name: getattr(settings, field.name) for field in fields(settings)} | {"scale": scale}
     if settings.reweight_after is not None:
         values["reweight_after"] = epoch_of(settings.reweight_after, epochs)
     arguments = list(inspect.signature(criterion).parameters)[1:]  # after class_counts
-    return criterion(class_counts, **{name: values[other_names.get(name, name)] for name in arguments})
+    return criterion(class_counts, **{name: values[criterion.settings.get(name, name)] for name in arguments})

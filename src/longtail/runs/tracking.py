@@ -9,7 +9,7 @@ from longtail.config.recipes import as_dict, flat
 from longtail.config.schema import Config
 from longtail.runs.pulled import as_run
 from longtail.runs.run import Run
-from longtail.tracking import TrackedRun, list_trackers
+from longtail.tracking import REGISTRY, TrackedRun
 from longtail.tracking.trackers import Trackers
 from longtail.utils.errors import InputError
 
@@ -30,7 +30,7 @@ def track(run: Run | str | Path, to: str) -> None:
     """
     run, trackers = as_run(run), Trackers(to, strict=True)
     if not trackers.names:
-        raise InputError(f"track '{to}' names no tracker; there are {', '.join(list_trackers())}")
+        raise InputError(f"track '{to}' names no tracker; there are {', '.join(REGISTRY.names())}")
     if not run.is_finished:
         raise InputError(f"'{run.folder}' is not finished; finish it with: longtail train --resume {run.folder}")
     with run.lock(), tracking(run, run.config, trackers):

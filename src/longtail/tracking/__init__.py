@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from longtail.utils.files import write_atomically
 from longtail.utils.registry import Registry
@@ -46,6 +46,9 @@ class Tracker(ABC):
         run: the run. If the tracker knows it from an earlier start, it continues there.
     """
 
+    needs: ClassVar[str]
+    """Package that it imports; the extra of longtail has the tracker's name"""
+
     @abstractmethod
     def __init__(self, run: TrackedRun): ...
 
@@ -66,30 +69,17 @@ class Tracker(ABC):
         """Sends what is left. If the run is not complete, it may be resumed."""
 
 
-class TrackerInfo(NamedTuple):
-    """A registered tracker."""
-
-    start: Callable[[TrackedRun], Tracker]
-
-    needs: str
-    """Package that it imports; the extra of longtail has the tracker's name"""
-
-
 Class = TypeVar("Class", bound=type[Tracker])
 
-REGISTRY: Registry[TrackerInfo] = Registry("track", __name__)
+REGISTRY: Registry[type[Tracker]] = Registry("track", __name__)
 
 
 def register(name: str, *, needs: str) -> Callable[[Class], Class]:
     """Decorator that makes a class the tracker ``track: <name>``."""
 
     def decorate(tracker: Class) -> Class:
-        REGISTRY.added[name] = TrackerInfo(tracker, needs)
+        tracker.needs = needs
+        REGISTRY.added[name] = tracker
         return tracker
 
     return decorate
-
-
-def list_trackers() -> list[str]:
-    """Returns the names of all trackers, sorted."""
-    return REGISTRY.names()

@@ -44,7 +44,7 @@ class Trackers:
             for name in self.names:
                 with self._reported(name):
                     run.folder.mkdir(exist_ok=True)
-                    self._open[name] = REGISTRY[name].start(run)
+                    self._open[name] = REGISTRY[name](run)
         try:
             yield
             is_complete = True
