@@ -45,7 +45,7 @@ def table(context: RunContext) -> Iterator[str]:
     yield "batch  experts           MACs     mean  images/s  time/all  MACs/all  ratio"
     for batch_size, number in NUM_IMAGES.items():
         subset = images[:number]
-        speed = images_per_second(model, subset, batch_size, SECONDS, threshold=threshold)
+        speed = images_per_second(model, subset, batch_size, SECONDS)
         shares = torch.bincount(used[:number] - 1, minlength=num_experts).tolist()
         rows = [
             (f"{k} of {num_experts}", model_cost.prefix(k), float(k), speed.prefixes[k - 1])

@@ -28,17 +28,17 @@ class Slow(nn.Module):
         return images.flatten(1)
 
 
-def slow_model(num_experts=3, has_router=True):
+def slow_model(num_experts=3, has_router=True, threshold=0.5):
     heads = [nn.Linear(6, 4) for _ in range(num_experts)]
-    router = Router(num_experts, 6, 4) if has_router else None
+    router = Router(num_experts, 6, 4, threshold=threshold) if has_router else None
     return MultiExpert(nn.Identity(), [Slow() for _ in heads], heads, router=router)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_speed_depends_on_the_number_of_experts(training):
-    model = slow_model().train(training)
+    model = slow_model(threshold=1.0).train(training)
     images = torch.randn(22, 3, 1, 2)
-    speed = images_per_second(model, images, 8, seconds=0.2, threshold=1.0)
+    speed = images_per_second(model, images, 8, seconds=0.2)
     first, second, third = speed.prefixes
     assert first > 1.2 * second > 1.2 * third
     assert first < 8 / 0.005
@@ -50,8 +50,8 @@ def test_speed_depends_on_the_number_of_experts(training):
 
 
 def test_an_image_counts_once_whatever_its_views():
-    model = slow_model()
-    speed = images_per_second(model, torch.randn(5 * 7, 3, 1, 2), 16, seconds=0.1, threshold=1.0, num_views=5)
+    model = slow_model(threshold=1.0)
+    speed = images_per_second(model, torch.randn(5 * 7, 3, 1, 2), 16, seconds=0.1, num_views=5)
     assert set(model.branches[0].batch_sizes) == {15, 5}  # 3 images, and the last one, with 5 views each
     assert speed.prefixes[0] < 3 / 0.005
     assert speed.routed < 3 / 0.005

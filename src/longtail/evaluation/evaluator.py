@@ -17,7 +17,6 @@ from longtail.evaluation.routing import RoutingReport, evaluate_routing
 from longtail.evaluation.temperature import fit_temperature, predicted_logits
 from longtail.evaluation.throughput import Speed, images_per_second
 from longtail.models.multi_expert import MultiExpert
-from longtail.models.router import THRESHOLD
 from longtail.runs.context import EvalSplit, RunContext
 from longtail.runs.model_file import ModelMetadata
 
@@ -77,9 +76,8 @@ def evaluate_splits(
     routings: dict[EvalSplit, RoutingReport] = {}
     if not context.run.writes:
         return EvaluationResults(evaluations, routings, outputs)
-    threshold = THRESHOLD if model.router is None else model.router.threshold
     images, views = _some_images(loaders["test"]), num_views(loaders["test"])
-    speed = images_per_second(model, images, SPEED_BATCH, SPEED_SECONDS, threshold=threshold, num_views=views)
+    speed = images_per_second(model, images, SPEED_BATCH, SPEED_SECONDS, num_views=views)
     model_cost = cost(model, metadata.image_size)
     if model.router is not None:
         for split in outputs:
@@ -87,7 +85,7 @@ def evaluate_splits(
                 outputs[split],
                 metadata.class_counts,
                 model_cost,
-                threshold,
+                model.router.threshold,
                 thresholds=ShotThresholds(settings.many_above, settings.few_below),
                 bins=settings.calibration_bins,
                 chosen_on="val" if metadata.threshold_for else None,

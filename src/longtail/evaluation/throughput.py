@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from longtail.models.multi_expert import MultiExpert
-from longtail.models.router import THRESHOLD
 
 ROUNDS = 10
 """Target number of rounds"""
@@ -36,7 +35,6 @@ def images_per_second(
     batch_size: int,
     seconds: float = 1.0,
     *,
-    threshold: float = THRESHOLD,
     num_views: int = 1,
 ) -> Speed:
     """Measures the first k experts for each k, and routing if the model has a router.
@@ -50,7 +48,6 @@ def images_per_second(
             speed of routing depends on their content.
         batch_size: images in a batch, counting every view; the last batch may be smaller.
         seconds: measured time of each variant, approximately; at least one batch.
-        threshold: of the router.
         num_views: V.
     """
     size = max(1, batch_size // num_views)
@@ -61,7 +58,7 @@ def images_per_second(
         for number in range(1, model.num_experts + 1)
     ]
     if model.router is not None:
-        variants.append(lambda batch: model.route(batch, threshold, num_views))
+        variants.append(lambda batch: model.route(batch, num_views=num_views))
 
     def measure(variant: Callable[[Tensor], Any], some_batches: list[Tensor]) -> float:
         _synchronize(images.device)
