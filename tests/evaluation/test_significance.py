@@ -16,8 +16,8 @@ def test_wilson_intervals_are_those_of_scipy():
         expected = binomtest(hits, total).proportion_ci(0.95, "wilson")
         assert (low[k], high[k]) == pytest.approx((expected.low, expected.high), abs=1e-12)
         assert low[k] <= hits / total <= high[k]
-    low, high = wilson_interval(7, 20, confidence=0.8)
-    assert (float(low), float(high)) == pytest.approx(tuple(binomtest(7, 20).proportion_ci(0.8, "wilson")))
+    low, high = wilson_interval(7, 20)
+    assert (float(low), float(high)) == pytest.approx(tuple(binomtest(7, 20).proportion_ci(0.95, "wilson")))
 
 
 def test_classes_without_images_have_no_interval():

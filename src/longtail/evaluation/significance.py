@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom, norm
 
-CONFIDENCE = 0.95
+Z = norm.ppf(0.975)
+"""Of intervals with 95 % confidence"""
 
 Floats = NDArray[np.float64]
 
 
-def wilson_interval(hits: ArrayLike, totals: ArrayLike, confidence: float = CONFIDENCE) -> tuple[Floats, Floats]:
+def wilson_interval(hits: ArrayLike, totals: ArrayLike) -> tuple[Floats, Floats]:
     """Returns the limits of Wilson's score interval (Wilson, 1927) of proportions: (K,) and (K,) -> (K,) and (K,).
 
     Unlike the interval of the normal approximation, it is inside 0 to 1 and not empty if all images are correct.
@@ -22,19 +23,17 @@ def wilson_interval(hits: ArrayLike, totals: ArrayLike, confidence: float = CONF
     Args:
         hits: correct images.
         totals: images; the limits are nan where there are none.
-        confidence: probability that an interval contains the proportion.
     """
     hits, totals = np.asarray(hits, dtype=np.float64), np.asarray(totals, dtype=np.float64)
-    z = norm.ppf((1 + confidence) / 2)
     with np.errstate(invalid="ignore", divide="ignore"):
         share = hits / totals
-        center = (hits + z**2 / 2) / (totals + z**2)
-        half = z / (totals + z**2) * np.sqrt(totals * share * (1 - share) + z**2 / 4)
+        center = (hits + Z**2 / 2) / (totals + Z**2)
+        half = Z / (totals + Z**2) * np.sqrt(totals * share * (1 - share) + Z**2 / 4)
     # Rounding must not put the proportion itself outside.
     return np.minimum(center - half, share).clip(0), np.maximum(center + half, share).clip(None, 1)
 
 
-def balanced_interval(hits: ArrayLike, totals: ArrayLike, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def balanced_interval(hits: ArrayLike, totals: ArrayLike) -> tuple[float, float]:
     """Returns the limits of a confidence interval of the balanced accuracy, the mean of the classes' accuracies.
 
     Combines the classes' Wilson intervals by their squared distances from the accuracies: Zou, Huang and Zhang (2009),
@@ -43,11 +42,10 @@ def balanced_interval(hits: ArrayLike, totals: ArrayLike, confidence: float = CO
     Args:
         hits: correct images of each class, (C,).
         totals: images of each class, (C,); classes without images are left out.
-        confidence: probability that the interval contains the balanced accuracy.
     """
     hits, totals = np.asarray(hits, dtype=np.float64), np.asarray(totals, dtype=np.float64)
     hits, totals = hits[totals > 0], totals[totals > 0]
-    low, high = wilson_interval(hits, totals, confidence)
+    low, high = wilson_interval(hits, totals)
     shares = hits / totals
     down, up = (float(np.sqrt(((shares - limit) ** 2).sum())) / len(shares) for limit in (low, high))
     balanced = float(shares.mean())
@@ -80,9 +78,7 @@ def holm(p_values: ArrayLike) -> Floats:
     return adjusted
 
 
-def difference_interval(
-    only_first: int, only_second: int, num_images: int, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
+def difference_interval(only_first: int, only_second: int, num_images: int) -> tuple[float, float]:
     """Returns the limits of the difference of two accuracies on the same images, first minus second.
 
     Adds half an image to each of the four cells of the table, as Agresti and Min (2005) propose.
@@ -91,9 +87,8 @@ def difference_interval(
         only_first: images that the first model alone classifies correctly.
         only_second: images that the second model alone classifies correctly.
         num_images: of the test.
-        confidence: probability that the interval contains the difference.
     """
     first, second, total = only_first + 0.5, only_second + 0.5, num_images + 2
     difference = (first - second) / total
-    half = norm.ppf((1 + confidence) / 2) * np.sqrt((first + second) / total - difference**2) / np.sqrt(total)
+    half = Z * np.sqrt((first + second) / total - difference**2) / np.sqrt(total)
     return float(difference - half), float(difference + half)
