@@ -305,8 +305,8 @@ def _slope(first: CurvePoint, second: CurvePoint) -> float:
     return (second.accuracy - first.accuracy) / (second.cost - first.cost)
 
 
-def oracle_curve(correct: Tensor, labels: Tensor, costs: Sequence[float], *, balanced: bool = True) -> list[CurvePoint]:
-    """Returns the highest accuracy that any router can reach at each cost, with knowledge of the labels.
+def oracle_curve(correct: Tensor, labels: Tensor, costs: Sequence[float]) -> list[CurvePoint]:
+    """Returns the highest balanced accuracy that any router can reach at each cost, with knowledge of the labels.
 
     An image continues only to the first ensemble that is correct. The images that gain the most for their cost continue
     first.
@@ -315,12 +315,10 @@ def oracle_curve(correct: Tensor, labels: Tensor, costs: Sequence[float], *, bal
         correct: whether the ensemble of the first k + 1 experts is correct, (N, E).
         labels: (N,).
         costs: MACs of an image that used k + 1 experts, E increasing numbers.
-        balanced: whether every class has the same weight, instead of every image.
     """
     num_images, num_experts = correct.shape
     totals = torch.bincount(labels)
-    weights = 1 / (totals * (totals > 0).sum()).double() if balanced else torch.full((len(totals),), 1 / num_images)
-    gain = weights.double()[labels]
+    gain = (1 / (totals * (totals > 0).sum()).double())[labels]
     start = CurvePoint(float(costs[0]), float(gain[correct[:, 0]].sum()))
 
     wrong_before = (~correct).long().cumprod(dim=1).sum(dim=1)  # ensembles before the first correct one

@@ -33,21 +33,20 @@ class LabelShift(NamedTuple):
 
 
 def label_shift(
-    labels: Indices, class_counts: Sequence[int], ratio: float, direction: Direction = "forward", seed: int = 0
+    labels: Indices, class_counts: Sequence[int], ratio: float, direction: Direction = "forward"
 ) -> LabelShift:
     """Returns a long-tailed subset of test images: ``int(n * ratio^(-j / (C - 1)))`` images of the class of rank j.
 
     n is the size of the rarest class of the test set. Forward: the ranks are those of the training images; equally
     common classes keep their order. Backward: the reverse ranks. LADE (Hong et al., 2021) and SADE (Zhang et al.,
-    2022), experiments. Images are chosen as for CIFAR-LT, see `choose_subset`; seed 0 gives SADE's subsets of the CIFAR
-    test sets.
+    2022), experiments. Images are chosen as for CIFAR-LT, see `choose_subset`. Of the CIFAR test sets these are SADE's
+    subsets.
 
     Args:
         labels: of the test images, (N,).
         class_counts: training images of each class, C numbers.
         ratio: of the most common class to the rarest; 1 is uniform.
         direction: "forward" or "backward".
-        seed: of the choice.
 
     Raises:
         InputError: a class would have no images, or the direction is unknown.
@@ -64,11 +63,11 @@ def label_shift(
     counts = np.empty(num_classes, dtype=np.int64)
     counts[ranking] = by_rank if direction == "forward" else by_rank[::-1]
     chosen = tuple(counts.tolist())
-    return LabelShift(choose_subset(labels, chosen, seed), chosen)
+    return LabelShift(choose_subset(labels, chosen, seed=0), chosen)
 
 
 def label_shifts(
-    labels: Indices, class_counts: Sequence[int], ratios: Sequence[float] = RATIOS, seed: int = 0
+    labels: Indices, class_counts: Sequence[int], ratios: Sequence[float] = RATIOS
 ) -> dict[str, LabelShift]:
     """Returns subsets by name: "forward-50", ..., "forward-2", "uniform", "backward-2", ..., "backward-50".
 
@@ -76,7 +75,6 @@ def label_shifts(
         labels: of the test images, (N,).
         class_counts: training images of each class, C numbers.
         ratios: above 1.
-        seed: see `label_shift`.
 
     Raises:
         InputError: a class would have no images.
@@ -85,7 +83,7 @@ def label_shifts(
     kinds: list[tuple[Direction, float]] = [("forward", ratio) for ratio in falling]
     kinds += [("forward", 1), *(("backward", ratio) for ratio in reversed(falling))]
     return {
-        "uniform" if ratio == 1 else f"{direction}-{ratio:g}": label_shift(labels, class_counts, ratio, direction, seed)
+        "uniform" if ratio == 1 else f"{direction}-{ratio:g}": label_shift(labels, class_counts, ratio, direction)
         for direction, ratio in kinds
     }
 
