@@ -299,14 +299,9 @@ def _warn_renamed(old: tuple[str, ...], source: str) -> None:
 
 def as_dict(config: Config) -> Settings:
     """Returns nested settings as YAML holds them, with lists instead of tuples."""
-    settings: Settings = _listed(dataclasses.asdict(config))
-    return settings
-
-
-def _listed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return dataclasses.asdict(
+        config, dict_factory=lambda items: {key: list(x) if isinstance(x, tuple) else x for key, x in items}
+    )
 
 
 def _dump(settings: Settings) -> str:
