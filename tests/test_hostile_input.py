@@ -203,7 +203,7 @@ ARGUMENTS = {
     "flops of nothing": Case("flops", "MODEL"),
     "flops of no recipe": Case("flops no-such-recipe", "no-such-recipe"),
     "flops of no run": Case("flops photos", "'photos'"),
-    "flops of an image": Case("flops image.png", "image.png: .*utf-8"),
+    "flops of an image": Case("flops image.png", "image.png: .*UTF-8"),
     "flops of unknown classes": Case("flops folder", "--num_classes"),
     "flops of a changed run": Case("flops run --num_classes 3", "--num_classes"),
     "too few shares": Case("flops cifar100-lt-ride --experts_used 60,40", "2 shares.* 3"),
@@ -215,7 +215,7 @@ ARGUMENTS = {
 
 CONFIGS = {
     "text": in_yaml("an image of a rare bird", "mine.yaml: .*str"),
-    "bytes": in_yaml(b"\xff\xfe\x00", "mine.yaml: .*utf-8"),
+    "bytes": in_yaml(b"\xff\xfe\x00", "mine.yaml: .*UTF-8"),
     "null character": in_yaml("seed: 1\0", "mine.yaml: .*#x0000"),
     "null character in a value": in_yaml('data: {root: "a\\0b"}', "data.root .*null"),
     "month 13": in_yaml("seed: 1\nname: 2001-13-01", "mine.yaml: .*month"),
