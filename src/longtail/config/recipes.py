@@ -186,7 +186,8 @@ def _parser() -> ArgumentParser:
 def _parsed(settings: Settings, arguments: Sequence[str] = ()) -> Config:
     try:
         values = _parser().parse_object(settings, defaults=True)
-        values = _parser().parse_args(arguments, namespace=values)
+        if arguments:
+            values = _parser().parse_args(arguments, namespace=values)
     except Exception as error:  # jsonargparse raises errors of several types, all of them about the input
         raise InputError(_one_line(error)) from error
     kinds = get_type_hints(Config)
