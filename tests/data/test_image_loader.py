@@ -246,10 +246,8 @@ def test_a_killed_worker_is_an_error(split, waiting):
         list(batches)
 
 
-@pytest.mark.skip(
-    reason="once in a while it waits for ever: the loader still has a race when a worker dies with a lock"
-)
-def test_a_worker_that_is_killed_with_a_lock(split):
+@pytest.mark.parametrize("waiting", [True, False])
+def test_a_worker_that_is_killed_with_a_lock(split, waiting):
     """Workers look at torch's event at each batch. Here this process has its lock, and a thread waits for ever."""
     source = loader(long_split(split), batch_size=1, workers=1)
     batches = source.epoch(1)
@@ -258,7 +256,12 @@ def test_a_worker_that_is_killed_with_a_lock(split):
     source._batches._iterator._pin_memory_thread = threading.Thread(target=threading.Event().wait, daemon=True)
     source._batches._iterator._pin_memory_thread.start()
     source._batches._iterator._pin_memory_thread_done_event = threading.Event()
-    source._workers.processes[0].kill()
+    (worker,) = source._workers.processes
+    if waiting:
+        os.kill(worker.pid, signal.SIGSTOP)
+        threading.Timer(0.5, worker.kill).start()
+    else:
+        worker.kill()
     error_of(list, batches)
     end = threading.Thread(target=source._batches._iterator._shutdown_workers, daemon=True)
     end.start()

@@ -231,8 +231,8 @@ def _forget_workers(iterator: Any) -> None:
         del iterator._pin_memory_thread
 
 
-class _WorkerKilledError(RuntimeError):
-    """A worker was killed."""
+class _WorkerKilledError(BaseException):
+    """A worker was killed. torch would catch an `Exception`, and wait for the lock of an event that the worker had."""
 
 
 class _ImageFiles(Dataset[Sample]):
