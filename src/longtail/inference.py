@@ -13,7 +13,7 @@ from longtail.data.views import NUM_VIEWS, Views, make_views, source_size
 from longtail.models.fuse import fuse_batch_norms
 from longtail.runs.model_file import load_model_file, model_path
 from longtail.runtime.device import Precision, Runtime, pick_device, warn_slow_precision
-from longtail.utils.errors import InputError
+from longtail.utils.errors import check_choice
 
 
 class Predictor(ImageClassifier):
@@ -45,9 +45,8 @@ class Predictor(ImageClassifier):
         all_experts: bool = False,
         views: Views = "one",
     ):
-        for name, value, kind in (("precision", precision, Precision), ("views", views, Views)):
-            if value not in get_args(kind):
-                raise InputError(f"{name} is {value!r}; it must be one of {', '.join(get_args(kind))}")
+        check_choice("precision", precision, get_args(Precision))
+        check_choice("views", views, get_args(Views))
         network, self.metadata = load_model_file(model_path(model))
         form = self.metadata
         self._runtime = Runtime(pick_device(device), precision)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from longtail.runtime.seed import generator as seeded_generator
-from longtail.utils.errors import InputError
+from longtail.utils.errors import check_choice
 
 Sampling = Literal["instance", "square-root", "class-balanced", "progressive"]
 
@@ -99,8 +99,7 @@ class LongTailSampler(Sampler[int]):
         epochs: int = 1,
         seed: int = 0,
     ) -> None:
-        if sampling not in get_args(Sampling):
-            raise InputError(f"sampling is {sampling!r}; it must be one of {', '.join(get_args(Sampling))}")
+        check_choice("sampling", sampling, get_args(Sampling))
         self._labels = torch.as_tensor(labels).cpu()
         self._class_counts = self._labels.bincount()
         self._sampling, self._epochs, self._seed = sampling, epochs, seed

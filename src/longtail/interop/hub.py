@@ -9,7 +9,7 @@ import longtail
 from longtail.config.recipes import to_yaml
 from longtail.config.schema import Config
 from longtail.reports.model_card import ModelCard
-from longtail.runs.hub import PART, HubAddress, hub_errors, is_hub_address
+from longtail.runs.hub import REPOSITORY, HubAddress, hub_errors, is_hub_address
 from longtail.runs.model_file import MODEL_FILE, load_metadata
 from longtail.runs.run import Run
 from longtail.utils.errors import InputError
@@ -42,7 +42,7 @@ def push(
     Raises:
         InputError: there is no such run, or it is not finished; or the Hub cannot be reached, or refuses.
     """
-    if not re.fullmatch(f"{PART}/{PART}", repository):
+    if not re.fullmatch(REPOSITORY, repository):
         raise InputError(f"'{repository}' is not the name of a repository; it must be owner/name")
     run = run if isinstance(run, Run) else Run.open(run)
     if not run.is_finished:

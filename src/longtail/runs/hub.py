@@ -11,7 +11,8 @@ from longtail.utils.console import log_level
 from longtail.utils.errors import InputError, one_line
 
 SCHEME = "hf://"
-PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+REPOSITORY = "/".join(2 * [r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"])
+"""Pattern of owner/name"""
 
 SECONDS = 20.0
 """How long the server may take for its first answer. Later pauses have the limit of HF_HUB_DOWNLOAD_TIMEOUT, 10 s"""
@@ -45,7 +46,7 @@ def parse_address(text: str) -> HubAddress:
         >>> parse_address("hf://owner/name@v1")
         HubAddress(repository='owner/name', revision='v1')
     """
-    match = re.fullmatch(rf"hf://({PART}/{PART})(?:@([^\s@]+))?", text)
+    match = re.fullmatch(rf"hf://({REPOSITORY})(?:@([^\s@]+))?", text)
     if match is None:
         raise InputError(f"'{text}' is not a model on the Hub; it must be hf://owner/name or hf://owner/name@revision")
     return HubAddress(*match.groups())

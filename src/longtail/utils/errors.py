@@ -23,6 +23,17 @@ def did_you_mean(word: str, words: Sequence[str] | Mapping[str, str]) -> str:
     return f"; did you mean '{meant[0]}'?" if meant else ""
 
 
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Checks that a value is one of several words.
+
+    Raises:
+        InputError: it is another one; names ``name``.
+    """
+    if value not in choices:
+        hint = did_you_mean(str(value), choices)
+        raise InputError(f"{name} is {value!r}; it must be one of {', '.join(choices)}{hint}")
+
+
 def one_line(text: str) -> str:
     r"""Returns a text with its line ends written as \n and \r; file names may contain line ends."""
     return text.replace("\n", "\\n").replace("\r", "\\r")

@@ -4,7 +4,7 @@ import pkgutil
 from importlib import import_module
 from typing import Generic, TypeVar
 
-from longtail.utils.errors import InputError, did_you_mean
+from longtail.utils.errors import check_choice
 
 Entry = TypeVar("Entry")
 
@@ -27,10 +27,7 @@ class Registry(Generic[Entry]):
         Raises:
             InputError: there is none with this name.
         """
-        names = self.names()
-        if name not in names:
-            hint = did_you_mean(name, names)
-            raise InputError(f"{self.setting} is '{name}'; it must be one of {', '.join(names)}{hint}")
+        check_choice(self.setting, name, self.names())
         return self.added[name]
 
     def names(self) -> list[str]:
