@@ -246,6 +246,24 @@ def test_a_killed_worker_is_an_error(split, waiting):
         list(batches)
 
 
+def test_all_killed_workers_are_one_error(split, monkeypatch):
+    """The signal about the second may come at any time, and must find the handler that was there before."""
+
+    def cancel(timer):
+        os.kill(os.getpid(), signal.SIGCHLD)
+        timer.finished.set()
+
+    before = signal.getsignal(signal.SIGCHLD)
+    source = loader(long_split(split), batch_size=1, workers=2)
+    batches = source.epoch(1)
+    next(batches)
+    source._workers.kill()
+    monkeypatch.setattr(threading.Timer, "cancel", cancel)
+    with pytest.raises(InputError, match="killed"):
+        list(batches)
+    assert signal.getsignal(signal.SIGCHLD) == before
+
+
 @pytest.mark.parametrize("waiting", [True, False])
 def test_a_worker_that_is_killed_with_a_lock(split, waiting, monkeypatch):
     """Workers look at torch's event at each batch. Here this process has its lock, and a thread waits for ever."""

@@ -123,13 +123,14 @@ class ImageLoader:
         batches: Iterator[Any] | None = None
         while True:
             try:
-                with self._waiting():
-                    if batches is None:
+                if batches is None:
+                    with self._waiting():  # another one than for the batch, because torch replaces its handler
                         others = multiprocessing.active_children()
                         batches = iter(self._batches)
                         self._workers.processes += [
                             child for child in multiprocessing.active_children() if child not in others
                         ]
+                with self._waiting():
                     batch = next(batches, None)
             except BaseException as error:
                 self._workers.kill()  # a stopped one would be waited for
@@ -157,20 +158,25 @@ class ImageLoader:
         # keep it, and with it the workers, until the thread ends.
         limit = threading.Timer(PATIENCE, self._workers.give_up)
         limit.daemon = True
+        is_waiting = True
+
+        def check(*signal_and_frame: Any) -> None:
+            nonlocal is_waiting
+            if is_waiting and not all(worker.is_alive() for worker in self._workers.processes):
+                is_waiting = False  # the death of the next worker must not interrupt what this error leads to
+                raise _WorkerKilledError
+
         try:  # an interrupt may come anywhere
             if hasattr(signal, "SIGCHLD"):
-                signal.signal(signal.SIGCHLD, self._check_workers)
+                signal.signal(signal.SIGCHLD, check)
             limit.start()
-            self._check_workers()
+            check()
             yield
         finally:
+            is_waiting = False
             limit.cancel()
             if hasattr(signal, "SIGCHLD"):
                 signal.signal(signal.SIGCHLD, before)
-
-    def _check_workers(self, *signal_and_frame: Any) -> None:
-        if not all(worker.is_alive() for worker in self._workers.processes):
-            raise _WorkerKilledError
 
     def _problem(self, error: BaseException, is_started: bool) -> str:
         """Says what is wrong with the workers; empty for other errors."""
