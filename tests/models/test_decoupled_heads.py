@@ -201,5 +201,5 @@ def test_class_means_are_exact(labels):
 def test_classes_without_images_and_unknown_distances(features, labels):
     with pytest.raises(InputError, match=r"1 of 5 classes .* 4"):
         nearest_mean_heads(features, labels, 5)
-    with pytest.raises(InputError, match=r"distance 'euclid': .* did you mean 'euclidean'"):
+    with pytest.raises(InputError, match=r"distance is 'euclid'.* did you mean 'euclidean'"):
         nearest_mean_heads(features, labels, CLASSES, "euclid")

@@ -167,7 +167,7 @@ def test_unknown_backbone_without_a_similar_name():
     [
         ({"num_classes": 0}, "num_classes is 0"),
         ({"num_classes": 5, "num_experts": 0}, "num_experts 0"),
-        ({"num_classes": 5, "head": "cosin"}, "head 'cosin': .*'cosine' or 'linear'"),
+        ({"num_classes": 5, "head": "cosin"}, "head is 'cosin'; .* cosine, linear"),
     ],
 )
 def test_invalid_arguments(arguments, message):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from longtail.models.heads import CosineClassifier
 from longtail.models.initialisation import skip_init
-from longtail.utils.errors import InputError, did_you_mean
+from longtail.utils.errors import InputError, check_choice
 
 Distance = Literal["cosine", "centred cosine", "euclidean"]
 DISTANCES: tuple[Distance, ...] = get_args(Distance)
@@ -113,9 +113,7 @@ def nearest_mean_heads(
     Raises:
         InputError: a class has no images, or the distance is unknown.
     """
-    if distance not in DISTANCES:
-        hint = did_you_mean(distance, DISTANCES)
-        raise InputError(f"distance '{distance}': must be one of {', '.join(DISTANCES)}{hint}")
+    check_choice("distance", distance, DISTANCES)
     experts = features.detach().unbind(dim=1)
     return [_nearest_mean_head(inputs, labels, num_classes, distance, scale) for inputs in experts]
 

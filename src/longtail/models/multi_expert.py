@@ -19,7 +19,7 @@ from longtail.models.resnet_cifar import CifarResNet
 from longtail.models.router import RoutedOutput, Router, should_continue, step_thresholds
 from longtail.models.split import Identity, split_backbone
 from longtail.utils.ensembles import AVERAGES, RUNNING_AVERAGES, Average, average_views, ensemble
-from longtail.utils.errors import InputError, did_you_mean
+from longtail.utils.errors import InputError, check_choice
 
 
 class ExpertOutput(NamedTuple):
@@ -248,10 +248,8 @@ def create_model(
     """
     if num_classes < 1 or num_experts < 1:
         raise InputError(f"num_classes is {num_classes} and num_experts {num_experts}; both must be at least 1")
-    if head not in ("cosine", "linear"):
-        raise InputError(f"head '{head}': must be 'cosine' or 'linear'")
-    if average not in AVERAGES:
-        raise InputError(f"average '{average}': must be one of {', '.join(AVERAGES)}{did_you_mean(average, AVERAGES)}")
+    check_choice("head", head, ("cosine", "linear"))
+    check_choice("average", average, AVERAGES)
     if not 0 < temperature < math.inf:
         raise InputError(f"temperature is {temperature}; it must be above 0 and finite")
     build = backbone(name, width, pretrained, image_size, **options)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtail.data.imbalance import Indices, choose_subset, imbalanced_counts
-from longtail.utils.errors import InputError
+from longtail.utils.errors import InputError, check_choice
 
 RATIOS = (50, 25, 10, 5, 2)
 """Of the most common class to the rarest, as published"""
@@ -51,8 +51,7 @@ def label_shift(
     Raises:
         InputError: a class would have no images, or the direction is unknown.
     """
-    if direction not in ("forward", "backward"):
-        raise InputError(f"direction is '{direction}'; it must be 'forward' or 'backward'")
+    check_choice("direction", direction, ("forward", "backward"))
     num_classes = len(class_counts)
     rarest = int(np.bincount(labels, minlength=num_classes).min())
     if not 1 <= ratio <= rarest:
