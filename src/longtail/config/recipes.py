@@ -96,7 +96,23 @@ def resolve(name: str, overrides: Settings | None = None, arguments: Sequence[st
     for argument in arguments:
         if argument.startswith("--"):
             check_known(argument.removeprefix("--").partition("=")[0])
-    return _parsed(merged(settings, overrides), arguments)
+    if backbone := _last_value("--model.backbone", arguments):
+        overrides = merged(overrides, {"model": {"backbone": backbone}})
+    return _parsed(_inherited(settings, overrides), arguments)
+
+
+def _inherited(base: Settings, changes: Settings) -> Settings:
+    """Merges as `merged`, but another backbone does not inherit ``experts_from``: the name of a module of the first."""
+    old, new = base.get("model"), changes.get("model")
+    if isinstance(old, dict) and isinstance(new, dict) and new.get("backbone", old.get("backbone")) != old.get("backbone"):
+        base = base | {"model": {name: value for name, value in old.items() if name != "experts_from"}}
+    return merged(base, changes)
+
+
+def _last_value(option: str, arguments: Sequence[str]) -> str:
+    """The value of an option that is given as ``--name value`` or ``--name=value``; empty without it."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    return next((value for name, value in zip(words[-2::-1], words[:0:-1], strict=True) if name == option), "")
 
 
 def checked_types(config: Config) -> Config:
@@ -232,7 +248,7 @@ def _load(name: str, derived: tuple[str, ...] = ()) -> tuple[Settings, dict[str,
     if base in (name, *derived):
         raise InputError(f"{name}: circular reference: its base '{base}' is based on it")
     inherited = _load(base, (*derived, name))[0] if base else {}
-    return merged({**inherited, "name": stem}, settings), description
+    return _inherited({**inherited, "name": stem}, settings), description
 
 
 @cache

@@ -174,7 +174,7 @@ class ExpertStage:
         batches = loader.shard.batches(loader.num_images, loader.batch_size)
         if min(batch.rows.stop - batch.rows.start for batch in batches) > 1:
             return
-        if training.freeze_batch_norms or training.trained_parts == "heads":
+        if training.freeze_batch_norms or training.trained_parts in ("heads", "lora"):
             return
         views = 1 if self.context.config.augmentation.views == "one" else 2
         model, size = copy.deepcopy(self.model).to("meta").train(), self.metadata.image_size
@@ -229,7 +229,8 @@ class ExpertStage:
         how, options = self.context.config.distillation, dict[str, Any](fixed=[])
         if frozen is not None:
             options = {"compute": frozen.rest if is_computed else frozen.run, "fixed": [*frozen.modules]}
-        if self.context.config.training.freeze_batch_norms:
+        training = self.context.config.training
+        if training.freeze_batch_norms or training.trained_parts == "lora":  # whose branches are frozen
             options["fixed"] += batch_norms(model)
         criterion: Any = self.criterion
         if teacher is not None:
