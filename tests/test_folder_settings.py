@@ -44,10 +44,11 @@ def test_more_time_gives_larger_images(photos, monkeypatch):
 
 def test_the_time_decides_the_epochs_of_a_fixed_size(photos):
     config = config_of(photos, **{"data.image_size": 32, "training.epochs": 8})
-    chosen = [
-        choose_settings(config, fixed=["data.image_size"], time_limit=limit).training.epochs for limit in (1e-6, 1e6)
-    ]
-    assert chosen[0] < 8 <= chosen[1]
+    for pretrained, most in ((True, 10), (False, 8)):
+        config = replace(config, model=replace(config.model, pretrained=pretrained))
+        chosen = [choose_settings(config, time_limit=limit) for limit in (1e-6, 1e6)]
+        assert [settings.training.epochs for settings in chosen] == [folder_settings.MIN_EPOCHS, most]
+        assert [settings.data.image_size for settings in chosen] == [32, 32]
     fixed = ["data.image_size", "training.epochs", "training.batch_size"]
     assert choose_settings(config, fixed=fixed) == config
     limited = choose_settings(config, fixed=fixed, time_limit=60)
@@ -59,7 +60,7 @@ def test_the_time_decides_the_epochs_of_a_fixed_size(photos):
 @pytest.mark.parametrize(("count", "batch"), [(30, 16), (2000, 32), (3000, 64)])
 def test_few_images_give_small_batches(count, batch, tmp_path):
     layouts.write_folder(tmp_path / "few", counts=(20, 10))
-    config = config_of(tmp_path / "few", **{"training.batch_size": 64, "data.val_fraction": 0})
+    config = config_of(tmp_path / "few", **{"model.pretrained": True, "data.val_fraction": 0})
     dataset = load_data(config.data)
     many = ImageSplit(np.zeros(count, dtype=np.int64), paths=np.resize(dataset.train.paths, count))
     with pytest.MonkeyPatch.context() as patch:
@@ -75,6 +76,18 @@ def test_enough_images_give_a_validation_part(tmp_path):
     assert choose_settings(config_of(tmp_path / "many")).data.val_fraction == 0.1
     assert choose_settings(config_of(tmp_path / "few")).data.val_fraction == 0
     assert choose_settings(config_of(tmp_path / "many"), fixed=["data.val_fraction"]).data.val_fraction == 0
+
+
+def test_the_views_of_the_test_take_time(photos):
+    config = config_of(photos, **{"data.image_size": 32})
+    ten = replace(config, evaluation=replace(config.evaluation, views="ten-crop"))
+    (one, ten) = (choose_settings(settings, time_limit=60).training.max_minutes for settings in (config, ten))
+    assert one > ten > 0
+
+
+def test_a_time_that_is_too_short_is_a_warning(photos, caplog):
+    choose_settings(config_of(photos), time_limit=1e-6)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 def test_nothing_else_is_chosen(photos):

@@ -17,6 +17,7 @@ from longtail.data.build import load_data, preprocessing
 from longtail.data.image_io import decode
 from longtail.data.splits import DataSplits
 from longtail.data.transforms import eval_transform
+from longtail.data.views import NUM_VIEWS
 from longtail.evaluation.flops import cost
 from longtail.models.build import architecture
 from longtail.models.fuse import fuse_batch_norms
@@ -49,7 +50,7 @@ MARGIN = 0.75
 """Share of the time that is planned: the machine may become slower"""
 
 MIN_EPOCHS, MAX_EPOCHS = 4, 10
-"""Fewest and most epochs to choose: more of them cost rare classes"""
+"""Fewest and most epochs to choose for pretrained networks: more of them cost rare classes"""
 
 SAMPLE, MEASURED_SIZE = 8, 160
 """Images with which the speed is measured, and their height and width, pixels"""
@@ -72,8 +73,9 @@ def choose_settings(
 ) -> Config:
     """Returns settings with what suits the images and this machine: image size, epochs, batch and validation images.
 
-    Speed is measured for a second or two, so the choice may differ from one time to another. `longtail.train` writes
-    all settings into the run folder.
+    An image size that is set stays. So do the epochs, at most, of a network that is not pretrained. Speed is measured
+    for a second or two, so the choice may differ from one time to another. `longtail.train` writes all settings into
+    the run folder.
 
     Args:
         config: of the data; the recipe ``folder`` by default.
@@ -95,7 +97,7 @@ def choose_settings(
         dataset = dataset.with_validation(VAL_FRACTION, config.data.subset_seed)
     clock = _Clock(config, dataset)
     most = config.training.epochs
-    if "training.epochs" not in fixed:
+    if "training.epochs" not in fixed and config.model.pretrained:
         most = min(MAX_EPOCHS, max(most, -(-STEPS * config.training.batch_size // len(dataset.train))))
     batch_size = config.training.batch_size
     if "training.batch_size" not in fixed:
@@ -103,16 +105,18 @@ def choose_settings(
             batch_size //= 2
     plans = [
         clock.plan(size, epochs)
-        for size in ([config.data.image_size or SIZES[-1]] if "data.image_size" in fixed else SIZES)
+        for size in ([config.data.image_size] if config.data.image_size else SIZES)
         for epochs in ([most] if "training.epochs" in fixed else range(min(MIN_EPOCHS, most), most + 1))
     ]
     in_time = [plan for plan in plans if plan.seconds <= MARGIN * time_limit]
     # Larger images gain more than more epochs.
     plan = max(in_time) if in_time else min(plans, key=lambda plan: plan.seconds)
-    logger.info(
+    is_longer = plan.seconds > time_limit
+    logger.log(
+        logging.WARNING if is_longer else logging.INFO,
         f"Chosen for {len(dataset.train):,} training images on {clock.device}, within {duration(time_limit)}: "
         f"{plan.image_size} pixels, {pluralize(plan.epochs, 'epoch')}, batches of {batch_size}; expected to take "
-        f"{duration(plan.seconds)}"
+        f"{duration(plan.seconds)}{', which is longer' if is_longer else ''}",
     )
     training = replace(config.training, epochs=plan.epochs, batch_size=batch_size)
     if is_limited and "training.max_minutes" not in fixed:
@@ -150,7 +154,8 @@ class _Clock:
         step = 3 * (costs.total - frozen) + (0 if views else frozen)
         work, decoded = num_train * (views * frozen + epochs * step), num_train * (views or epochs)
         training_time = work * self.seconds_per_mac + decoded * self.seconds_per_image
-        testing = num_test * (costs.total * self.seconds_per_mac + self.seconds_per_image)
+        tested = NUM_VIEWS[self.config.evaluation.views] * costs.total
+        testing = num_test * (tested * self.seconds_per_mac + self.seconds_per_image)
         return Plan(image_size, epochs, training_time + testing, testing)
 
     def _model(self, image_size: int) -> MultiExpert:

@@ -60,6 +60,29 @@ def test_overrides_are_converted_as_in_files():
     assert config.training.learning_rate == 5e-4
 
 
+@pytest.mark.parametrize(
+    ("changes", "border"),
+    [
+        ({"training.epochs": "3"}, "blocks.5.2"),
+        ({"model.backbone": "tf_efficientnet_lite0"}, "blocks.5.2"),
+        ({"model.backbone": "resnet18", "training.epochs": "3"}, None),
+        ({"training.epochs": "3", "model.backbone": "resnet18"}, None),
+        ({"model.backbone": "resnet18", "model.experts_from": "layer4.1"}, "layer4.1"),
+    ],
+)
+def test_another_backbone_has_another_border(changes, border, tmp_path):
+    """That of the recipe is the name of a module."""
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"base": "folder", **recipes.nested(changes)}))
+    words = [word for name, value in changes.items() for word in (f"--{name}", value)]
+    for config in (
+        load_recipe("folder", changes),
+        load_recipe(tmp_path / "mine.yaml"),
+        resolve("folder", {}, words),
+        resolve("folder", {}, [f"--{name}={value}" for name, value in changes.items()]),
+    ):
+        assert config.model.experts_from == border
+
+
 def test_published_recipes_have_the_published_settings():
     ride, ldam = load_recipe("cifar100-lt-ride"), load_recipe("cifar100-lt-ldam-drw")
     for config in (ride, ldam, load_recipe("cifar100-lt-ce")):

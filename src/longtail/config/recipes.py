@@ -102,11 +102,13 @@ def resolve(name: str, overrides: Settings | None = None, arguments: Sequence[st
 
 
 def _inherited(base: Settings, changes: Settings) -> Settings:
-    """Merges as `merged`, but another backbone does not inherit ``experts_from``: the name of a module of the first."""
+    """Merges as `merged`, but another backbone does not inherit ``experts_from``, the name of a module of the first."""
     old, new = base.get("model"), changes.get("model")
-    if isinstance(old, dict) and isinstance(new, dict) and new.get("backbone", old.get("backbone")) != old.get("backbone"):
-        base = base | {"model": {name: value for name, value in old.items() if name != "experts_from"}}
-    return merged(base, changes)
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return merged(base, changes)
+    if new.get("backbone", old.get("backbone")) != old.get("backbone"):
+        old = {name: value for name, value in old.items() if name != "experts_from"}
+    return merged(base | {"model": old}, changes)
 
 
 def _last_value(option: str, arguments: Sequence[str]) -> str:

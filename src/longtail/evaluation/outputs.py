@@ -13,6 +13,7 @@ from longtail.data.views import num_views
 from longtail.evaluation.metrics import Evaluation, evaluate_logits
 from longtail.models.multi_expert import ExpertOutput, MultiExpert
 from longtail.runtime.distributed import SINGLE_PROCESS, Group
+from longtail.utils.console import with_bar
 from longtail.utils.ensembles import Average, average_views
 
 Compute = Callable[[Tensor], ExpertOutput]
@@ -100,9 +101,9 @@ def _gather(
     # Full arrays from the start: joining batches would need twice the memory.
     labels = torch.zeros(loader.num_images, dtype=torch.int64)
     gathered = [torch.zeros(loader.num_images, *size) for size in sizes]
-    for position, batch in zip(
-        loader.shard.batches(loader.num_images, loader.batch_size), loader.epoch(epoch), strict=True
-    ):
+    positions = loader.shard.batches(loader.num_images, loader.batch_size)
+    batches = with_bar(loader.epoch(epoch), "evaluating images", len(loader))
+    for position, batch in zip(positions, batches, strict=True):
         labels[position.own] = batch.own_labels.cpu()
         output = compute(batch.inputs)
         for array, values in zip(gathered, select(output), strict=True):
