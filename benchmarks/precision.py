@@ -21,7 +21,7 @@ from longtail.evaluation.routing import prefix_predictions
 from longtail.models.fuse import fuse_batch_norms
 from longtail.models.router import experts_used
 from longtail.runs.context import RunContext
-from longtail.runtime.device import Precision
+from longtail.utils.choices import Precision
 from longtail.utils.format import percent
 
 

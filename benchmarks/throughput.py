@@ -25,11 +25,12 @@ from longtail.data.loaders import Batch
 from longtail.losses.build import build_criterion
 from longtail.models.multi_expert import compile_model, create_model
 from longtail.runs.context import planned_architecture
-from longtail.runtime.device import Precision, Runtime, pick_device
+from longtail.runtime.device import Runtime, pick_device
 from longtail.runtime.shard import SINGLE_SHARD
 from longtail.training.loop import LoopOptions, fit
 from longtail.training.optim import optimizer
 from longtail.training.tasks import TrainExperts
+from longtail.utils.choices import Precision
 
 RECIPES = {"cifar100-lt-ride": 128, "imagenet-lt-resnet50-ride": 4}
 """Recipe -> batch size on a CPU"""

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from longtail.data.imbalance import choose_subset, imbalanced_counts
-from longtail.data.samplers import LongTailSampler, Sampling
+from longtail.data.samplers import LongTailSampler
 from longtail.data.sources.digits import digits
 from longtail.data.splits import ImageSplit
 from longtail.evaluation.metrics import evaluate_logits
 from longtail.losses import Criterion, CrossEntropyLoss, LDAMLoss, LogitAdjustedLoss
+from longtail.utils.choices import Sampling
 
 EPOCHS, BATCH_SIZE = 30, 64
 

@@ -31,7 +31,8 @@ from longtail.data.splits import ImageSplit
 from longtail.evaluation.flops import FLOPS_PER_MAC, cost
 from longtail.models.fuse import fuse_batch_norms
 from longtail.models.multi_expert import MultiExpert, create_model
-from longtail.runtime.device import Precision, Runtime
+from longtail.runtime.device import Runtime
+from longtail.utils.choices import Precision
 
 SHARES = (0.41, 0.10, 0.49)
 """Fractions of the images that use 1, 2 and 3 experts: published RIDE on CIFAR-100-LT"""

@@ -42,8 +42,9 @@ from longtail.data.image_loader import ImageLoader
 from longtail.data.loaders import EpochOrder, Normalise
 from longtail.data.partial_decode import Box, decode_part, reduction
 from longtail.data.splits import ImageSplit
-from longtail.data.transforms import ImageAugmentation, Interpolation, Transform, train_transform
+from longtail.data.transforms import ImageAugmentation, Transform, train_transform
 from longtail.runtime.seed import seeded
+from longtail.utils.choices import Interpolation
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from result import report

@@ -25,8 +25,9 @@ from longtail.losses import RIDELoss
 from longtail.models.fuse import fuse_batch_norms
 from longtail.models.multi_expert import MultiExpert, create_model
 from longtail.models.resnet_cifar import BasicBlock, PaddedShortcut
-from longtail.runtime.device import Precision, Runtime
+from longtail.runtime.device import Runtime
 from longtail.training.tasks import TrainExperts
+from longtail.utils.choices import Precision
 
 CPU = torch.device("cpu")
 

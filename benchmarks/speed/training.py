@@ -43,10 +43,11 @@ from longtail.evaluation.flops import FLOPS_PER_MAC, cost
 from longtail.losses import Criterion
 from longtail.losses.build import build_criterion
 from longtail.models.multi_expert import MultiExpert, compile_model, create_model
-from longtail.runtime.device import Precision, Runtime
+from longtail.runtime.device import Runtime
 from longtail.training.loop import LoopOptions, fit
 from longtail.training.optim import optimizer
 from longtail.training.tasks import TrainExperts
+from longtail.utils.choices import Precision
 
 CONFIG = load_recipe("cifar100-lt-ride", {"training.learning_rate": 0.001})  # low, because the labels are random
 

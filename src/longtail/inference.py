@@ -9,10 +9,11 @@ import torch
 
 from longtail.data.loaders import Normalise
 from longtail.data.predictions import ClassProbability, ImageClassifier, Pixels, Prediction
-from longtail.data.views import NUM_VIEWS, Views, make_views, source_size
+from longtail.data.views import NUM_VIEWS, make_views, source_size
 from longtail.models.fuse import fuse_batch_norms
 from longtail.runs.model_file import load_model_file, model_path
-from longtail.runtime.device import Precision, Runtime, pick_device, warn_slow_precision
+from longtail.runtime.device import Runtime, pick_device, warn_slow_precision
+from longtail.utils.choices import Precision, Views
 from longtail.utils.errors import check_choice
 
 

@@ -13,12 +13,13 @@ from longtail.config.recipes import load_recipe
 from longtail.data.build import LoaderFactory, load_data, preprocessing
 from longtail.data.image_loader import ImageLoader
 from longtail.data.loaders import EpochOrder
-from longtail.data.samplers import LongTailSampler, Sampling, class_probabilities, draw_positions
+from longtail.data.samplers import LongTailSampler, class_probabilities, draw_positions
 from longtail.data.splits import ImageSplit
 from longtail.data.transforms import ImageAugmentation, train_transform
 from longtail.runtime.device import Runtime
 from longtail.runtime.seed import generator
 from longtail.runtime.shard import SINGLE_SHARD, Shard
+from longtail.utils.choices import Sampling
 from longtail.utils.errors import InputError
 
 COUNTS = torch.tensor([50, 5, 0, 12, 1])

@@ -1,19 +1,21 @@
 """What a run keeps about each test image, compared with loops over images."""
 
+from typing import get_args
+
 import pytest
 import torch
 from helpers.reports import COUNTS, outputs_with_router
 
 from longtail.evaluation.image_outputs import image_outputs, load_image_outputs, save_image_outputs
 from longtail.evaluation.label_errors import label_doubts
-from longtail.utils.ensembles import AVERAGES
+from longtail.utils.choices import Average
 from longtail.utils.errors import InputError
 from longtail.utils.files import write_tensors
 
 PRIOR = torch.tensor(COUNTS).float().log()[None]
 
 
-@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("average", get_args(Average))
 def test_predictions_and_probabilities(average):
     outputs = outputs_with_router(COUNTS)._replace(average=average, temperature=1.7)
     kept = image_outputs(outputs, "a fingerprint", PRIOR)

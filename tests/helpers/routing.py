@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from longtail.models.router import THRESHOLD, RoutedOutput, experts_used
-from longtail.utils.ensembles import Average, partial_ensembles
+from longtail.utils.choices import Average
+from longtail.utils.ensembles import partial_ensembles
 
 
 def route_outputs(

@@ -2,6 +2,7 @@
 
 import math
 from itertools import combinations
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ from helpers import golden
 from torch import nn
 
 from longtail.models.decoupled_heads import (
-    DISTANCES,
     ScaledClassifier,
     class_means,
     nearest_mean_heads,
@@ -18,6 +18,7 @@ from longtail.models.decoupled_heads import (
 )
 from longtail.models.heads import CosineClassifier
 from longtail.models.multi_expert import create_model
+from longtail.utils.choices import Distance
 from longtail.utils.errors import InputError
 
 TAUS = ["0", "0.3146", "0.5", "0.6968", "0.7", "1"]
@@ -147,7 +148,7 @@ def slow_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray, distanc
     return [[float(unit(image - centre) @ unit(mean)) for mean in means] for image in test]
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("distance", get_args(Distance))
 def test_nearest_class_means(distance, features, labels):
     test = torch.from_numpy(np.random.default_rng(4).standard_normal((50, EXPERTS, DIM)) + 0.5).float()
     heads = nearest_mean_heads(features, labels, CLASSES, distance, scale=30)
@@ -170,7 +171,8 @@ def test_nearest_class_means(distance, features, labels):
 
 def test_distances_lead_to_different_predictions(features, labels):
     predictions = [
-        nearest_mean_heads(features, labels, CLASSES, distance)[0](features[:, 0]).argmax(1) for distance in DISTANCES
+        nearest_mean_heads(features, labels, CLASSES, distance)[0](features[:, 0]).argmax(1)
+        for distance in get_args(Distance)
     ]
     for first, second in combinations(predictions, 2):
         assert not torch.equal(first, second)

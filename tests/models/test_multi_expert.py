@@ -1,5 +1,7 @@
 """The multi-expert model: shapes, sizes, splitting of CIFAR networks, initial weights."""
 
+from typing import get_args
+
 import pytest
 import torch
 
@@ -8,7 +10,8 @@ from longtail.models.heads import CosineClassifier
 from longtail.models.multi_expert import MultiExpert, create_model
 from longtail.models.resnet_cifar import BLOCKS_PER_STAGE, BasicBlock, CifarResNet
 from longtail.models.split import split_backbone
-from longtail.utils.ensembles import AVERAGES, ensemble
+from longtail.utils.choices import Average
+from longtail.utils.ensembles import ensemble
 from longtail.utils.errors import InputError
 
 
@@ -49,7 +52,7 @@ def test_chosen_experts_in_their_order():
     torch.testing.assert_close(chosen.features, output.features[:, [2, 0]])
 
 
-@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("average", get_args(Average))
 def test_ensemble_is_the_prediction_of_the_model(average):
     model = create_model("resnet20", 5, 3, average=average).eval()
     out = model(images())

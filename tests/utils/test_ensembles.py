@@ -1,6 +1,7 @@
 """Averages over experts, against slow versions: the arithmetic, and models, losses and metrics that use it."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,13 +17,14 @@ from longtail.evaluation.outputs import ModelOutputs
 from longtail.losses import router_targets
 from longtail.models.multi_expert import create_model
 from longtail.models.router import experts_used
-from longtail.utils.ensembles import AVERAGES, ensemble, partial_ensembles, weighted_ensemble
+from longtail.utils.choices import Average
+from longtail.utils.ensembles import ensemble, partial_ensembles, weighted_ensemble
 from longtail.utils.errors import InputError
 
 COUNTS = [120, 60, 10, 5]
 
 
-@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("average", get_args(Average))
 def test_ensembles(average):
     logits, _ = random_logits()
     mean, partial = ensemble(logits, average), partial_ensembles(logits, average)
@@ -39,7 +41,7 @@ def test_ensembles(average):
 
 def test_averages_differ_and_logits_are_the_default():
     logits, _ = random_logits()
-    by_logits, by_probabilities = (ensemble(logits, average).argmax(1) for average in AVERAGES)
+    by_logits, by_probabilities = (ensemble(logits, average).argmax(1) for average in get_args(Average))
     assert (by_logits != by_probabilities).any()
     assert torch.equal(ensemble(logits), logits.mean(dim=1))
     assert torch.equal(partial_ensembles(logits), partial_ensembles(logits, "logits"))
@@ -52,7 +54,7 @@ def test_probabilities_too_small_for_a_float_keep_their_order():
     assert result[0].tolist() == pytest.approx([0, -300 - math.log(2), -390 - math.log(2)], abs=1e-3)
 
 
-@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("average", get_args(Average))
 def test_metrics_and_router_targets(average):
     logits, labels = random_logits()
     metrics = evaluate_logits(logits, labels, COUNTS, average=average)
@@ -70,7 +72,7 @@ def test_metrics_and_router_targets(average):
         assert target == [not hits[0] and (hits[1] or hits[2]), not hits[1] and hits[2]]
 
 
-@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("average", get_args(Average))
 def test_label_shift(average):
     logits, labels = random_logits(200)
     prior = np.array(COUNTS) / sum(COUNTS)
@@ -90,7 +92,7 @@ def test_label_shift(average):
         assert [row.mean, row.known_prior, row.aggregated] == pytest.approx((correct / row.num_images).tolist())
 
 
-@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("average", get_args(Average))
 @torch.no_grad()
 def test_models_predict_and_route_by_their_average(average):
     torch.manual_seed(0)

@@ -7,8 +7,9 @@ import argparse
 import io
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from longtail.utils.choices import Precision, Views
 from longtail.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument(
         "--precision",
-        choices=("float32", "bf16", "fp16"),
+        choices=get_args(Precision),
         default="float32",
         help="precision of matrix products and convolutions; bf16 and fp16 are faster if the hardware supports them "
         "(default: float32)",
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--views",
-        choices=("one", "flip", "five-crop", "ten-crop"),
+        choices=get_args(Views),
         default="one",
         help="views of each image over which the outputs are averaged: the image and its mirror image, five crops, or "
         "these and their mirror images (default: one)",

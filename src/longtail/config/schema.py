@@ -6,6 +6,19 @@ from dataclasses import dataclass, field, fields
 from types import NoneType
 from typing import Literal, TypeVar, get_args
 
+from longtail.utils.choices import (
+    Average,
+    Crop,
+    Distance,
+    HeadKind,
+    Interpolation,
+    Policy,
+    Precision,
+    Profile,
+    Sampling,
+    TrainedParts,
+    Views,
+)
 from longtail.utils.errors import InputError
 
 T = TypeVar("T")
@@ -102,7 +115,7 @@ class DataConfig(_Checked):
     """What to do with test images that are copies of training or validation images: the same bytes of a file, or the
     same pixels of CIFAR. keep: test on them; their number is reported before training. drop-test: leave them out."""
 
-    imbalance: Literal["none", "exponential", "step"] = "none"
+    imbalance: Literal["none", Profile] = "none"
     """Profile of the class counts when a long-tailed subset of the training images is made."""
 
     imbalance_factor: float = bounded(0.01, above=0, max=1)
@@ -129,7 +142,7 @@ class DataConfig(_Checked):
     """Length of the shorter side in pixels before the central crop to image_size. Only for image files. null:
     image_size * 256 / 224."""
 
-    interpolation: Literal["bilinear", "bicubic"] | None = None
+    interpolation: Interpolation | None = None
     """Interpolation for resizing. null: the one the backbone was published with."""
 
     mean: tuple[float, float, float] | None = None
@@ -161,7 +174,7 @@ class DataConfig(_Checked):
 class AugmentationConfig(_Checked):
     """Random changes to training images."""
 
-    crop: Literal["none", "padded", "resized"] = "padded"
+    crop: Crop = "padded"
     """padded: shift by up to padding pixels and fill with black. resized: resize a random crop to image_size."""
 
     padding: int = bounded(4, min=0)
@@ -187,7 +200,7 @@ class AugmentationConfig(_Checked):
     rand_augment: str | None = None
     """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1 (Swin). Only for image files."""
 
-    auto_augment: Literal["none", "cifar10", "imagenet", "svhn"] = "none"
+    auto_augment: Policy = "none"
     """Policy of AutoAugment, named after the data set it was found on (Cubuk et al., 2019), with torchvision's
     magnitudes."""
 
@@ -271,7 +284,7 @@ class ModelConfig(_Checked):
     """Height and width of the attention windows in patches. null: those of the backbone. Only for timm's Swin and other
     networks whose constructor has this argument."""
 
-    head: Literal["cosine", "linear"] = "cosine"
+    head: HeadKind = "cosine"
     """Classifier of each expert."""
 
     scale: float = bounded(30.0, above=0)
@@ -341,7 +354,7 @@ class LossConfig(_Checked):
 class TrainingConfig(_Checked):
     """What of the network is trained, optimiser, schedule and precision of the experts' training."""
 
-    trained_parts: Literal["all", "experts", "heads", "lora"] = "all"
+    trained_parts: TrainedParts = "all"
     """all: everything. experts: branches and heads; the trunk is frozen. heads: heads alone; the backbone is frozen.
     lora: low-rank adapters in the linear layers of each expert's transformer blocks, and heads; all else is frozen."""
 
@@ -363,7 +376,7 @@ class TrainingConfig(_Checked):
     batch_size: int = bounded(128, min=1)
     """Images per optimiser step, over all processes."""
 
-    sampling: Literal["shuffled", "instance", "square-root", "class-balanced", "progressive"] = "shuffled"
+    sampling: Literal["shuffled", Sampling] = "shuffled"
     """shuffled: every image once per epoch. The others draw as many images with replacement; the probability of a class
     is proportional to its count (instance), to the square root of its count (square-root), or equal (class-balanced).
     progressive moves from instance to class-balanced during training. Decoupling (Kang et al., 2020), section 3."""
@@ -372,7 +385,7 @@ class TrainingConfig(_Checked):
     """Micro-batches per optimiser step in each process; more need less memory. The gradient is that of the full batch,
     except that batch norms average over a micro-batch."""
 
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    precision: Precision = "float32"
     """Precision of matrix products and convolutions in training. Weights, heads, losses and evaluation use float32."""
 
     tf32: bool = True
@@ -539,7 +552,7 @@ class ClassifierConfig(_Checked):
     tau: float | None = bounded(None, min=0)
     """Exponent of tau. null: the best of 0, 0.1, ..., 2 by balanced accuracy on the validation images."""
 
-    distance: Literal["cosine", "centred cosine", "euclidean"] = "cosine"
+    distance: Distance = "cosine"
     """Distance of nearest-mean: angle, angle after the mean of all features is subtracted, or Euclidean distance."""
 
 
@@ -612,7 +625,7 @@ class EvaluationConfig(_Checked):
     few_below: int = bounded(20, min=0)
     """Few-shot classes have fewer training images than this (RIDE: 20; RIDE-Swin: 21)."""
 
-    average: Literal["logits", "probabilities"] = "logits"
+    average: Average = "logits"
     """Average logits (RIDE) or probabilities of the experts to predict. It is saved in the model. The experts' training
     does not depend on it; the router is trained for it."""
 
@@ -621,7 +634,7 @@ class EvaluationConfig(_Checked):
     with the lowest negative log-likelihood of the validation images is chosen after training (Guo et al., 2017); 1 if
     there are none. It is saved in the model."""
 
-    views: Literal["one", "flip", "five-crop", "ten-crop"] = "one"
+    views: Views = "one"
     """Views of each image over which the outputs are averaged, as average says. flip: the image and its mirror image.
     five-crop: corners and centre of the central square, if images are resized to more than image_size. ten-crop: also
     the mirror images of these. A router decides on the mean of its outputs for all views. Costs count all views."""

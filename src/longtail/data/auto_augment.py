@@ -7,16 +7,14 @@ operation runs on its own images, and nothing waits for the device.
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 from longtail.data import image_ops
-
-Policy = Literal["none", "cifar10", "imagenet", "svhn"]
-"""The data set that a policy of AutoAugment was found on"""
+from longtail.utils.choices import Policy
 
 NUM_LEVELS = 10
 """Of magnitudes in the policies"""

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from longtail.data.auto_augment import Policy, StrongAugmentation, draw_strong_params
+from longtail.data.auto_augment import StrongAugmentation, draw_strong_params
 from longtail.data.image_ops import gather_pixels
+from longtail.utils.choices import Policy
 
 
 class BatchAugmentation(NamedTuple):

@@ -28,16 +28,16 @@ from longtail.data.sources import load_source
 from longtail.data.splits import DataSplits, ImageSplit
 from longtail.data.transforms import (
     ImageAugmentation,
-    Interpolation,
     Transform,
     default_resize,
     eval_transform,
     train_transform,
 )
-from longtail.data.views import NUM_VIEWS, Views, ViewsLoader, source_size
+from longtail.data.views import NUM_VIEWS, ViewsLoader, source_size
 from longtail.models.backbones import input_format
 from longtail.runtime.device import Runtime
 from longtail.runtime.process import num_processors
+from longtail.utils.choices import Interpolation, Views
 from longtail.utils.console import with_bar
 from longtail.utils.errors import InputError, one_line
 from longtail.utils.format import pluralize, shortened_list

@@ -19,7 +19,8 @@ from torchvision.transforms.v2 import functional
 
 from longtail.data.color_jitter import NONE, draw_changes
 from longtail.data.partial_decode import Box, decode_part
-from longtail.data.transforms import ImageAugmentation, Interpolation, Transform, steps_after_flip
+from longtail.data.transforms import ImageAugmentation, Transform, steps_after_flip
+from longtail.utils.choices import Interpolation
 
 
 class FileCrop:

@@ -1,12 +1,13 @@
 """Long tails: imbalance profiles, choice of a subset, shot groups. Needs only NumPy."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Profile = Literal["exponential", "step"]
+from longtail.utils.choices import Profile
+
 Indices = NDArray[np.int64]
 
 SHOTS = ("many", "medium", "few")

@@ -4,7 +4,7 @@ The samplings of Decoupling (Kang et al., 2020, section 3) differ in the probabi
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from numpy.typing import NDArray
@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from longtail.runtime.seed import generator as seeded_generator
+from longtail.utils.choices import Sampling
 from longtail.utils.errors import check_choice
-
-Sampling = Literal["instance", "square-root", "class-balanced", "progressive"]
 
 POWERS = {"instance": 1.0, "square-root": 0.5, "class-balanced": 0.0}
 """Class probabilities are proportional to the class counts to this power"""

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from longtail.data.imbalance import Profile, choose_subset, hold_out, imbalanced_counts
+from longtail.data.imbalance import choose_subset, hold_out, imbalanced_counts
+from longtail.utils.choices import Profile
 from longtail.utils.errors import InputError
 
 

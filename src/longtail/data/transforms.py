@@ -6,7 +6,6 @@ Random transforms draw from the global generators of torch; RandAugment draws fr
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from PIL import Image
@@ -14,12 +13,11 @@ from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode, v2
 
-from longtail.data.auto_augment import Policy
 from longtail.data.central_crop import crop_centre, resize_shorter
+from longtail.utils.choices import Crop, Interpolation, Policy
 from longtail.utils.errors import InputError
 
 Transform = Callable[[Image.Image], Tensor]
-Interpolation = Literal["bilinear", "bicubic"]
 Step = Callable[[Image.Image], Image.Image]
 
 
@@ -27,7 +25,7 @@ Step = Callable[[Image.Image], Image.Image]
 class ImageAugmentation:
     """Random changes to an image, in this order. RIDE's changes come first, in its order."""
 
-    crop: Literal["none", "padded", "resized"] = "none"
+    crop: Crop = "none"
     """resized: a random part. padded: the test image, shifted by up to ``padding`` pixels and filled with black"""
 
     padding: int = 0

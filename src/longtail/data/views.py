@@ -4,16 +4,14 @@ Letters in shapes: B images, V views, S height and width of the network's input.
 """
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import five_crop
 
 from longtail.data.loaders import Batch, Loader
+from longtail.utils.choices import Views
 from longtail.utils.errors import InputError
-
-Views = Literal["one", "flip", "five-crop", "ten-crop"]
 
 NUM_VIEWS: dict[Views, int] = {"one": 1, "flip": 2, "five-crop": 5, "ten-crop": 10}
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from longtail.data.imbalance import DEFAULT_THRESHOLDS, SHOTS, ShotThresholds, shot_groups
-from longtail.utils.ensembles import Average, ensemble
+from longtail.utils.choices import Average
+from longtail.utils.ensembles import ensemble
 
 BLOCK = 1024
 """Images whose (C,) probabilities exist at a time: 8,142 classes of iNaturalist need 66 MB in float64"""

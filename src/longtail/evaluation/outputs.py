@@ -13,8 +13,9 @@ from longtail.data.views import num_views
 from longtail.evaluation.metrics import Evaluation, evaluate_logits
 from longtail.models.multi_expert import ExpertOutput, MultiExpert
 from longtail.runtime.distributed import SINGLE_PROCESS, Group
+from longtail.utils.choices import Average
 from longtail.utils.console import with_bar
-from longtail.utils.ensembles import Average, average_views
+from longtail.utils.ensembles import average_views
 
 Compute = Callable[[Tensor], ExpertOutput]
 

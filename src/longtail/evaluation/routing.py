@@ -19,7 +19,8 @@ from longtail.evaluation.metrics import BLOCK, Scores, image_metrics, score
 from longtail.evaluation.outputs import ModelOutputs
 from longtail.evaluation.throughput import Speed
 from longtail.models.router import experts_used
-from longtail.utils.ensembles import Average, partial_ensembles
+from longtail.utils.choices import Average
+from longtail.utils.ensembles import partial_ensembles
 from longtail.utils.errors import InputError
 from longtail.utils.format import UNITS, macs
 

@@ -9,7 +9,8 @@ from longtail.data.loaders import Normalise
 from longtail.models.heads import classify
 from longtail.models.multi_expert import MultiExpert
 from longtail.runs.model_file import ModelMetadata
-from longtail.utils.ensembles import RUNNING_AVERAGES, Average
+from longtail.utils.choices import Average
+from longtail.utils.ensembles import RUNNING_AVERAGES
 
 Add = Callable[[Tensor, Tensor], Tensor]
 

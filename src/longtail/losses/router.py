@@ -3,7 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from longtail.utils.ensembles import Average, partial_ensembles
+from longtail.utils.choices import Average
+from longtail.utils.ensembles import partial_ensembles
 
 
 def router_targets(expert_logits: Tensor, labels: Tensor, average: Average = "logits") -> Tensor:

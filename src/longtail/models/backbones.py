@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from longtail.models import resnet_cifar
 from longtail.models.packaged_weights import PACKAGED, packaged_weights
 from longtail.models.swin import PositionedPatchEmbed, narrow_swin
+from longtail.utils.choices import Interpolation
 from longtail.utils.errors import InputError, did_you_mean
 
 Width = Literal["narrow", "full"] | Sequence[int]
@@ -45,7 +46,7 @@ class InputFormat(NamedTuple):
     image_size: int = 224
     """Height and width, pixels"""
 
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     """Of the resize"""
 
     mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN

@@ -3,7 +3,7 @@
 Letters in shapes: N images, E experts, C classes, D features.
 """
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,8 @@ from torch import Tensor, nn
 
 from longtail.models.heads import CosineClassifier
 from longtail.models.initialisation import skip_init
+from longtail.utils.choices import Distance
 from longtail.utils.errors import InputError, check_choice
-
-Distance = Literal["cosine", "centred cosine", "euclidean"]
-DISTANCES: tuple[Distance, ...] = get_args(Distance)
 
 
 def tau_normalised(head: nn.Module, tau: float) -> nn.Linear:
@@ -113,7 +111,7 @@ def nearest_mean_heads(
     Raises:
         InputError: a class has no images, or the distance is unknown.
     """
-    check_choice("distance", distance, DISTANCES)
+    check_choice("distance", distance, get_args(Distance))
     experts = features.detach().unbind(dim=1)
     return [_nearest_mean_head(inputs, labels, num_classes, distance, scale) for inputs in experts]
 

@@ -1,7 +1,6 @@
 """Classifiers on the features of an expert. Letters in shapes: B images, C classes, D features."""
 
 from collections.abc import Iterable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from longtail.models.resnet_cifar import CifarResNet
 from longtail.runtime.precision import full_precision
+from longtail.utils.choices import HeadKind
 
 
 def classify(head: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +52,7 @@ def create_heads(
     num_experts: int,
     num_features: int,
     num_classes: int,
-    head: Literal["cosine", "linear"] = "cosine",
+    head: HeadKind = "cosine",
     scale: float = 30.0,
 ) -> list[nn.Module]:
     """Returns a new head for each expert; ``scale`` is used by cosine heads."""

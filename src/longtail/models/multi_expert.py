@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from longtail.models.parallel import run_each
 from longtail.models.resnet_cifar import CifarResNet
 from longtail.models.router import RoutedOutput, Router, should_continue, step_thresholds
 from longtail.models.split import Identity, split_backbone
-from longtail.utils.ensembles import AVERAGES, RUNNING_AVERAGES, Average, average_views, ensemble
+from longtail.utils.choices import Average, HeadKind
+from longtail.utils.ensembles import RUNNING_AVERAGES, average_views, ensemble
 from longtail.utils.errors import InputError, check_choice
 
 
@@ -209,7 +210,7 @@ def create_model(
     num_experts: int = 3,
     *,
     width: Width = "narrow",
-    head: Literal["cosine", "linear"] = "cosine",
+    head: HeadKind = "cosine",
     scale: float = 30.0,
     expert_stages: int | None = None,
     pretrained: bool | str | Path = False,
@@ -249,7 +250,7 @@ def create_model(
     if num_classes < 1 or num_experts < 1:
         raise InputError(f"num_classes is {num_classes} and num_experts {num_experts}; both must be at least 1")
     check_choice("head", head, ("cosine", "linear"))
-    check_choice("average", average, AVERAGES)
+    check_choice("average", average, get_args(Average))
     if not 0 < temperature < math.inf:
         raise InputError(f"temperature is {temperature}; it must be above 0 and finite")
     build = backbone(name, width, pretrained, image_size, **options)

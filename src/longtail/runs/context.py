@@ -25,7 +25,6 @@ from longtail.data.corrupt_images import SKIPPED_FILE, CorruptImage, from_text, 
 from longtail.data.loaders import Loader
 from longtail.data.sources import source_info
 from longtail.data.splits import DataSplits, ImageSplit
-from longtail.data.views import Views
 from longtail.models.backbones import input_format
 from longtail.models.build import architecture, head_options, router_options
 from longtail.models.multi_expert import MultiExpert
@@ -35,6 +34,7 @@ from longtail.runtime.device import Runtime, pick_device, warn_slow_precision
 from longtail.runtime.distributed import SINGLE_PROCESS, Group
 from longtail.runtime.process import Signals
 from longtail.tracking.trackers import Trackers
+from longtail.utils.choices import Views
 from longtail.utils.errors import InputError
 
 EvalSplit = Literal["val", "test"]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from longtail.data.sources.image_files import is_printable
-from longtail.data.transforms import Interpolation
 from longtail.models.multi_expert import MultiExpert, create_model
 from longtail.runs.hub import download, is_hub_address, parse_address
+from longtail.utils.choices import Interpolation
 from longtail.utils.errors import InputError
 from longtail.utils.files import read_metadata, read_tensors, write_tensors
 

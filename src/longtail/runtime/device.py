@@ -7,17 +7,16 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from longtail.runtime.distributed import SINGLE_PROCESS, Group
 from longtail.runtime.process import processor_info, processor_name
+from longtail.utils.choices import Precision
 from longtail.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-Precision = Literal["float32", "bf16", "fp16"]
 
 _TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -22,7 +22,8 @@ from longtail.runs.model_file import ModelMetadata
 from longtail.training.checkpoint import Checkpoint, stage_checkpoint
 from longtail.training.frozen_stage import TrainedStage, train_on_frozen
 from longtail.training.tasks import TrainHeads
-from longtail.utils.ensembles import Average, ensemble
+from longtail.utils.choices import Average
+from longtail.utils.ensembles import ensemble
 from longtail.utils.errors import InputError
 from longtail.utils.files import read_tensors
 

@@ -1,7 +1,7 @@
 """What is trained, and what stays as it is."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from longtail.models.fuse import fuse_batch_norms
 from longtail.models.lora import add_adapters
 from longtail.models.multi_expert import ExpertOutput, MultiExpert
-
-TrainedParts = Literal["all", "experts", "heads", "lora"]
+from longtail.utils.choices import TrainedParts
 
 
 class FrozenPart(NamedTuple):

@@ -13,7 +13,7 @@ from longtail.models.multi_expert import ExpertOutput, MultiExpert
 from longtail.models.router import Router
 from longtail.runtime.precision import full_precision
 from longtail.training.frozen_part import batch_norms
-from longtail.utils.ensembles import Average
+from longtail.utils.choices import Average
 
 
 class Step(NamedTuple):

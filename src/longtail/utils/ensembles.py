@@ -8,13 +8,12 @@ C classes.
 import math
 from collections.abc import Callable
 from itertools import accumulate
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Average = Literal["logits", "probabilities"]
-AVERAGES: tuple[Average, ...] = get_args(Average)
+from longtail.utils.choices import Average
 
 
 class RunningAverage(NamedTuple):

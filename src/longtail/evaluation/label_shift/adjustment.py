@@ -12,7 +12,8 @@ from torch import Tensor
 
 from longtail.losses import adjust_logits, inverse_log_prior, log_prior
 from longtail.runtime.seed import generator
-from longtail.utils.ensembles import Average, weighted_ensemble
+from longtail.utils.choices import Average
+from longtail.utils.ensembles import weighted_ensemble
 
 
 def learned_log_prior(

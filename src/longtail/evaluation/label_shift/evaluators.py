@@ -16,7 +16,8 @@ from longtail.evaluation.outputs import ModelOutputs, collect_outputs, evaluate_
 from longtail.models.multi_expert import MultiExpert
 from longtail.runs.context import EvalSplit, RunContext
 from longtail.runs.model_file import ModelMetadata
-from longtail.utils.ensembles import Average, ensemble, weighted_ensemble
+from longtail.utils.choices import Average
+from longtail.utils.ensembles import ensemble, weighted_ensemble
 
 
 class PriorTest:

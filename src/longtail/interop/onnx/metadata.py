@@ -3,10 +3,11 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from longtail.utils.choices import Interpolation
 from longtail.utils.errors import InputError
 
 FORMAT_KEY, FORMAT = "longtail_format", 1
@@ -88,7 +89,7 @@ class OnnxMetadata:
         valid = (
             all(type(size) is int for size in sizes)
             and 1 <= self.image_size <= self.resize <= MAX_SIDE
-            and self.interpolation in ("bilinear", "bicubic")
+            and self.interpolation in get_args(Interpolation)
             and isinstance(names, tuple)
             and all(isinstance(name, str) for name in names)
             and isinstance(self.temperature, int | float)
