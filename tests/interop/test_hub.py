@@ -248,7 +248,7 @@ class TestCard:
 
         names = ("accuracy", "balanced", "many", "medium", "few")
         row = " | ".join(["test", "600", *(percent(test[name]) for name in (*names, "top5", "ece"))])
-        assert f"| {row} |" in card.text
+        assert f"| {row} | {test['nll']:.3f} |" in card.text
         assert f"| few | under 20 | {test['shots'].count('few')} |" in card.text
         for number, expert in enumerate(test["experts"], start=1):
             row = " | ".join([f"expert {number}", *(percent(expert[name]) for name in names)])
@@ -266,6 +266,22 @@ class TestCard:
             assert fact in card.text
         assert "arXiv:2010.01809" in card.text
         assert "no licence" in card.text
+
+    def test_it_describes_the_last_evaluation(self, digits_run_copy):
+        """Its views and limits can differ from those of the settings."""
+        results = digits_run_copy.results()
+        results["views"], results["test"]["thresholds"]["few_below"] = "flip", 60
+        digits_run_copy.write_json("results.json", results)
+        text = published_files(digits_run_copy, "owner/digits")["README.md"].decode()
+        assert "averaged over 2 views" in text
+        assert "| few | under 60 |" in text
+
+    def test_results_of_an_earlier_version(self, digits_run_copy, capsys):
+        results = digits_run_copy.results()
+        del results["test"]["thresholds"]
+        digits_run_copy.write_json("results.json", results)
+        folder = str(digits_run_copy.folder)
+        assert f"longtail evaluate {folder} writes them again" in fails(["push", folder, "owner/digits"], capsys)
 
     def test_the_example_runs(self, pushed, digits_run, tmp_path, capsys):
         (tmp_path / "photos").mkdir()

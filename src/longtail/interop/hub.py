@@ -9,6 +9,7 @@ import longtail
 from longtail.config.recipes import to_yaml
 from longtail.config.schema import Config
 from longtail.reports.model_card import ModelCard
+from longtail.reports.saved import load_report
 from longtail.runs.hub import REPOSITORY, HubAddress, hub_errors, is_hub_address
 from longtail.runs.model_file import MODEL_FILE, load_metadata
 from longtail.runs.run import Run
@@ -65,14 +66,24 @@ def push(
 
 
 def published_files(run: Run, repository: str, license: str | None = None) -> dict[str, bytes]:
-    """Returns the small files that `push` uploads besides the model, by name."""
-    metadata, results, config = load_metadata(run.model_path), run.results(), _without_paths(run.config)
-    card = ModelCard(repository, config, metadata, results, run.environment(), license)
+    """Returns the small files that `push` uploads besides the model, by name.
+
+    Raises:
+        InputError: the results are incomplete, or of an earlier version.
+    """
+    saved = load_report(run)
+    if saved is None:
+        raise InputError(
+            f"the results of '{run.folder}' are incomplete, or of an earlier version; longtail evaluate {run.folder} "
+            "writes them again"
+        )
+    report, metadata = saved[0], load_metadata(run.model_path)
+    card = ModelCard(repository, replace(report, config=_without_paths(report.config)), metadata, license)
     about = {"library_name": "longtail", "longtail_version": longtail.__version__, **asdict(metadata)}
     return {
         "README.md": card.text().encode(),
         "config.json": (json.dumps(about, indent=1) + "\n").encode(),
-        "config.yaml": to_yaml(config).encode(),
+        "config.yaml": to_yaml(_without_paths(run.config)).encode(),
         "results.json": run.results_path.read_bytes(),
     }
 

@@ -1,18 +1,16 @@
 """The model card of a run for the Hugging Face Hub: README.md with a YAML header, from the files of the run."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import yaml
 
-from longtail.config.schema import Config
-from longtail.data.imbalance import SHOTS, ShotThresholds
 from longtail.data.views import NUM_VIEWS
-from longtail.reports.tables import ACCURACIES, ReportTable, class_size
+from longtail.evaluation.metrics import Evaluation
+from longtail.reports.page import RunReport, class_size_table, expert_sections, results_table, routing_sections
 from longtail.runs.model_file import ModelMetadata
-from longtail.utils.format import duration, escape, macs, percent, pluralize, rarest, shortened_list
+from longtail.utils.format import duration, escape, percent, pluralize, rarest, shortened_list
 
 METRIC_NAMES = {
     "accuracy": "Accuracy",
@@ -21,9 +19,7 @@ METRIC_NAMES = {
     "medium": "Accuracy of medium-shot classes",
     "few": "Accuracy of few-shot classes",
 }
-"""Of the YAML header"""
-
-SCORES = tuple(METRIC_NAMES)
+"""Of the YAML header, by the name of the score"""
 
 RIDE = (
     "X. Wang, L. Lian, Z. Miao, Z. Liu, S. X. Yu. *Long-tailed Recognition by Routing Diverse Distribution-Aware "
@@ -46,15 +42,10 @@ class ModelCard:
     repository: str
     """owner/name"""
 
-    config: Config
+    report: RunReport
+    """The command and the paths of its environment are not published"""
 
     metadata: ModelMetadata
-
-    results: Mapping[str, Any]
-    """results.json"""
-
-    environment: Mapping[str, Any]
-    """environment.json; its command and paths are not published"""
 
     license: str | None = None
     """Of the weights, an identifier of the Hub such as "mit"; None if none is stated"""
@@ -69,6 +60,7 @@ class ModelCard:
             self._usage(),
             "## Results",
             *self._results(),
+            *expert_sections(self._test),
             *self._routing(),
             "## Calibration",
             self._calibration(),
@@ -86,18 +78,20 @@ class ModelCard:
         return f"---\n{header}---\n\n" + "\n\n".join(sections) + "\n"
 
     @property
-    def _test(self) -> Mapping[str, Any]:
-        test: Mapping[str, Any] = self.results["test"]
-        return test
+    def _test(self) -> Evaluation:
+        return self.report.evaluation
 
     @property
     def _num_experts(self) -> int:
-        return len(self._test["experts"])
+        return len(self._test.experts)
 
     def _header(self) -> dict[str, Any]:
-        values = [(name, self._test[name]) for name in SCORES if self._test[name] is not None]
-        metrics = [{"type": "accuracy", "name": METRIC_NAMES[name], "value": round(value, 4)} for name, value in values]
-        data = self.config.data.name
+        metrics = [
+            {"type": "accuracy", "name": title, "value": round(value, 4)}
+            for name, title in METRIC_NAMES.items()
+            if (value := getattr(self._test, name)) is not None
+        ]
+        data = self.report.config.data.name
         result = {
             "task": {"type": "image-classification", "name": "Image classification"},
             "dataset": {"name": data, "type": data, "split": "test"},
@@ -114,12 +108,12 @@ class ModelCard:
     def _introduction(self) -> str:
         architecture, num_classes = self.metadata.architecture, len(self.metadata.class_names)
         experts = "one expert" if self._num_experts == 1 else f"{self._num_experts} experts"
-        router = ", and a router that stops after as few experts as an image needs" if "routing" in self._test else ""
+        router = ", and a router that stops after as few experts as an image needs" if self.report.routing else ""
         return (
             f"An image classifier for {num_classes:,} classes of very different size (long-tailed data): a "
             f"`{architecture['name']}` with {experts}{router}. It was trained with longtail. Test accuracy, one run "
-            f"with seed {self.config.seed}: **{percent(self._test['accuracy'])} %** overall, "
-            f"**{percent(self._test['balanced'])} %** if every class has the same weight."
+            f"with seed {self.report.config.seed}: **{percent(self._test.accuracy)} %** overall, "
+            f"**{percent(self._test.balanced)} %** if every class has the same weight."
         )
 
     def _usage(self) -> str:
@@ -132,81 +126,45 @@ class ModelCard:
         )
 
     def _results(self) -> list[str]:
-        rows = []
-        for split in ("test", "val"):
-            if found := self.results.get(split):
-                numbers = [percent(found["top5"]), percent(found["ece"])]
-                rows.append([split, f"{found['num_images']:,}", *_accuracies(found), *numbers])
-        header = ["accuracy (%)", "images", *ACCURACIES, "top-5", "calibration error"]
-        sections = [
-            ReportTable(header, rows).markdown(),
-            f"One run with seed {self.config.seed}; other seeds give slightly different results. {self._how_tested()}"
-            "Overall: every image has the same weight. Balanced: every class has the same weight. Many, medium and "
-            "few: the same over the classes of a group, by their number of training images:",
-            self._groups(),
+        results, groups = results_table(self.report.evaluations), class_size_table(self.report)
+        return [
+            results.markdown(),
+            f"One run with seed {self.report.config.seed}; other seeds give slightly different results. "
+            f"{self._how_tested()}{' '.join(results.notes)}",
+            groups.markdown(),
+            *groups.notes,
         ]
-        if self._num_experts > 1:
-            each = enumerate(self._test["experts"], start=1)
-            rows = [[f"expert {number}", *_accuracies(scores)] for number, scores in each]
-            table = ReportTable(["accuracy (%)", *ACCURACIES], rows).markdown()
-            sections += ["Each expert alone, on the test images:", table]
-        return sections
 
     def _how_tested(self) -> str:
-        experts = "All experts are used. " if self._num_experts > 1 else ""
-        views = NUM_VIEWS[self.config.evaluation.views]
-        return experts + (f"The outputs are averaged over {views} views of each image. " if views > 1 else "")
-
-    def _groups(self) -> str:
-        evaluation, shots = self.config.evaluation, np.asarray(self._test["shots"])
-        counts, tested = np.asarray(self.results["class_counts"]), np.asarray(self._test["test_counts"])
-        thresholds = ShotThresholds(evaluation.many_above, evaluation.few_below)
-        rows = []
-        for shot in SHOTS:
-            members = shots == shot
-            sizes = [members.sum(), counts[members].sum(), tested[members].sum()]
-            size = class_size(shot, thresholds)
-            rows.append([shot, size, *(f"{number:,}" for number in sizes), percent(self._test[shot])])
-        header = ["group", "training images per class", "classes", "training images", "test images", "accuracy (%)"]
-        return ReportTable(header, rows, text_columns=2).markdown()
+        experts = "All experts are used" if self._num_experts > 1 else ""
+        if self.report.routing:
+            experts += "; the section Routing has the results with the router, with which the model predicts"
+        views = NUM_VIEWS[self.report.config.evaluation.views]
+        averaged = f"The outputs are averaged over {views} views of each image. " if views > 1 else ""
+        return (f"{experts}. " if experts else "") + averaged
 
     def _routing(self) -> list[str]:
-        routing = self._test.get("routing")
-        if routing is None:
-            return []
-        names = [pluralize(number, "expert") for number in range(1, self._num_experts + 1)]
-        names.append(f"routed: {routing['mean_experts']:.2f}")
-        rows = [
-            [name, *_accuracies(scores), macs(scores["cost"]), f"{scores['relative_cost']:.2f}×"]
-            for name, scores in zip(names, [*routing["prefixes"], routing], strict=True)
-        ]
-        source = "was chosen on validation images" if routing["chosen_on"] else "was set, not chosen"
-        return [
-            "## Routing",
-            ReportTable(["experts", *ACCURACIES, "MACs", "cost"], rows).markdown(),
-            "Accuracy in % on the test images, all images with the same number of experts and, in the last row, with "
-            "as many as the router chooses, which is how the model predicts. MACs: multiply-accumulates per image. "
-            "Cost: relative to an image that stops after the first expert. An image continues to the next expert if "
-            f"the router's probability is above {routing['threshold']:.4g}; this threshold {source}.",
-        ]
+        routing = self.report.routing
+        # Readers of the card do not know the machine on which the speed was measured.
+        return routing_sections(replace(routing, images_per_second=None)) if routing else []
 
     def _calibration(self) -> str:
         test = self._test
-        if test["ece"] is None:
+        if test.ece is None:
             return "It was not measured."
         sentences = [
             "The calibration error (ECE) is the mean gap between the probability of the predicted class and the "
-            f"accuracy, in percentage points. It is {percent(test['ece'])} on the test images."
+            f"accuracy, in percentage points. It is {percent(test.ece)} on the test images."
         ]
-        if test["temperature"] != 1:
+        if test.temperature != 1:
             sentences.append(
-                f"Logits are divided by the temperature {test['temperature']:.4g}, which the model file holds; "
-                f"without it, the error is {percent(test['uncalibrated_ece'])}."
+                f"Logits are divided by the temperature {test.temperature:.4g}, which the model file holds; "
+                f"without it, the error is {percent(test.uncalibrated_ece)}."
             )
         return " ".join(sentences)
 
     def _data(self) -> list[str]:
-        data, counts = self.config.data, self.results["class_counts"]
+        data, counts = self.report.config.data, self.report.class_counts
         largest, smallest = max(counts), min(counts)
         kind = {"folder": "A folder of images", "list": "Images of list files"}.get(
             data.name, f"The data set `{data.name}`"
@@ -221,8 +179,8 @@ class ModelCard:
         ]
 
     def _training(self) -> str:
-        config, training = self.config, self.config.training
-        if "converted_from" in self.environment:
+        config, training = self.report.config, self.report.config.training
+        if "converted_from" in self.report.environment:
             return "The weights were converted from a checkpoint of the original code of RIDE or RIDE-Swin."
         start = "pretrained weights" if config.model.pretrained else "random weights"
         parts = {
@@ -232,7 +190,7 @@ class ModelCard:
             "lora": "low-rank adapters and heads were trained",
         }[training.trained_parts]
         sentences = [
-            f"{pluralize(self.results['epoch'], 'epoch')} with the `{config.loss.name}` loss, `{training.optimizer}` "
+            f"{pluralize(self.metadata.epoch, 'epoch')} with the `{config.loss.name}` loss, `{training.optimizer}` "
             f"with learning rate {training.learning_rate:g} and batches of {training.batch_size}, from {start}; "
             f"{parts}."
         ]
@@ -240,16 +198,16 @@ class ModelCard:
             sentences.append("The experts were distilled from a teacher.")
         if self.metadata.classifier:
             sentences.append(f"The classifiers were then replaced (method `{self.metadata.classifier}`).")
-        if seconds := self.environment.get("training_seconds"):
-            device = escape(self.environment.get("device_name", "an unknown device"))
+        if seconds := self.report.environment.get("training_seconds"):
+            device = escape(self.report.environment.get("device_name", "an unknown device"))
             sentences.append(f"Training took {duration(seconds)} on {device}.")
-        version = self.environment.get("packages", {}).get("longtail")
+        version = self.report.environment.get("packages", {}).get("longtail")
         with_version = f" of longtail {version}" if version else ""
         sentences.append(f"`config.yaml` has all settings{with_version}.")
         return " ".join(sentences)
 
     def _limits(self) -> str:
-        few = self._test["few"]
+        few = self._test.few
         rare = "" if few is None else f" Classes with few training images have {percent(few)} % accuracy here."
         return "\n".join(
             [
@@ -269,13 +227,9 @@ class ModelCard:
         return f"Weights: {escape(self.license)}. longtail itself is under the MIT licence."
 
     def _citation(self) -> str:
-        papers = [RIDE] if self._num_experts > 1 or self.config.loss.name == "ride" else []
-        papers += [LDAM] if self.config.loss.name in ("ldam", "ride") else []
+        papers = [RIDE] if self._num_experts > 1 or self.report.config.loss.name == "ride" else []
+        papers += [LDAM] if self.report.config.loss.name in ("ldam", "ride") else []
         papers += [DECOUPLING] if self.metadata.classifier else []
         listed = "\n".join(f"- {paper}" for paper in papers)
         where = "The documentation of longtail, page Citation, lists the papers of all methods and data sets."
         return f"Please cite the papers of the methods that the model uses:\n\n{listed}\n\n{where}" if papers else where
-
-
-def _accuracies(scores: Mapping[str, Any]) -> Sequence[str]:
-    return [percent(scores[name]) for name in SCORES]

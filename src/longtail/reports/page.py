@@ -89,7 +89,7 @@ def write_report(folder: Path, report: RunReport) -> None:
         *([] if report.speed is None else [speed_note(report.speed)]),
         "## Accuracy by class size",
         *_class_sizes(report),
-        *(_experts(report) if len(report.evaluation.experts) > 1 else []),
+        *expert_sections(report.evaluation),
         *(_routing(folder, report.routing) if report.routing else []),
         "## Plots",
         *_plots(folder, report),
@@ -201,16 +201,19 @@ def _class_sizes(report: RunReport) -> list[str]:
     return [table.markdown(), *table.notes]
 
 
-def _experts(report: RunReport) -> list[str]:
+def expert_sections(evaluation: Evaluation) -> list[str]:
+    """Returns the section about each expert alone; nothing for one expert."""
+    if len(evaluation.experts) == 1:
+        return []
     return [
         "## Experts",
-        accuracy_table(report.evaluation).markdown(),
-        f"Two experts disagree on {percent(report.evaluation.disagreement)} % of the images (mean over pairs).",
+        accuracy_table(evaluation).markdown(),
+        f"Two experts disagree on {percent(evaluation.disagreement)} % of the images (mean over pairs).",
     ]
 
 
-def _routing(folder: Path, routing: RoutingReport) -> list[str]:
-    plots.plot_tradeoff(folder / "plots" / "routing.png", routing)
+def routing_sections(routing: RoutingReport) -> list[str]:
+    """Returns the section about routing, without its plot."""
     source = f"was chosen on the {routing.chosen_on} images" if routing.chosen_on else "was set, not chosen"
     is_scaled = routing.ece != routing.uncalibrated_ece
     uncalibrated = f", and {percent(routing.uncalibrated_ece)} % without temperature scaling" if is_scaled else ""
@@ -233,6 +236,13 @@ def _routing(folder: Path, routing: RoutingReport) -> list[str]:
         f"predictions: {percent(routing.ece)} %{uncalibrated}.",
         routing_table(routing).markdown(),
         note,
+    ]
+
+
+def _routing(folder: Path, routing: RoutingReport) -> list[str]:
+    plots.plot_tradeoff(folder / "plots" / "routing.png", routing)
+    return [
+        *routing_sections(routing),
         "![Routing](plots/routing.png)",
         "The router's line shows all thresholds; a higher threshold costs less. The further it is above random "
         "routing, the better the router knows which images need more experts. No router can surpass the oracle, which "
