@@ -168,6 +168,15 @@ def test_existing_run_is_not_overwritten(file, tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
+def test_names_in_a_checkpoint_cannot_control_the_terminal(file, tmp_path, capsys):
+    settings = SETTINGS | {"data_loader": {"args": {"data_dir": "data\x1b[2J"}}}
+    (file.parent / "config.json").write_text(json.dumps(settings))
+    assert main(["convert", str(file), str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert r"data\x1b[2J" in out
+    assert "\x1b" not in out
+
+
 def test_unknown_weights_are_named(file, tmp_path, capsys):
     def edit(weights):
         renamed = {name.replace("layer3s.1.4.", "layer3s.1.five."): value for name, value in weights.items()}

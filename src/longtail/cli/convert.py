@@ -1,6 +1,9 @@
 """Convert a checkpoint of the original RIDE or RIDE-Swin to a run folder. Runs no code from the file."""
 
 import argparse
+import logging
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +20,7 @@ def run(arguments: argparse.Namespace) -> None:
     converted = convert(arguments.file, arguments.output)
     model, metadata = converted.load_model()
     data, router = converted.config.data, " with a router" if model.router else ""
-    print(
+    logger.info(
         f"{metadata.architecture['name']}, {pluralize(model.num_experts, 'expert')}{router}, "
         f"{len(metadata.class_names):,} classes, {model.num_parameters:,} parameters, epoch {metadata.epoch}: "
         f"{converted.folder}\nAssumed data set: {data.name} in '{data.root}'. Change it in {converted.config_path} "
