@@ -61,8 +61,8 @@ class SelfDistilledLoss(nn.Module):
     ) -> Tensor:
         """Returns the loss, a scalar.
 
-        If a batch is divided, self-distillation is averaged over the images of a part that are classified right, not
-        over those of the full batch.
+        If a batch is divided, self-distillation is averaged over the correctly classified images of each part, not of
+        the full batch.
 
         Args:
             logits: (V * B, E, C), or (V * B, C) of one expert, with all images of one view after those of another.
