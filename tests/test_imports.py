@@ -1,10 +1,12 @@
 """Packages import only from lower floors, and importing longtail is fast."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -97,8 +99,12 @@ def test_help_and_errors_do_not_import_torch(arguments):
 
 def test_public_names_exist_and_are_documented():
     assert {"train", "load_recipe", "Config", "losses", "data", "flops"} <= set(longtail.__all__)
+    pages = "\n".join(path.read_text() for path in (Path(__file__).parents[1] / "docs" / "api").glob("*.md"))
     for public in longtail.__all__:
-        assert getattr(longtail, public).__doc__
+        item = getattr(longtail, public)
+        assert item.__doc__
+        named = rf"\b{item.__name__}\b" if isinstance(item, ModuleType) else rf"^\.\. auto\w+:: {public}$"
+        assert re.search(named, pages, re.MULTILINE), f"docs/api does not have longtail.{public}"
     with pytest.raises(AttributeError, match="nothing"):
         longtail.nothing  # noqa: B018
 

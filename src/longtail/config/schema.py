@@ -254,8 +254,8 @@ class ModelConfig(_Checked):
     """Network architecture."""
 
     backbone: str = "resnet32"
-    """Network that is split into trunk and branches: resnet20, 32, 44, 56 or 110 for small images, resnet10, or any
-    hierarchical network or plain vision transformer of timm."""
+    """Network that is split into trunk and branches: resnet20, 32, 44, 56 or 110 for small images, resnet10, or nearly
+    every hierarchical network or plain vision transformer of timm."""
 
     pretrained: bool | str = False
     """true: start from timm's pretrained weights. A path: start from the weights of a run folder, a model file,

@@ -224,8 +224,8 @@ def create_model(
     """Builds a multi-expert model with new weights.
 
     Args:
-        name: the backbone: resnet20/32/44/56/110 for small images, or any hierarchical network or plain vision
-            transformer of timm.
+        name: the backbone: resnet20/32/44/56/110 for small images, resnet10, or nearly every hierarchical network or
+            plain vision transformer of timm.
         num_classes: classes C.
         num_experts: experts E.
         width: channels of the last two stages: ``"narrow"`` (RIDE's three quarters), ``"full"``, or two numbers.
