@@ -247,21 +247,61 @@ def test_a_killed_worker_is_an_error(split, waiting):
 
 
 def test_all_killed_workers_are_one_error(split, monkeypatch):
-    """The signal about the second may come at any time, and must find the handler that was there before."""
+    """The signal about the second may come at any time, even before the earlier handler is there again."""
+    before, set_handler = signal.getsignal(signal.SIGCHLD), signal.signal
 
-    def cancel(timer):
-        os.kill(os.getpid(), signal.SIGCHLD)
-        timer.finished.set()
+    def signalled(number, handler):
+        if handler == before:
+            os.kill(os.getpid(), signal.SIGCHLD)
+        set_handler(number, handler)
 
-    before = signal.getsignal(signal.SIGCHLD)
     source = loader(long_split(split), batch_size=1, workers=2)
     batches = source.epoch(1)
     next(batches)
-    source._workers.kill()
-    monkeypatch.setattr(threading.Timer, "cancel", cancel)
+    for worker in source._workers.processes:
+        worker.kill()
+    monkeypatch.setattr(signal, "signal", signalled)
     with pytest.raises(InputError, match="killed"):
         list(batches)
     assert signal.getsignal(signal.SIGCHLD) == before
+
+
+def test_workers_that_are_ended_are_no_error(split):
+    """As after an interrupt, which may come before the wait is over."""
+    source = loader(long_split(split), batch_size=1, workers=2)
+    next(source.epoch(1))
+    with source._workers.watched():
+        source._workers.end()
+        for worker in source._workers.processes:
+            worker.join(10)
+    with pytest.raises(InputError, match="killed"):  # but nothing comes from them any more
+        next(source.epoch(2))
+
+
+def test_the_handler_of_torch_is_removed(split):
+    """Another loader in the process may have left it; it raises an error in the middle of a step."""
+
+    def handler(*signal_and_frame):
+        pytest.fail("in the middle of a step")
+
+    handler.__module__ = "torch.utils.data"
+    before = signal.signal(signal.SIGCHLD, handler)
+    try:
+        batches = loader(long_split(split), batch_size=1, workers=1).epoch(1)
+        next(batches)
+        os.kill(os.getpid(), signal.SIGCHLD)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_pause_of_the_job_is_no_wait():
+    """A pause makes one short wait longer, and short waits are counted."""
+    workers, ended, waits = image_loader._Workers(), threading.Event(), []
+    ended.wait = lambda seconds: waits.append(seconds)
+    image_loader._limit(workers, 600.0, ended)
+    assert workers.gave_up
+    assert sum(waits) == pytest.approx(600)
+    assert len(waits) > 10
 
 
 @pytest.mark.parametrize("waiting", [True, False])

@@ -88,7 +88,6 @@ class ImageLoader:
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
             worker_init_fn=_ignore_signals if workers else None,
-            timeout=PATIENCE if workers else 0,
             generator=torch.Generator(),  # or each epoch would draw a number from the global one
         )
 
@@ -133,7 +132,7 @@ class ImageLoader:
                 with self._waiting():
                     batch = next(batches, None)
             except BaseException as error:
-                self._workers.kill()  # a stopped one would be waited for
+                self._workers.end()  # a stopped one would be waited for
                 _forget_workers(self._batches._iterator)
                 if problem := self._problem(error, is_started=batches is not None):
                     break
@@ -149,40 +148,27 @@ class ImageLoader:
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
-        """Within it, the death of a worker is an error. torch's handler would raise it anywhere, as within a step."""
-        if not self._has_workers or threading.current_thread() is not threading.main_thread():
+        """Within it, the death of a worker is an error, and so is a wait of `PATIENCE` seconds.
+
+        The time limit of `DataLoader` is not for a worker that freezes while it sends.
+        """
+        if not self._has_workers:
             yield
             return
-        before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-        # The time limit of `DataLoader` is not for a worker that freezes while it sends. A method of this object would
-        # keep it, and with it the workers, until the thread ends.
-        limit = threading.Timer(PATIENCE, self._workers.give_up)
-        limit.daemon = True
-        is_waiting = True
-
-        def check(*signal_and_frame: Any) -> None:
-            nonlocal is_waiting
-            if is_waiting and not all(worker.is_alive() for worker in self._workers.processes):
-                is_waiting = False  # the death of the next worker must not interrupt what this error leads to
-                raise _WorkerKilledError
-
+        workers, ended = self._workers, threading.Event()
+        # A method of this object would keep it, and with it the workers, until the thread ends.
+        threading.Thread(target=_limit, args=(workers, PATIENCE, ended), daemon=True).start()
         try:  # an interrupt may come anywhere
-            if hasattr(signal, "SIGCHLD"):
-                signal.signal(signal.SIGCHLD, check)
-            limit.start()
-            check()
-            yield
+            with workers.watched():
+                yield
         finally:
-            is_waiting = False
-            limit.cancel()
-            if hasattr(signal, "SIGCHLD"):
-                signal.signal(signal.SIGCHLD, before)
+            ended.set()
 
     def _problem(self, error: BaseException, is_started: bool) -> str:
         """Says what is wrong with the workers; empty for other errors."""
         if isinstance(error, OSError) and not is_started:
             return f"the processes that decode images cannot start ({error.strerror})"
-        if self._workers.gave_up or str(error).startswith("DataLoader timed out"):
+        if self._workers.gave_up:
             return f"no image was decoded for {PATIENCE / 60:g} minutes"
         is_killed = isinstance(error, _WorkerKilledError | EOFError | ConnectionError)
         return "a process that decodes images was killed" if is_killed or str(error).startswith("DataLoader w") else ""
@@ -213,15 +199,52 @@ class _Workers:
     def __init__(self) -> None:
         self.processes: list[BaseProcess] = []
         self.gave_up = False
+        self._is_watched = False
 
-    def kill(self) -> None:
-        for process in self.processes:
-            process.kill()
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Within it, the death of a process is an error, at once in the main thread.
+
+        torch's handler, which another `DataLoader` may have left, would raise it anywhere, as within a step.
+        """
+        before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        is_signalled = before is not None and threading.current_thread() is threading.main_thread()
+        self._is_watched = True
+        try:
+            if is_signalled:
+                signal.signal(signal.SIGCHLD, self._check)
+            self._check()
+            yield
+        finally:
+            self._is_watched = False
+            if is_signalled:
+                is_torch = str(getattr(before, "__module__", "")).startswith("torch.")
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL if is_torch else before)
+
+    def _check(self, *signal_and_frame: Any) -> None:
+        if self._is_watched and not all(process.is_alive() for process in self.processes):
+            self._is_watched = False  # the death of the next one must not interrupt what this error leads to
+            raise _WorkerKilledError
+
+    def end(self) -> None:
+        """Kills them; that is no error."""
+        self._is_watched = False
+        self._kill()
 
     def give_up(self) -> None:
         """Kills them because they do not answer."""
         self.gave_up = True
-        self.kill()
+        self._kill()
+
+    def _kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+
+
+def _limit(workers: _Workers, seconds: float, ended: threading.Event) -> None:
+    """Gives the workers up unless the wait ends in time. Counts short waits: all processes may be paused meanwhile."""
+    if not any(ended.wait(seconds / 20) for _ in range(20)):
+        workers.give_up()
 
 
 def _forget_workers(iterator: Any) -> None:
