@@ -60,7 +60,7 @@ def set_temperature(
             logger.info("The temperature is 1: the predictions for the validation images determine no other one.")
         else:
             model.temperature = best
-    return {split: part._replace(temperature=model.temperature) for split, part in outputs.items()}
+    return {split: values._replace(temperature=model.temperature) for split, values in outputs.items()}
 
 
 def evaluate_splits(

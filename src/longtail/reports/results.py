@@ -111,7 +111,7 @@ def report_prior_test(test: PriorTest, outputs: ModelOutputs) -> None:
     show(accuracy_table(evaluation, f"{context.config.name}: {test.split} images, adjusted to {name}"))
     if learned.approximation:
         logger.info("The adjustment is approximate: %s", learned.approximation)
-    content = {"part": test.split, "prior": test.shares.tolist(), "approximation": learned.approximation}
+    content = {"split": test.split, "prior": test.shares.tolist(), "approximation": learned.approximation}
     context.run.write_json("prior.json", content | evaluation.as_dict())
 
 
@@ -119,7 +119,7 @@ def report_label_shift(test: LabelShiftTest, report: LabelShiftReport) -> None:
     """Shows accuracies under label shift, and writes label_shift.json and label_shift.md."""
     run, title = test.context.run, f"{test.context.config.name}: label shift of the {test.split} images"
     show(label_shift_table(report, title))
-    run.write_json("label_shift.json", {"part": test.split, **asdict(report)})
+    run.write_json("label_shift.json", {"split": test.split, **asdict(report)})
     write_label_shift(run.folder, label_shift_table(report, title, with_weights=True))
     addition = "" if report.rows[0].weights is None else ", with the experts' weights"
     logger.info("Also written to %s%s", run.folder / "label_shift.md", addition)

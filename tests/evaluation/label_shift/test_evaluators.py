@@ -203,7 +203,7 @@ def test_uniform_prior(digits_run_copy, capsys):
     assert "equally common" in " ".join(capsys.readouterr().out.split())
     found = results(run, "prior.json")
     assert found["prior"] == [pytest.approx(0.1)] * 10
-    assert found["part"] == "test"
+    assert found["split"] == "test"
     assert "ride" in found["approximation"]
     assert found["num_images"] == 600
     assert run.model_path.read_bytes() == before
