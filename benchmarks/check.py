@@ -106,7 +106,7 @@ def plant(dataset: DataSplits, folder: Path) -> Iterator[str]:
     yield "kind                      findings  planted  precision  false alarms: many  medium  few (test and training)"
     for kind in ("unreadable", "blank", "tiny", *(f"{near}copy{r}" for near in ("", "near ") for r in RELATIONS)):
         found_of_kind = [f for f in findings if f.kind == kind]
-        false = [f for f in found_of_kind if not {stem(f.image), stem(f.other)} & everything]
+        false = [f for f in found_of_kind if not {stem(f.image), stem(f.original)} & everything]
         alarms = [sum(shot_of[f.class_name] == shot for f in false) for shot in SHOTS]
         right = len(found_of_kind) - len(false)
         share = right / max(len(found_of_kind), 1)
@@ -123,7 +123,7 @@ def stem(image: str) -> str:
 def matches(finding: Finding, is_copy: bool) -> bool:
     """Whether a copy was matched with its original, or with another copy of it."""
     source = stem(finding.image).rpartition(" of ")[2]
-    return not is_copy or stem(finding.other).rpartition(" of ")[2] == source
+    return not is_copy or stem(finding.original).rpartition(" of ")[2] == source
 
 
 def write(folder: Path, entries: Sequence[tuple[str, int, Image.Image | None]]) -> ImageSplit:

@@ -1,4 +1,4 @@
-"""Exported ONNX models compared with PyTorch: outputs, size, seconds, speed, answers from image files, 8-bit integers.
+"""Exported ONNX models compared with PyTorch: outputs, size, seconds, speed, predictions from files, 8-bit integers.
 
     python benchmarks/export.py backbones|speed|int8
     python benchmarks/export.py files --root CIFAR_ROOT
@@ -209,7 +209,7 @@ def write_images(root: str, number: int, folder: Path) -> None:
 
 
 def files(root: str, number: int, digits: longtail.Run) -> Iterator[str]:
-    yield f"From {number:,} image files to answers: class and probability compared with longtail predict"
+    yield f"From {number:,} image files to predictions: class and probability compared with longtail predict"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images = folder / "images"

@@ -89,24 +89,25 @@ def choose_settings(
     config = config or load_recipe(FOLDER_RECIPE)
     is_limited = time_limit is not None or "training.epochs" not in fixed
     time_limit = TIME_LIMIT if time_limit is None else time_limit
-    with without_notes():  # training says them
+    with without_notes():  # training logs them
         dataset = load_data(config.data)
     enough = VAL_FRACTION * len(dataset.train) >= MIN_VALIDATION
     if dataset.val is None and enough and "data.val_fraction" not in fixed:
         config = replace(config, data=replace(config.data, val_fraction=VAL_FRACTION))
         dataset = dataset.with_validation(VAL_FRACTION, config.data.subset_seed)
     clock = _Clock(config, dataset)
-    most = config.training.epochs
+    max_epochs = config.training.epochs
     if "training.epochs" not in fixed and config.model.pretrained:
-        most = min(MAX_EPOCHS, max(most, -(-STEPS * config.training.batch_size // len(dataset.train))))
+        max_epochs = min(MAX_EPOCHS, max(max_epochs, -(-STEPS * config.training.batch_size // len(dataset.train))))
     batch_size = config.training.batch_size
     if "training.batch_size" not in fixed:
-        while batch_size > MIN_BATCH and most * len(dataset.train) < STEPS * batch_size:
+        while batch_size > MIN_BATCH and max_epochs * len(dataset.train) < STEPS * batch_size:
             batch_size //= 2
+    min_epochs = max_epochs if "training.epochs" in fixed else min(MIN_EPOCHS, max_epochs)
     plans = [
         clock.plan(size, epochs)
         for size in ([config.data.image_size] if config.data.image_size else SIZES)
-        for epochs in ([most] if "training.epochs" in fixed else range(min(MIN_EPOCHS, most), most + 1))
+        for epochs in range(min_epochs, max_epochs + 1)
     ]
     in_time = [plan for plan in plans if plan.seconds <= MARGIN * time_limit]
     # Larger images gain more than more epochs.
@@ -154,8 +155,8 @@ class _Clock:
         step = 3 * (costs.total - frozen) + (0 if views else frozen)
         work, decoded = num_train * (views * frozen + epochs * step), num_train * (views or epochs)
         training_time = work * self.seconds_per_mac + decoded * self.seconds_per_image
-        tested = NUM_VIEWS[self.config.evaluation.views] * costs.total
-        testing = num_test * (tested * self.seconds_per_mac + self.seconds_per_image)
+        macs_per_image = NUM_VIEWS[self.config.evaluation.views] * costs.total
+        testing = num_test * (macs_per_image * self.seconds_per_mac + self.seconds_per_image)
         return Plan(image_size, epochs, training_time + testing, testing)
 
     def _model(self, image_size: int) -> MultiExpert:

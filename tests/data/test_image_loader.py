@@ -306,7 +306,7 @@ def test_a_pause_of_the_job_is_no_wait():
 
 @pytest.mark.parametrize("waiting", [True, False])
 def test_a_worker_that_is_killed_with_a_lock(split, waiting, monkeypatch):
-    """Workers look at torch's event at each batch. Here this process has its lock, and a thread waits for ever."""
+    """Workers look at torch's event at each batch. Here this process has its lock, and a thread waits forever."""
     source = loader(long_split(split), batch_size=1, workers=1)
     batches = source.epoch(1)
     next(batches)

@@ -112,17 +112,17 @@ def test_subset_does_not_use_the_global_generator():
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.99])
 def test_hold_out_takes_a_fraction_of_each_class(fraction):
     labels = np.random.default_rng(1).permutation(np.repeat(np.arange(5), [200, 50, 10, 2, 1]))
-    kept, held = hold_out(labels, fraction)
-    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(len(labels)))
+    kept, held_out = hold_out(labels, fraction)
+    assert sorted([*kept.tolist(), *held_out.tolist()]) == list(range(len(labels)))
     assert (np.diff(kept) > 0).all()
-    assert (np.diff(held) > 0).all()
-    all_counts, held_counts = np.bincount(labels), np.bincount(labels[held], minlength=5)
-    assert held_counts.tolist() == [min(round(fraction * n), n - 1) for n in all_counts.tolist()]
+    assert (np.diff(held_out) > 0).all()
+    all_counts, held_out_counts = np.bincount(labels), np.bincount(labels[held_out], minlength=5)
+    assert held_out_counts.tolist() == [min(round(fraction * n), n - 1) for n in all_counts.tolist()]
     assert np.bincount(labels[kept], minlength=5).min() >= 1
-    np.testing.assert_array_equal(hold_out(labels, fraction)[1], held)
-    assert not np.array_equal(hold_out(labels, fraction, seed=1)[1], held)
+    np.testing.assert_array_equal(hold_out(labels, fraction)[1], held_out)
+    assert not np.array_equal(hold_out(labels, fraction, seed=1)[1], held_out)
 
 
 def test_hold_out_allows_empty_classes():
-    kept, held = hold_out(np.array([0, 0, 2, 2, 2, 2]), 0.5)
-    assert len(kept) == len(held) == 3
+    kept, held_out = hold_out(np.array([0, 0, 2, 2, 2, 2]), 0.5)
+    assert len(kept) == len(held_out) == 3

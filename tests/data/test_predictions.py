@@ -27,13 +27,13 @@ def classify(pixels):
 @pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("batch_size", [1, 3, 11, 64])
-def test_answers_are_in_order(batch_size, threads, ahead, monkeypatch):
+def test_predictions_are_in_order(batch_size, threads, ahead, monkeypatch):
     """With groups of 3, one has only wrong files."""
     monkeypatch.setattr(predictions, "FILES_AT_ONCE", 3)
-    sizes, answers = [], []
+    sizes, results = [], []
     with pytest.raises(InputError) as error:
         # += keeps what comes before the error.
-        answers += classify_files(
+        results += classify_files(
             PATHS,
             read,
             lambda pixels: sizes.append(len(pixels)) or classify(pixels),
@@ -43,7 +43,7 @@ def test_answers_are_in_order(batch_size, threads, ahead, monkeypatch):
         )
     others = (ClassProbability("other", 0.1),)
     right = [path for path in PATHS if path.name not in WRONG]
-    assert answers == [Prediction(path, f"class {path.name}", 0.5, others) for path in right]
+    assert results == [Prediction(path, f"class {path.name}", 0.5, others) for path in right]
     assert str(error.value).splitlines() == [f"{name}: wrong" for name in WRONG]
     assert max(sizes) <= batch_size
 
@@ -57,9 +57,9 @@ def test_no_more_than_the_next_group_is_read(ahead, num_read, monkeypatch):
         started.append(path)
         return np.zeros(1, dtype=np.uint8)
 
-    answers = classify_files(PATHS, watched, classify, batch_size=2, threads=2, ahead=ahead)
-    assert next(answers).path == PATHS[0]
-    answers.close()  # waits for what has been started
+    results = classify_files(PATHS, watched, classify, batch_size=2, threads=2, ahead=ahead)
+    assert next(results).path == PATHS[0]
+    results.close()  # waits for what has been started
     assert set(PATHS[:4]) <= set(started) <= set(PATHS[:num_read])
 
 

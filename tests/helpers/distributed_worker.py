@@ -133,7 +133,7 @@ def fail_everywhere(group: Group) -> None:
 def fail_in_one(group: Group) -> None:
     if group.rank == 1:
         raise InputError("error of process 1")
-    group.barrier()  # waits for ever, unless the error ends it
+    group.barrier()  # waits forever, unless the error ends it
 
 
 def killed(group: Group) -> None:

@@ -239,7 +239,7 @@ def test_pixels_are_those_of_the_files(digits_run):
 
 
 @pytest.mark.slow
-def test_digits_from_run_to_answers(digits_run, tmp_path):
+def test_digits_from_run_to_predictions(digits_run, tmp_path):
     """The routed accuracy of the exported file is that of the run."""
     pytest.importorskip("onnxscript")
     path = longtail.export(digits_run, tmp_path / "model.onnx")

@@ -78,7 +78,7 @@ def test_computed_outputs_are_those_of_one_process(results):
 
 @pytest.mark.slow
 def test_all_processes_stop_if_one_gets_a_signal(results):
-    """Otherwise the other process would wait for ever."""
+    """Otherwise the other process would wait forever."""
     assert results["stop"] == [[torch.tensor(1)]] * 2
 
 

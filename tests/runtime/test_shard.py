@@ -12,9 +12,9 @@ from longtail.runtime.shard import SINGLE_SHARD, Shard, images_per_epoch
 @pytest.mark.parametrize("full_batches", [False, True])
 def test_every_image_belongs_to_one_process(num_images, batch_size, size, full_batches):
     batches = SINGLE_SHARD.batches(num_images, batch_size)
-    assert all(batch.own == batch.batch for batch in batches)
+    assert all(batch.epoch_rows == batch.batch for batch in batches)
     shares = [Shard(rank, size, full_batches).batches(num_images, batch_size) for rank in range(size)]
-    positions = [list(range(num_images))[batch.own] for share in shares for batch in share]
+    positions = [list(range(num_images))[batch.epoch_rows] for share in shares for batch in share]
     assert sorted(position for part in positions for position in part) == list(range(num_images))
     if full_batches:
         assert [share[k] for k in range(len(batches)) for share in shares if k < len(share)] == batches

@@ -152,7 +152,7 @@ def workers_of(process: subprocess.Popen) -> list[int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_is_killed_or_frozen(uninterrupted_with_workers, tmp_path, number):
-    """Nothing waits for ever, the training is saved, and the same command completes it."""
+    """Nothing waits forever, the training is saved, and the same command completes it."""
     folder = tmp_path / "run"
     command = [*uninterrupted_with_workers.command, "--output", str(folder)]
     process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -151,8 +151,8 @@ def same_fingerprint(first: str, second: str) -> bool:
 
 def diff_configs(first: Config, second: Config) -> list[tuple[str, Any, Any]]:
     """Returns the name and both values of each setting that differs and can change the trained model."""
-    ours, theirs = (flat(_without_incidental(as_dict(config))) for config in (first, second))
-    return [(key, value, theirs[key]) for key, value in ours.items() if value != theirs[key]]
+    first_values, second_values = (flat(_without_incidental(as_dict(config))) for config in (first, second))
+    return [(key, value, second_values[key]) for key, value in first_values.items() if value != second_values[key]]
 
 
 def settings_parser(**options: Any) -> ArgumentParser:
@@ -297,7 +297,7 @@ def _with_new_name(argument: str) -> str:
 
 def _teacher_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Returns the arguments without ``--teacher.section.field value``, and these as ``section.field=value``."""
-    own, words, changes = list[str](), list(arguments), list[str]()
+    rest, words, changes = list[str](), list(arguments), list[str]()
     while words:
         word = words.pop(0)
         if word.startswith("--teacher."):
@@ -306,8 +306,8 @@ def _teacher_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
                 raise InputError(f"{word} needs a value")
             changes.append(f"{name}={value if equals else words.pop(0)}")
         else:
-            own.append(word)
-    return own, changes
+            rest.append(word)
+    return rest, changes
 
 
 @cache

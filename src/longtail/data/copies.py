@@ -118,7 +118,7 @@ def without_test_copies(dataset: DataSplits, root: Path) -> DataSplits:
 
 
 def log_copies(dataset: DataSplits, root: Path, decoded: Mapping[str, ImageSplit] | None = None) -> None:
-    """Logs pictures that are in several splits, have two labels, or occur twice in a split; says nothing otherwise.
+    """Logs pictures that are in several splits, have two labels or occur twice in a split; otherwise nothing is logged.
 
     Args:
         dataset: the splits.
@@ -135,7 +135,7 @@ def log_copies(dataset: DataSplits, root: Path, decoded: Mapping[str, ImageSplit
     first, names, labels, splits = first[second], images.names, images.labels, images.splits
     two_splits, two_labels = splits[first] != splits[second], labels[first] != labels[second]
     is_test = splits[second] == len(dataset.splits) - 1
-    for chosen, one, several in (
+    for chosen, singular, plural in (
         (
             two_splits & is_test,
             "test image is a copy of a training or validation image (data.duplicates drop-test leaves it out)",
@@ -156,7 +156,7 @@ def log_copies(dataset: DataSplits, root: Path, decoded: Mapping[str, ImageSplit
         if number := int(chosen.sum()):
             logger.warning(
                 "%s: %s",
-                pluralize(number, one, several),
+                pluralize(number, singular, plural),
                 _examples(names, zip(first[chosen], second[chosen], strict=True)),
             )
 

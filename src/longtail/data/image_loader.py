@@ -118,7 +118,7 @@ class ImageLoader:
             yield Batch(inputs, labels, rows_of(batch), num_views=len(views))
 
     def _decoded(self) -> Iterator[Samples | InputError]:
-        """The batches of the `DataLoader`, which itself would wait for ever."""
+        """The batches of the `DataLoader`, which itself would wait forever."""
         batches: Iterator[Any] | None = None
         while True:
             try:
@@ -248,7 +248,7 @@ def _limit(workers: _Workers, seconds: float, ended: threading.Event) -> None:
 
 
 def _forget_workers(iterator: Any) -> None:
-    """Lets torch end its iterator without waiting for ever for what killed workers may have held.
+    """Lets torch end its iterator without waiting forever for what killed workers may have held.
 
     That is the lock of an event, and half of a message for which the thread that pins memory waits.
     """
@@ -309,7 +309,8 @@ class _BatchKeys(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         epoch, (positions, augment_ids) = self.epoch, (part.tolist() for part in self._order.draw(self.epoch))
         for batch in self._order.batches(self.first):
-            yield [(epoch, *key) for key in zip(positions[batch.own], augment_ids[batch.own], strict=True)]
+            rows = batch.epoch_rows
+            yield [(epoch, *key) for key in zip(positions[rows], augment_ids[rows], strict=True)]
 
 
 @cache

@@ -144,6 +144,6 @@ def cut_out(images: Tensor, centres: Tensor, length: int) -> Tensor:
     return images * ~(in_rows[:, :, None] & in_columns[:, None, :])[..., None]
 
 
-def _blend(other: Tensor, pixels: Tensor, factors: Tensor) -> Tensor:
-    """``other`` plus factors times the difference of the pixels to it, rounded down: uint8. Changes pixels."""
-    return pixels.sub_(other).mul_(factors).add_(other).clamp_(0, 255).to(torch.uint8)
+def _blend(base: Tensor, pixels: Tensor, factors: Tensor) -> Tensor:
+    """``base`` plus factors times the difference of the pixels to it, rounded down: uint8. Changes pixels."""
+    return pixels.sub_(base).mul_(factors).add_(base).clamp_(0, 255).to(torch.uint8)

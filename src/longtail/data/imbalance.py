@@ -50,9 +50,9 @@ def hold_out(labels: Indices, fraction: float, seed: int = 0, at_least: int = 0)
     ``round(fraction * n)`` images of each class are held out, or ``at_least`` so many, but at least one is kept.
     """
     counts = np.bincount(labels).tolist()
-    held = [max(0, min(max(round(fraction * n), at_least), n - 1)) for n in counts]
-    out = np.sort(choose_subset(labels, held, seed))
-    return np.setdiff1d(np.arange(len(labels)), out), out
+    held_out_counts = [max(0, min(max(round(fraction * n), at_least), n - 1)) for n in counts]
+    held_out = np.sort(choose_subset(labels, held_out_counts, seed))
+    return np.setdiff1d(np.arange(len(labels)), held_out), held_out
 
 
 class ShotThresholds(NamedTuple):

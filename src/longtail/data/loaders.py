@@ -223,11 +223,11 @@ class MemoryLoader:
         if not batches:
             return
         # The images of this process, one after the other.
-        own = torch.cat([torch.arange(batch.own.start, batch.own.stop) for batch in batches])
+        epoch_rows = torch.cat([torch.arange(batch.epoch_rows.start, batch.epoch_rows.stop) for batch in batches])
         chunks = self._chunks(batches)
         for view in views:
-            view.prepare(augment_ids[own], self._device, [chunk for chunk, _ in chunks])
-        positions = positions[own].to(self._device)
+            view.prepare(augment_ids[epoch_rows], self._device, [chunk for chunk, _ in chunks])
+        positions = positions[epoch_rows].to(self._device)
         for chunk, members in chunks:
             of_chunk = positions[chunk]
             augmented = [view(self._images, of_chunk, chunk) for view in views] or [self._images[of_chunk]]
@@ -256,4 +256,4 @@ class MemoryLoader:
 
 def rows_of(batch: BatchSlice) -> slice | None:
     """The rows of this process in a batch; None for all of them."""
-    return None if batch.own == batch.batch else batch.rows
+    return None if batch.epoch_rows == batch.batch else batch.rows

@@ -185,8 +185,8 @@ def classify_files(
         ]
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
-            answers = classify([pixels for _, pixels in batch])
-            for (path, _), (first, *others) in zip(batch, answers, strict=True):
+            predictions = classify([pixels for _, pixels in batch])
+            for (path, _), (first, *others) in zip(batch, predictions, strict=True):
                 yield Prediction(path, *first, tuple(others))
     raise_all(problems)
 

@@ -111,8 +111,8 @@ class DataSplits:
         if spare == 0:
             return subset
         left = np.setdiff1d(np.arange(len(labels)), chosen)
-        held = np.sort(left[choose_subset(labels[left], np.minimum(available - wanted, spare).tolist(), seed)])
-        return replace(subset, val=self.train.take(held))
+        positions = np.sort(left[choose_subset(labels[left], np.minimum(available - wanted, spare).tolist(), seed)])
+        return replace(subset, val=self.train.take(positions))
 
     def with_validation(self, fraction: float, seed: int = 0) -> "DataSplits":
         """Returns the data set with this share of each class's training images as the validation split.
@@ -122,10 +122,10 @@ class DataSplits:
         """
         if self.val is not None:
             raise InputError(f"data.val_fraction is {fraction:g}, but the data set has a validation split; set it to 0")
-        kept, held = hold_out(self.train.labels, fraction, seed)
-        if len(held) == 0:
+        kept, held_out = hold_out(self.train.labels, fraction, seed)
+        if len(held_out) == 0:
             raise InputError(f"data.val_fraction is {fraction:g}, which holds out no images; use a larger value")
-        return replace(self, train=self.train.take(kept), val=self.train.take(held))
+        return replace(self, train=self.train.take(kept), val=self.train.take(held_out))
 
 
 def hold_out_test(

@@ -240,9 +240,9 @@ def undo_predictor(rows: NDArray[np.uint8], predictor: int, channels: int, dtype
     if predictor == 1:
         return rows.view(dtype)
     if predictor == 2:
-        whole = rows.view(f"{dtype.byteorder}u{dtype.itemsize}").reshape(*rows.shape[:2], -1, channels)
-        native = whole.dtype.newbyteorder("=")
-        return np.cumsum(whole, axis=2, dtype=native).view(dtype.newbyteorder("="))
+        integers = rows.view(f"{dtype.byteorder}u{dtype.itemsize}").reshape(*rows.shape[:2], -1, channels)
+        native = integers.dtype.newbyteorder("=")
+        return np.cumsum(integers, axis=2, dtype=native).view(dtype.newbyteorder("="))
     if predictor == 3 and dtype.kind == "f":
         sums = np.cumsum(rows.reshape(*rows.shape[:2], -1, channels), axis=2, dtype=np.uint8)
         by_significance = sums.reshape(*rows.shape[:2], dtype.itemsize, -1)

@@ -60,8 +60,8 @@ def leave_one_out_logits(features: Tensor, labels: Tensor, num_classes: int) -> 
     flat = F.normalize((flat - flat.mean(dim=0)) / flat.std(dim=0, unbiased=False).clamp(min=1e-6), dim=1)
     sums = flat.new_zeros(num_classes, flat.shape[1]).index_add_(0, labels, flat)
     logits = flat @ F.normalize(sums, dim=1).T
-    own = (flat * F.normalize(sums[labels] - flat, dim=1)).sum(dim=1)
-    return logits.scatter(1, labels[:, None], own[:, None])
+    label_logits = (flat * F.normalize(sums[labels] - flat, dim=1)).sum(dim=1)
+    return logits.scatter(1, labels[:, None], label_logits[:, None])
 
 
 def label_doubts(logits: Tensor, labels: Tensor) -> LabelDoubts:
@@ -80,12 +80,12 @@ def label_doubts(logits: Tensor, labels: Tensor) -> LabelDoubts:
     part, part_labels = logits[::step], labels[::step]
     losses = [F.cross_entropy(part * float(scale), part_labels).item() for scale in INVERSE_TEMPERATURES]
     log_p = F.log_softmax(logits * float(INVERSE_TEMPERATURES[int(np.argmin(losses))]), dim=1)
-    own = log_p.gather(1, labels[:, None]).squeeze(1)
+    label_log_p = log_p.gather(1, labels[:, None]).squeeze(1)
     others = log_p.scatter(1, labels[:, None], -math.inf)
     best, suggested = others.max(dim=1)
-    sums = torch.zeros(logits.shape[1]).index_add_(0, labels, own.exp())
+    sums = torch.zeros(logits.shape[1]).index_add_(0, labels, label_log_p.exp())
     mean_confidence = sums / labels.bincount(minlength=logits.shape[1]).clamp(min=1)
-    return LabelDoubts(best - own + mean_confidence[labels].log(), suggested, best.exp())
+    return LabelDoubts(best - label_log_p + mean_confidence[labels].log(), suggested, best.exp())
 
 
 def output_doubts(outputs: ModelOutputs, learned_log_prior: Tensor) -> LabelDoubts:

@@ -105,11 +105,11 @@ def _gather(
     positions = loader.shard.batches(loader.num_images, loader.batch_size)
     batches = with_bar(loader.epoch(epoch), "evaluating images", len(loader))
     for position, batch in zip(positions, batches, strict=True):
-        labels[position.own] = batch.own_labels.cpu()
+        labels[position.epoch_rows] = batch.own_labels.cpu()
         output = compute(batch.inputs)
         for array, values in zip(gathered, select(output), strict=True):
             average = model.average if values is output.logits else "logits"  # means of features and router logits
-            array[position.own] = average_views(values, num_views(loader), average).cpu()
+            array[position.epoch_rows] = average_views(values, num_views(loader), average).cpu()
     # For each image one process has values; all others have zeros.
     for tensor in (labels, *gathered):
         group.sum(tensor)

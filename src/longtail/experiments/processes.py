@@ -107,11 +107,11 @@ class JobRunner:
     def _start(self, job: Job, folder: Path) -> bool:
         """Starts a job if a slot is free and the runs that it needs are finished; also returns True if it failed."""
         source = None if job.run.config_path.exists() else self.sources.get(job.name)
-        needed = [other for other in (source, job.teacher) if other is not None]
-        if failed := [other.name for other in needed if other.name in self.failed]:
+        needed = [dependency for dependency in (source, job.teacher) if dependency is not None]
+        if failed := [dependency.name for dependency in needed if dependency.name in self.failed]:
             return self._fail(job, f"not trained, because {failed[0]} failed")
         slot = next((slot for slot in range(self.slots) if slot not in self._running), None)
-        if slot is None or not all(other.run.is_finished for other in needed):
+        if slot is None or not all(dependency.run.is_finished for dependency in needed):
             return False
         if job.run.in_use:
             logger.info("%s: another process trains it; waiting for its end", job.name)
@@ -163,7 +163,7 @@ class JobRunner:
 
 
 class _OrphanedTraining:
-    """A training of an experiment that was killed. It goes on, and takes the slot until its end."""
+    """A training of an experiment that was killed. It continues, and takes the slot until its end."""
 
     def __init__(self, job: Job):
         self.job, self.start, self.returncode = job, time.monotonic(), 0
@@ -217,8 +217,10 @@ def _environment(job: Job, slot: int, slots: int) -> dict[str, str]:
     environment = dict(os.environ)
     if slots > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, num_processors() // slots)))
-        given = environment.get("CUDA_VISIBLE_DEVICES")
-        devices = given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
+        if visible_devices := environment.get("CUDA_VISIBLE_DEVICES"):
+            devices = visible_devices.split(",")
+        else:
+            devices = [str(number) for number in range(torch.cuda.device_count())]
         if job.config.device in ("auto", "cuda") and devices:
             environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
     return environment

@@ -73,11 +73,11 @@ def run_experiment(
         shown = [job for job in all_jobs if job in jobs or job.is_done]
         finished = [job.run.environment() for job in shown if job.run.is_finished]
         if finished:
-            environments = [{name: known[name] for name in ENVIRONMENT if name in known} for known in finished]
+            environments = [{name: values[name] for name in ENVIRONMENT if name in values} for values in finished]
             content = {
                 "title": experiment.title,
                 "command": options.command,
-                "environments": [known for i, known in enumerate(environments) if known not in environments[:i]],
+                "environments": [values for i, values in enumerate(environments) if values not in environments[:i]],
                 "seeds": experiment.seeds,
                 "settings": experiment.settings,
                 "rows": collect(shown),

@@ -220,9 +220,9 @@ def _mapping(content: Any, source: str, kind: type[Experiment | Row | Published]
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise InputError(f"{source}: is {content!r}; it must contain 'name: value'")
-    known = [field.name for field in fields(kind) if field.name != "name"] if kind else list(content)
+    valid_names = [field.name for field in fields(kind) if field.name != "name"] if kind else list(content)
     for name in content:
-        if name not in known:
-            hint = did_you_mean(str(name), known)
-            raise InputError(f"{source}: unknown '{name}'; known are {', '.join(known)}{hint}")
+        if name not in valid_names:
+            hint = did_you_mean(str(name), valid_names)
+            raise InputError(f"{source}: unknown '{name}'; known are {', '.join(valid_names)}{hint}")
     return content

@@ -22,8 +22,8 @@ from longtail.runs.model_file import ModelMetadata
 from longtail.utils.errors import InputError
 from longtail.utils.files import UNFINISHED, write_atomically
 
-ALL, OWN, FIRST = -1.0, None, 2.0
-"""Thresholds to compare with: all experts, those that the model's own one chooses, and the first alone"""
+ALL_EXPERTS, MODEL_THRESHOLD, FIRST_EXPERT = -1.0, None, 2.0
+"""Thresholds to compare with: all experts are used, those that the model's threshold chooses, and only the first"""
 
 BATCHES = (1, 2, 7, 64)
 """Sizes of the batches to compare"""
@@ -191,9 +191,9 @@ def _cases(exported: Exported, source: Source, available: int) -> Iterator[tuple
     macs = source.properties.macs[-1]
     sizes = [size for size in BATCHES if size <= available and (size <= 2 or size * macs <= MAX_MACS)]
     for size in sizes or [available]:
-        yield size, OWN
+        yield size, MODEL_THRESHOLD
     if exported.is_routed and source.model.router is not None:
-        for threshold in (ALL, FIRST):
+        for threshold in (ALL_EXPERTS, FIRST_EXPERT):
             yield min(2, available), threshold
 
 

@@ -163,8 +163,8 @@ def _try_build(build: Build, name: str, options: Mapping[str, Any]) -> Any:
         with torch.device("meta"):
             return build()
     except Exception as error:  # the type depends on the network
-        given = ", ".join(f"{option}={value}" for option, value in options.items())
-        raise InputError(f"{name} cannot be built{' with ' if given else ''}{given} ({error})") from error
+        settings = ", ".join(f"{option}={value}" for option, value in options.items())
+        raise InputError(f"{name} cannot be built{' with ' if settings else ''}{settings} ({error})") from error
 
 
 def _pretrained_weights(name: str, source: bool | str | Path, options: Mapping[str, Any]) -> Mapping[str, Tensor]:

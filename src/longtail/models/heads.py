@@ -27,7 +27,7 @@ def classify(head: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:
 
 def classify_each(heads: Iterable[nn.Module], features: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the logits (B, E, C) of the features (B, E, D) of E experts, each by its own head, and the features."""
-    outputs = [classify(head, own) for head, own in zip(heads, features.unbind(dim=1), strict=True)]
+    outputs = [classify(head, inputs) for head, inputs in zip(heads, features.unbind(dim=1), strict=True)]
     logits, features = (torch.stack(part, dim=1) for part in zip(*outputs, strict=True))
     return logits, features
 

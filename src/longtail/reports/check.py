@@ -74,7 +74,7 @@ def write_findings(path: Path, findings: Sequence[Finding]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    rows = [found._replace(image=path_cell(found.image), other=path_cell(found.other)) for found in findings]
+    rows = [found._replace(image=path_cell(found.image), original=path_cell(found.original)) for found in findings]
     write_csv(path, [("kind", "image", "class", "split", "other image", "detail"), *rows])
 
 
@@ -96,6 +96,6 @@ def check_table(findings: Sequence[Finding], summary: Sequence[str], *, has_run:
 
 def _example(finding: Finding) -> str:
     subject = finding.image or finding.class_name
-    if finding.other:
-        return f"{subject} = {finding.other}"
+    if finding.original:
+        return f"{subject} = {finding.original}"
     return f"{subject} ({finding.detail})" if finding.detail else subject

@@ -130,12 +130,12 @@ class ModelCard:
         return [
             results.markdown(),
             f"One run with seed {self.report.config.seed}; other seeds give slightly different results. "
-            f"{self._how_tested()}{' '.join(results.notes)}",
+            f"{self._test_notes()}{' '.join(results.notes)}",
             groups.markdown(),
             *groups.notes,
         ]
 
-    def _how_tested(self) -> str:
+    def _test_notes(self) -> str:
         experts = "All experts are used" if self._num_experts > 1 else ""
         if self.report.routing:
             experts += "; the section Routing has the results with the router, with which the model predicts"

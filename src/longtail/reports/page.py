@@ -290,10 +290,10 @@ def _errors(report: RunReport) -> list[str]:
     """The least accurate classes and the most frequent confusions."""
     evaluation, names, sections = report.evaluation, report.class_names, ["None: every image is classified correctly."]
     if confusions := evaluation.frequent_confusions(10):
-        tested = [(accuracy, label) for label, accuracy in enumerate(evaluation.per_class) if accuracy is not None]
+        accuracies = [(accuracy, label) for label, accuracy in enumerate(evaluation.per_class) if accuracy is not None]
         lowest = [
             [names[label], f"{report.class_counts[label]:,}", f"{evaluation.test_counts[label]:,}", percent(accuracy)]
-            for accuracy, label in sorted(tested)[:10]
+            for accuracy, label in sorted(accuracies)[:10]
         ]
         frequent = [
             [names[true], names[predicted], f"{count:,}", percent(count / evaluation.test_counts[true])]

@@ -114,13 +114,14 @@ def check_match(trained: ModelMetadata, context: RunContext) -> ModelMetadata:
     common = current.architecture.keys() & trained.architecture.keys()
     if trained.classifier:
         common -= {"head", "scale"}
-    ours, theirs = (
+    current_values, trained_values = (
         asdict(side) | {"architecture": {name: side.architecture[name] for name in sorted(common)}}
         for side in (current, trained)
     )
     for name in ("architecture", "image_size", "resize", "mean", "std", "interpolation"):
-        if ours[name] != theirs[name]:
+        if current_values[name] != trained_values[name]:
             raise InputError(
-                f"{run.folder}: config.yaml asks for {name} {ours[name]}, but the model was trained with {theirs[name]}"
+                f"{run.folder}: config.yaml asks for {name} {current_values[name]}, but the model was trained "
+                f"with {trained_values[name]}"
             )
     return trained

@@ -28,16 +28,16 @@ def seeded(*numbers: int, device: torch.device | None = None, only_torch: bool =
         device: a GPU whose generator is seeded too.
         only_torch: leaves out NumPy's and Python's generators, which take five times as long as torch's.
     """
-    own = generator(*numbers)
+    source = generator(*numbers)
     gpus = []
     if device is not None and device.type == "cuda":
         gpus = [torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)]
-    others = nullcontext() if only_torch else _others_seeded(own.initial_seed())
+    others = nullcontext() if only_torch else _others_seeded(source.initial_seed())
     with others, torch.random.fork_rng(devices=gpus):
         # Not torch.manual_seed, which stores every call in a process that has not used its GPU yet.
-        torch.set_rng_state(own.get_state())
+        torch.set_rng_state(source.get_state())
         if gpus:
-            torch.cuda.default_generators[gpus[0].index].manual_seed(own.initial_seed())
+            torch.cuda.default_generators[gpus[0].index].manual_seed(source.initial_seed())
         yield
 
 

@@ -13,7 +13,7 @@ class BatchSlice(NamedTuple):
     """The images of this process among these N"""
 
     @property
-    def own(self) -> slice:
+    def epoch_rows(self) -> slice:
         """The images of this process, in the order of the epoch."""
         return slice(self.batch.start + self.rows.start, self.batch.start + self.rows.stop)
 
@@ -30,8 +30,9 @@ class Shard(NamedTuple):
     def batches(self, num_images: int, batch_size: int, first: int = 0) -> list[BatchSlice]:
         """The batches of this process, from its batch number ``first`` (from 0) on."""
         starts = range(0, num_images, batch_size)
-        own = starts[self.rank :: self.size] if self.full_batches else starts
-        return [self._slice(start, min(start + batch_size, num_images)) for start in own[first:]]
+        if self.full_batches:
+            starts = starts[self.rank :: self.size]
+        return [self._slice(start, min(start + batch_size, num_images)) for start in starts[first:]]
 
     def _slice(self, start: int, stop: int) -> BatchSlice:
         length = stop - start

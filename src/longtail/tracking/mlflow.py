@@ -29,8 +29,8 @@ class MLflow(Tracker):
         from mlflow.entities import Param
 
         self._client = MlflowClient()
-        place = self._client.tracking_uri
-        if (state := run.read_state("mlflow")).get("tracking_uri") == place:
+        tracking_uri = self._client.tracking_uri
+        if (state := run.read_state("mlflow")).get("tracking_uri") == tracking_uri:
             self._id = state["run_id"]
             self._client.update_run(self._id, status="RUNNING")
             return
@@ -38,7 +38,7 @@ class MLflow(Tracker):
         found = self._client.get_experiment_by_name(experiment)
         number = found.experiment_id if found else self._client.create_experiment(experiment)
         self._id = self._client.create_run(number, run_name=run.name).info.run_id
-        run.write_state("mlflow", {"run_id": self._id, "tracking_uri": place})
+        run.write_state("mlflow", {"run_id": self._id, "tracking_uri": tracking_uri})
         values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in run.settings.items()}
         parameters = [Param(name, value[:MAX_VALUE]) for name, value in values.items()]
         for first in range(0, len(parameters), BATCH):
@@ -55,8 +55,8 @@ class MLflow(Tracker):
 
     def log_results(self, epoch: int, metrics: Mapping[str, float], plots: Mapping[str, Path]) -> None:
         """See `Tracker`."""
-        known = self._client.get_run(self._id).data.metrics
-        self._log(epoch, {name: value for name, value in metrics.items() if known.get(name) != value})
+        stored = self._client.get_run(self._id).data.metrics
+        self._log(epoch, {name: value for name, value in metrics.items() if stored.get(name) != value})
         for path in plots.values():
             self._client.log_artifact(self._id, str(path), "plots")
 

@@ -69,8 +69,8 @@ class CachedOutputs:
         logits, labels, features = self._cache[view]
         draws = self._draw(self._loader.labels(view), epoch).to(labels.device)
         for batch in self.shard.batches(self.num_images, self.batch_size, first):
-            own = draws[batch.own]
-            yield Batch(ExpertOutput(logits[own], features[own]), labels[draws[batch.batch]], rows_of(batch))
+            rows = draws[batch.epoch_rows]
+            yield Batch(ExpertOutput(logits[rows], features[rows]), labels[draws[batch.batch]], rows_of(batch))
 
     def _draw(self, labels: Tensor, epoch: int) -> Tensor:
         """The images of an epoch, as positions in the order of the loader: (num_images,)."""
@@ -84,15 +84,15 @@ class CachedOutputs:
         shape = len(labels), model.num_experts
         logits = torch.empty(*shape, model.num_classes, device=labels.device)
         features = torch.empty(*shape, model.num_features, device=labels.device)
-        own = iter(self._loader.epoch(view))
+        batches = iter(self._loader.epoch(view))
         for number, start in enumerate(range(0, len(labels), size)):
-            # All processes stop together; otherwise the others would wait for ever.
+            # All processes stop together; otherwise the others would wait forever.
             if self._signals is not None and group.all_reduce_max(int(self._signals.asked_to_stop)):
                 raise Stopped  # nothing was learned since the last step
             rows, source = slice(start, start + size), number % group.size
             if source == group.rank:
                 with torch.no_grad():
-                    output = model(next(own).inputs)
+                    output = model(next(batches).inputs)
                 logits[rows], features[rows] = output.logits, output.features
             group.broadcast((logits[rows], features[rows]), source)
         return logits, labels, features

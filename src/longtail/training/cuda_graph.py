@@ -91,7 +91,7 @@ class GraphedStep:
                 result = self._step(inputs, epoch)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
-            logger.warning("A step cannot be captured as a CUDA graph (%s); training goes on without, slower", reason)
+            logger.warning("A step cannot be captured as a CUDA graph (%s); training continues without, slower", reason)
             self._can_capture = False
             return None
         return _Captured(graph, inputs, result)

@@ -12,7 +12,7 @@ Reason = Literal["validation", "time"]
 
 
 class EarlyEnd:
-    """Decides after each epoch whether training goes on. Its clock starts with it.
+    """Decides after each epoch whether training continues. Its clock starts with it.
 
     Args:
         settings: training.patience and training.max_minutes.
@@ -23,7 +23,7 @@ class EarlyEnd:
         self._settings, self._group, self._start = settings, group, time.monotonic()
 
     def reason(self, records: Sequence[dict[str, Any]]) -> Reason | None:
-        """Returns why training ends after these epochs; None: it goes on, or all epochs are done.
+        """Returns why training ends after these epochs; None: it continues, or all epochs are done.
 
         Args:
             records: metrics of the epochs.

@@ -65,7 +65,7 @@ class FrozenViews:
         positions, augment_ids = self._order.draw(epoch)
         rows = (augment_ids + epoch) % self._num_views * len(self._labels) + positions
         for batch in self._order.batches(first):
-            inputs, *teacher_logits = self._read(rows[batch.own].numpy())
+            inputs, *teacher_logits = self._read(rows[batch.epoch_rows].numpy())
             labels = self._labels[positions[batch.batch]].to(self._device)
             teacher = teacher_logits[0] if teacher_logits else None
             yield Batch(inputs, labels, rows_of(batch), teacher_logits=teacher)
@@ -91,9 +91,9 @@ class FrozenViews:
         self._group.barrier()
         done, *self._arrays = self._files.open()
         rounds = -(-self._num_batches // self._group.size)  # each process computes a batch in each round
-        own = done[:, self._group.rank :: self._group.size]
+        shard = done[:, self._group.rank :: self._group.size]
         # All processes start with the same round, because they check together whether to stop.
-        first = [-self._group.all_reduce_max(-int(flags.argmin() if not flags.all() else rounds)) for flags in own]
+        first = [-self._group.all_reduce_max(-int(flags.argmin() if not flags.all() else rounds)) for flags in shard]
         pending = [(epoch, number) for epoch in range(self._num_epochs) for number in range(first[epoch], rounds)]
         if pending:
             views, size = pluralize(self._num_views, "view"), self._files.num_bytes / 1e9
@@ -104,9 +104,9 @@ class FrozenViews:
                 raise Stopped
             if number == first[epoch]:
                 batches = self._views.epoch(epoch + 1, number)
-            if number < own.shape[1]:
+            if number < shard.shape[1]:
                 self._compute_batch(epoch, self._group.rank + number * self._group.size, next(batches).inputs)
-                own[epoch, number] = 1
+                shard[epoch, number] = 1
             if number % FLUSH_EVERY == FLUSH_EVERY - 1 or number == rounds - 1:
                 for array in (*self._arrays, done):  # the notes of what is done last
                     array.flush()

@@ -90,9 +90,9 @@ def start_from(model: MultiExpert, initial: InitialModel, source: str, class_nam
     for expert in range(model.num_experts):
         for part, is_wanted in (("branches", ends == trained_ends), ("heads", same_classes)):
             prefix = f"{part}.{expert}."
-            own = {name: value for name, value in model.state_dict().items() if name.startswith(prefix)}
-            found = _fitting(own, trained, expert % experts)
-            if is_wanted and len(found) == len(own):
+            tensors = {name: value for name, value in model.state_dict().items() if name.startswith(prefix)}
+            found = _fitting(tensors, trained, expert % experts)
+            if is_wanted and len(found) == len(tensors):
                 copied |= found
                 numbers[part] += 1
     model.load_state_dict(copied, strict=False)
@@ -110,16 +110,16 @@ def _network_names(weights: Mapping[str, Tensor]) -> set[str]:
     return {PART.sub("", name) for name in weights if name.startswith(("trunk.", "branches.0.", "neck."))}
 
 
-def _fitting(own: Mapping[str, Tensor], trained: Mapping[str, Tensor], expert: int) -> dict[str, Tensor]:
+def _fitting(tensors: Mapping[str, Tensor], trained: Mapping[str, Tensor], expert: int) -> dict[str, Tensor]:
     """Returns the trained tensors for parts of a model, from the same part or, if the experts start elsewhere, another.
 
     Args:
-        own: tensors of the model by name.
+        tensors: tensors of the model by name.
         trained: those of the other model.
         expert: of the other model.
     """
     found = {}
-    for name, value in own.items():
+    for name, value in tensors.items():
         end = PART.sub("", name)
         parts = [f"heads.{expert}"] if name.startswith("heads.") else ["trunk", f"branches.{expert}", "neck"]
         match = next((trained[key] for part in parts if (key := f"{part}.{end}") in trained), None)

@@ -164,9 +164,9 @@ def _timed(run: Run) -> Iterator[None]:
     try:
         yield
     finally:
-        known = run.environment()
-        seconds = known.get("training_seconds", 0.0) + time.perf_counter() - start
-        run.write_json("environment.json", known | {"training_seconds": seconds})
+        environment = run.environment()
+        seconds = environment.get("training_seconds", 0.0) + time.perf_counter() - start
+        run.write_json("environment.json", environment | {"training_seconds": seconds})
 
 
 def _train_teacher(context: RunContext, config: Config) -> Run:

@@ -117,8 +117,9 @@ class TrainingState:
             if len(tensors) != values.get("num_tensors", len(tensors)):
                 raise ValueError(f"{len(tensors)} tensors instead of {values['num_tensors']}")
             for part, module in self._modules():
-                own = {name: value for name, value in tensors.items() if name.startswith(f"{part}.")}
-                module.load_state_dict({name.removeprefix(f"{part}."): own[name] for name in own}, strict=True)
+                prefix = f"{part}."
+                state = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+                module.load_state_dict(state, strict=True)
             self._restore_optimizer(tensors)
             if bool(values["scaler"]) != self.scaler.is_enabled():
                 raise ValueError("the state of the gradient scaler does not fit the precision")

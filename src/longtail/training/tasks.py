@@ -64,8 +64,8 @@ class TrainExperts(nn.Module):
         output: ExpertOutput = (self.compute or self.model)(batch.inputs)
         extra = {}
         if self.teach is not None:
-            known = batch.teacher_logits
-            extra["teacher_logits"] = self.teach(batch.inputs) if known is None else known
+            teacher_logits = batch.teacher_logits
+            extra["teacher_logits"] = self.teach(batch.inputs) if teacher_logits is None else teacher_logits
         with full_precision(batch.inputs):
             loss = self.criterion(output.logits, batch.labels, epoch, batch.soft_targets, batch.rows, **extra)
         labels = batch.own_labels

@@ -83,8 +83,8 @@ def log_level(level: int, *names: str) -> Iterator[None]:
     try:
         yield
     finally:
-        for logger, own in zip(loggers, before, strict=True):
-            logger.setLevel(own)
+        for logger, level_before in zip(loggers, before, strict=True):
+            logger.setLevel(level_before)
 
 
 def printable(text: str) -> str:

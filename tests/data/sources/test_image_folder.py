@@ -158,9 +158,9 @@ def test_held_out_images_are_those_of_hold_out(tmp_path):
     images = [f"{name}/{i:02}.jpg" for name in "ab" for i in range(10)]
     touch(tmp_path, *images)
     dataset = load(tmp_path, 0.3, seed=5)
-    kept, held = hold_out(np.repeat([0, 1], 10), 0.3, seed=5)
+    kept, held_out = hold_out(np.repeat([0, 1], 10), 0.3, seed=5)
     assert [name for name, _ in paths_and_labels(dataset.train, tmp_path)] == [images[i] for i in kept]
-    assert [name for name, _ in paths_and_labels(dataset.test, tmp_path)] == [images[i] for i in held]
+    assert [name for name, _ in paths_and_labels(dataset.test, tmp_path)] == [images[i] for i in held_out]
 
 
 def test_each_class_keeps_a_training_image(class_folders):

@@ -1,4 +1,4 @@
-"""From image files to answers: the exported model says what `longtail.Predictor` says, and needs no PyTorch."""
+"""From image files to predictions: the exported model gives those of `longtail.Predictor`, and needs no PyTorch."""
 
 import csv
 import io
@@ -98,7 +98,7 @@ def probabilities(predictions):
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_size": 3, "workers": 2}, {"batch_size": 1}])
-def test_same_answers_as_pytorch(files, images, options):
+def test_same_predictions_as_pytorch(files, images, options):
     expected = list(longtail.Predictor(files / "model.safetensors").predict(images, top=3))
     predictions = list(longtail.OnnxPredictor(files / "model.onnx").predict(images, top=3, **options))
     assert choices(predictions) == choices(expected)

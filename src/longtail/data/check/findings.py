@@ -49,17 +49,17 @@ class Finding(NamedTuple):
     class_name: str
     split: str
     """train, val or test; empty for a class"""
-    other: str = ""
+    original: str = ""
     """The image that this one is a copy of"""
     detail: str = ""
 
 
-def make_finding(images: AllImages, kind: str, position: int, other: int | None = None, detail: str = "") -> Finding:
+def make_finding(images: AllImages, kind: str, position: int, original: int | None = None, detail: str = "") -> Finding:
     """Returns a finding about an image, by its position among all."""
     class_name = images.dataset.class_names[images.labels[position]]
     split = list(images.dataset.splits)[images.splits[position]]
     return Finding(
-        kind, images.names[position], class_name, split, "" if other is None else images.names[other], detail
+        kind, images.names[position], class_name, split, "" if original is None else images.names[original], detail
     )
 
 

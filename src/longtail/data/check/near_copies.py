@@ -93,10 +93,10 @@ def _confirmed(thumbnails: Thumbnails, first: NDArray[np.int64], second: NDArray
         correlation[part] = np.einsum("nhwc,nhwc->n", a, b)
         rough = np.flatnonzero((correlation[part] >= ROUGH_CORRELATION) & (correlation[part] < MIN_CORRELATION))
         best = correlation[part][rough]
-        for whole, cropped in ((a[rough], b[rough]), (b[rough], a[rough])):
+        for originals, crops in ((a[rough], b[rough]), (b[rough], a[rough])):
             for rows, columns in CROPS:
-                aligned = np.einsum("ph,nhwc,qw->npqc", rows, whole, columns, optimize=True)
-                best = np.maximum(best, np.einsum("nhwc,nhwc->n", _standardised(aligned), cropped))
+                aligned = np.einsum("ph,nhwc,qw->npqc", rows, originals, columns, optimize=True)
+                best = np.maximum(best, np.einsum("nhwc,nhwc->n", _standardised(aligned), crops))
         correlation[start + rough] = best
     near = correlation >= MIN_CORRELATION
     return NearCopies(first[near], second[near], correlation[near])

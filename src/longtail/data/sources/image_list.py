@@ -148,13 +148,13 @@ def _read_list(file: Path, paths: ListPaths, problems: _Problems) -> _List:
     rows: list[Row] = []
     found: list[Path] = []
     for row in table.rows:
-        path = paths.find(row.path, table.place)
+        path = paths.find(row.path, table.pattern)
         has_label = row.label and not (path is None and is_image(Path(row.label)))  # a path with spaces
         if not has_label:
             line = f"{row.path} {row.label}".rstrip()
             problems.add(file, "the label is missing in '{}'; a line is 'path label'", row.line, line)
         elif path is None:
-            problems.add(file, paths.problem(row.path, table.place), row.line, row.path)
+            problems.add(file, paths.problem(row.path, table.pattern), row.line, row.path)
         # A wrong path is no reason to report its class as one without images.
         if has_label:
             rows.append(row)

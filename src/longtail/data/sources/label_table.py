@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from longtail.data.image_io import is_image
-from longtail.data.sources.list_paths import ROOT, ListPaths, Place
+from longtail.data.sources.list_paths import ROOT, ListPaths, PathPattern
 from longtail.data.sources.split_names import parse_split_name
 
 PATH_NAMES = (
@@ -46,7 +46,7 @@ class Table(NamedTuple):
     """A list file."""
 
     rows: list[Row]
-    place: Place
+    pattern: PathPattern
     """Where its files are"""
     problem: str = ""
     """Why its columns are not understood"""
@@ -107,15 +107,15 @@ def read_table(file: Path, text: str, paths: ListPaths) -> Table:
     if best is None:
         return Table([], ROOT)
     if best.problem:
-        return Table([], best.place, best.problem)
-    return Table(list(best.rows(text)), best.place)
+        return Table([], best.pattern, best.problem)
+    return Table(list(best.rows(text)), best.pattern)
 
 
 class _Reading(NamedTuple):
     """One way to read a list."""
 
     split_lines: Format
-    place: Place
+    pattern: PathPattern
     hits: float
     """Share of the sample's lines whose files are found"""
     looks: float
@@ -166,7 +166,7 @@ def _read_sample(split_lines: Format, file: Path, text: str, paths: ListPaths) -
     best = max(searches, key=lambda search: (search.share, search.looks))  # the first of equal ones
 
     def is_found(cell: str) -> bool:
-        return is_image(Path(cell)) or paths.find(cell, best.place) is not None
+        return is_image(Path(cell)) or paths.find(cell, best.pattern) is not None
 
     has_header = (
         len(sample) > 1 and not is_found(header[best.column]) and (is_named or (is_separated and best.share > 0))
@@ -177,7 +177,7 @@ def _read_sample(split_lines: Format, file: Path, text: str, paths: ListPaths) -
             known_names, label, split = 0, -1, -1
         label, split, problem = _other_columns(header if has_header else None, body, best.column, label, split)
         columns = best.column, label, split
-    return _Reading(split_lines, best.place, best.share, best.looks, known_names, has_header, columns, problem)
+    return _Reading(split_lines, best.pattern, best.share, best.looks, known_names, has_header, columns, problem)
 
 
 class _Search(NamedTuple):
@@ -188,16 +188,16 @@ class _Search(NamedTuple):
     """Of the lines whose files are found"""
     looks: float
     """Share of the lines that name an image file, by its extension"""
-    place: Place
+    pattern: PathPattern
 
 
 def _search(column: int, lines: Sequence[Cells], file: Path, paths: ListPaths) -> _Search:
     # In a line of two cells of which the other one is an image, this one is not the path, whatever it names.
     lines_with_path = [cells for cells in lines if len(cells) != 2 or not is_image(Path(cells[1 - column]))]
     texts = [cells[column] for cells in lines_with_path if column < len(cells)]
-    place = paths.place(file.parent, texts)
-    found = sum(paths.find(text, place) is not None for text in texts)
-    return _Search(column, found / len(lines), sum(is_image(Path(text)) for text in texts) / len(lines), place)
+    pattern = paths.find_pattern(file.parent, texts)
+    found = sum(paths.find(text, pattern) is not None for text in texts)
+    return _Search(column, found / len(lines), sum(is_image(Path(text)) for text in texts) / len(lines), pattern)
 
 
 def _find_name(header: Sequence[str], names: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ MAX_FOLDERS = 100
 """Folders next to a list in which its files are looked for, at most"""
 
 
-class Place(NamedTuple):
+class PathPattern(NamedTuple):
     """Where the files of a list are: a prefix + path in the list + suffix is a path from data.root."""
 
     prefixes: tuple[str, ...]
@@ -26,7 +26,7 @@ class Place(NamedTuple):
         return [f"{prefix}{text}{self.suffix}" for prefix in self.prefixes]
 
 
-ROOT = Place(("",), "")
+ROOT = PathPattern(("",), "")
 
 
 class ListPaths:
@@ -38,7 +38,7 @@ class ListPaths:
         self._allow_outside = allow_outside
         self._files: dict[str, set[str]] = {}
 
-    def place(self, folder: Path, texts: Sequence[str]) -> Place:
+    def find_pattern(self, folder: Path, texts: Sequence[str]) -> PathPattern:
         """Returns where the files are that some lines of a list name: from the root, the list's folder or those in it.
 
         If some are found from the root, all must be: a missing file could have the name of another one elsewhere.
@@ -46,32 +46,32 @@ class ListPaths:
         if any(self._matches(text, ROOT) for text in texts):
             return ROOT
         prefixes = self._prefixes(folder)
-        singles = [Place((prefix,), suffix) for suffix in SUFFIXES for prefix in prefixes]
-        hits = {place: sum(bool(self._matches(text, place)) for text in texts) for place in singles}
-        best = max(hits, key=lambda place: hits[place])  # the first of equal ones
+        singles = [PathPattern((prefix,), suffix) for suffix in SUFFIXES for prefix in prefixes]
+        hits = {pattern: sum(bool(self._matches(text, pattern)) for text in texts) for pattern in singles}
+        best = max(hits, key=lambda pattern: hits[pattern])  # the first of equal ones
         if not hits[best]:
             return ROOT
         # One line may be a header.
-        return best if hits[best] >= len(texts) - 1 else Place(prefixes, best.suffix)
+        return best if hits[best] >= len(texts) - 1 else PathPattern(prefixes, best.suffix)
 
-    def find(self, text: str, place: Place) -> str | None:
+    def find(self, text: str, pattern: PathPattern) -> str | None:
         """Returns the path from the root of a file that a list names; None if there is none, or several."""
-        if matches := self._matches(text, place):
+        if matches := self._matches(text, pattern):
             return matches[0] if len(matches) == 1 else None
         # A file system may accept another spelling (upper case, accents) than the one that it lists.
         return text if self._is_allowed(text) and os.path.isfile(self.root / text) else None  # noqa: PTH113 - never raises
 
-    def problem(self, text: str, place: Place) -> str:
+    def problem(self, text: str, pattern: PathPattern) -> str:
         """Returns why there is no such file, with {} for the text."""
-        if len(self._matches(text, place)) > 1:
+        if len(self._matches(text, pattern)) > 1:
             return f"there are several files '{{}}' in the folders of '{self.root}'"
         if not self._is_allowed(self._spellings(text)[0]):
             return "'{}' leads out of data.root (data.allow_outside_root allows that)"
         return f"there is no file '{{}}' in '{self.root}' (data.root)"
 
-    def _matches(self, text: str, place: Place) -> list[str]:
+    def _matches(self, text: str, pattern: PathPattern) -> list[str]:
         """The files that a text can mean, by its first spelling that means any."""
-        found = ([path for path in place.paths(spelling) if self._exists(path)] for spelling in self._spellings(text))
+        found = ([path for path in pattern.paths(spelling) if self._exists(path)] for spelling in self._spellings(text))
         return next(filter(None, found), [])
 
     def _exists(self, path: str) -> bool:

@@ -94,7 +94,7 @@ class Int8:
             InputError: it loses more accuracy, overall or balanced, than the tolerance.
         """
         pixels, labels = self._images
-        (first, first_used), (second, second_used) = (_answers(each, pixels) for each in (model, quantised))
+        (first, first_used), (second, second_used) = (_predict(each, pixels) for each in (model, quantised))
         before, after = (self._accuracies(classes) for classes in (first, second))
         numbers = (
             f"on {pluralize(len(labels), 'validation image')}, accuracy {after[0]:.2f} instead of {before[0]:.2f} %, "
@@ -199,7 +199,7 @@ def _batches(pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
     return (pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH))
 
 
-def _answers(model: OnnxModel, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _predict(model: OnnxModel, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Returns the predicted classes (N,), and the number of experts of each image (N,)."""
     outputs = [model.run(batch) for batch in _batches(pixels)]
     classes = np.concatenate([batch.logits.argmax(axis=1) for batch in outputs])

@@ -53,8 +53,8 @@ def join(stages: Sequence[Stage], metadata: OnnxMetadata) -> ModelProto:
     first = stages[0].graph
     (pixels,) = first.graph.input
     classes = first.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    body, own = _nodes(first.graph, "expert_1/" if len(stages) > 1 else "model/", {IMAGES: IMAGES})
-    piece = _continue(stages, 0, own, classes) if len(stages) > 1 else _all(own, num_experts)
+    body, output_names = _nodes(first.graph, "expert_1/" if len(stages) > 1 else "model/", {IMAGES: IMAGES})
+    piece = _continue(stages, 0, output_names, classes) if len(stages) > 1 else _all(output_names, num_experts)
     nodes = [
         *body.node,
         *piece.nodes,
@@ -135,11 +135,11 @@ def _continue(stages: Sequence[Stage], number: int, names: Mapping[str, str], cl
     results = [f"{tag}result_logits", f"{tag}result_used"]
     subset = {name: f"{tag}{name}" for name in (SHARED, *SUMS) if name in names}
     inputs = {BEFORE.get(name, name): new for name, new in subset.items()}
-    body, own = _nodes(stages[number + 1].graph.graph, f"expert_{number + 2}/", inputs)
+    body, output_names = _nodes(stages[number + 1].graph.graph, f"expert_{number + 2}/", inputs)
     if stages[number + 1].is_last:
-        after = _all(own, number + 2)
+        after = _all(output_names, number + 2)
     else:
-        after = _continue(stages, number + 1, {SHARED: subset[SHARED]} | own, classes)
+        after = _continue(stages, number + 1, {SHARED: subset[SHARED]} | output_names, classes)
     then = [
         *(helper.make_node("Gather", [names[name], f"{tag}kept"], [new], axis=0) for name, new in subset.items()),
         *body.node,

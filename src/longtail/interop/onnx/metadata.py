@@ -112,12 +112,12 @@ def as_thresholds(thresholds: Any, metadata: OnnxMetadata) -> list[float]:
     Raises:
         InputError: there is no router, or the number of thresholds is wrong.
     """
-    own = metadata.thresholds
+    defaults = metadata.thresholds
     if thresholds is None:
-        return list(own)
-    if not own:
+        return list(defaults)
+    if not defaults:
         raise InputError("the model has no router, so no thresholds")
-    steps = [float(threshold) for threshold in (thresholds if np.ndim(thresholds) else [thresholds] * len(own))]
-    if len(steps) != len(own):
-        raise InputError(f"{len(steps)} thresholds {steps}: give one for all steps, or one for each of {len(own)}")
+    steps = [float(threshold) for threshold in (thresholds if np.ndim(thresholds) else [thresholds] * len(defaults))]
+    if len(steps) != len(defaults):
+        raise InputError(f"{len(steps)} thresholds {steps}: give one for all steps, or one for each of {len(defaults)}")
     return steps

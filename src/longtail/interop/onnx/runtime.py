@@ -83,7 +83,7 @@ class OnnxFile:
 
 
 class OnnxParts:
-    """A model in several files, one for each expert, in a folder. Between them the images that go on are chosen here.
+    """A model in several files, one for each expert, in a folder. The images that continue are chosen between them.
 
     Args:
         source: path of the folder, or the contents of the files by name.

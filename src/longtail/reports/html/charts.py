@@ -23,26 +23,25 @@ MAX_WHISKERS = 40
 def class_chart(evaluation: Evaluation, class_names: Sequence[str], class_counts: Sequence[int]) -> Markup:
     """Accuracy of each class above its number of training images; the group means as lines."""
     counts, shots = np.asarray(class_counts), np.asarray(evaluation.shots)
-    tested = [k for k in np.argsort(-counts, kind="stable").tolist() if evaluation.per_class[k] is not None]
+    classes = [k for k in np.argsort(-counts, kind="stable").tolist() if evaluation.per_class[k] is not None]
     # A class without training images is left of those with one.
     axis = Axis("training images of the class", 0.7 * max(1, counts.min()), 1.3 * max(1, counts.max()), log=True)
     chart = Chart(
         "classes", "Accuracy of each class by its number of training images", axis, percent_axis("accuracy (%)")
     )
     accuracy = np.array([math.nan if value is None else value for value in evaluation.per_class])
-    if len(tested) <= MAX_WHISKERS:
+    if len(classes) <= MAX_WHISKERS:
         totals = np.asarray(evaluation.test_counts)
         low, high = wilson_interval(np.rint(accuracy * totals), totals)
-        for k in tested:
+        for k in classes:
             chart.line([(counts[k], 100 * low[k]), (counts[k], 100 * high[k])], "whisker")
-    shown = [
-        tested[i] for i in np.unique(np.linspace(0, len(tested) - 1, min(len(tested), MAX_POINTS)).round().astype(int))
-    ]
+    positions = np.linspace(0, len(classes) - 1, min(len(classes), MAX_POINTS)).round().astype(int)
+    shown = [classes[i] for i in np.unique(positions)]
     for shot in SHOTS:
         members = [k for k in shown if shots[k] == shot]
         titles = [f"{clean(class_names[k])}: {percent(accuracy[k])} %, {counts[k]:,} training images" for k in members]
         points = [(float(counts[k]), 100 * float(accuracy[k])) for k in members]
-        chart.dots(points, shot, titles, 4.5 if len(tested) <= 200 else 2.5)
+        chart.dots(points, shot, titles, 4.5 if len(classes) <= 200 else 2.5)
         mean, everyone = getattr(evaluation, shot), counts[shots == shot]
         if mean is not None:
             chart.line([(float(everyone.max()), 100 * mean), (float(everyone.min()), 100 * mean)], "mean")

@@ -29,7 +29,7 @@ def class_cells(report: RunReport, outputs: ImageOutputs, names: Sequence[str]) 
         worst.setdefault(error["true"], error)
     for k in sorted(range(len(names)), key=lambda k: -counts[k])[:MAX_CLASSES]:
         best = [str(expert) for expert, wins in enumerate(is_best[k], start=1) if wins and totals[k]]
-        most = worst.get(k)
+        confusion = worst.get(k)
         yield {
             "name": names[k],
             "shot": evaluation.shots[k],
@@ -37,7 +37,7 @@ def class_cells(report: RunReport, outputs: ImageOutputs, names: Sequence[str]) 
             "tested": f"{totals[k]:,}",
             "accuracy": percent(evaluation.per_class[k]),
             "interval": interval(low[k], high[k]) if totals[k] else "n/a",
-            "confused_with": names[most["predicted"]] if most else "",
-            "confused": f"{100 * most['count'] / totals[k]:.0f} %" if most else "",
+            "confused_with": names[confusion["predicted"]] if confusion else "",
+            "confused": f"{100 * confusion['count'] / totals[k]:.0f} %" if confusion else "",
             "best": "all" if len(best) == len(hits) else ", ".join(best),
         }

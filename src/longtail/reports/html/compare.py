@@ -92,10 +92,10 @@ def class_differences(
     totals = torch.bincount(labels, minlength=num_classes).numpy()
     gained = np.stack([count(~correct[0] & other) for other in correct[1:]])
     lost = np.stack([count(correct[0] & ~other) for other in correct[1:]])
-    tested = np.broadcast_to(totals > 0, gained.shape)
-    difference = np.divide(gained - lost, totals, out=np.full(gained.shape, np.nan), where=tested)
+    has_images = np.broadcast_to(totals > 0, gained.shape)
+    difference = np.divide(gained - lost, totals, out=np.full(gained.shape, np.nan), where=has_images)
     adjusted = np.full(gained.shape, np.nan)
-    adjusted[tested] = holm(mcnemar(gained, lost)[tested])
+    adjusted[has_images] = holm(mcnemar(gained, lost)[has_images])
     return difference, adjusted
 
 
@@ -207,10 +207,10 @@ def _chart(runs: Sequence[ComparedRun], names: Sequence[str]) -> Markup:
         chart.line([(point.cost / size, 100 * point.balanced) for point in curve], "strong")
     for k, run, cost in costed:
         evaluation, routing = run.report.evaluation, run.report.routing
-        place = (cost.total / size, 100 * evaluation.balanced)
+        position = (cost.total / size, 100 * evaluation.balanced)
         title = f"{names[k]}: {percent(evaluation.balanced)} %, {macs(cost.total)} multiply-accumulates"
-        chart.dots([place], "few", [title], 5)
-        chart.text(place, str(k + 1), dy=-11)
+        chart.dots([position], "few", [title], 5)
+        chart.text(position, str(k + 1), dy=-11)
         if routing is not None:
             title = f"{names[k]}, routed: {percent(routing.balanced)} %, {macs(routing.cost)} multiply-accumulates"
             routed = (routing.cost / size, 100 * routing.balanced)

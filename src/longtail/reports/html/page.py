@@ -138,14 +138,14 @@ def _facts(report: RunReport) -> Iterator[tuple[str, str]]:
 
 
 def _budget(report: RunReport, routing: RoutingReport, outputs: ImageOutputs) -> dict[str, Any]:
-    """The slider: a chart, and for each of its positions the place of the mark and the texts beside it."""
+    """The slider: a chart, and for each of its positions the coordinates of the mark and the texts beside it."""
     assert report.cost is not None
     points, chosen = budget_points(outputs, routing, report.cost, report.class_counts, report.evaluation.thresholds)
     chart = charts.routing_chart(routing)
     _, size = unit_of(routing.curve[0].cost)
     positions = [
         [
-            *chart.place((point.cost / size, 100 * point.scores.balanced)),
+            *chart.position((point.cost / size, 100 * point.scores.balanced)),
             list(_budget_texts(point)),
             [round(100 * share, 2) for share in point.shares],
         ]

@@ -16,7 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 60, 18, 12, 42
 MAX_POINTS = 600
 """Points of a line or a cloud, at most"""
 
-Point = tuple[float, float]
+Coordinates = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -88,52 +88,52 @@ class Chart:
     y: Axis
     elements: list[Markup] = field(default_factory=list)
 
-    def place(self, point: Point) -> Point:
+    def position(self, point: Coordinates) -> Coordinates:
         """Returns where a point is, in units of the drawing."""
         inner_width, inner_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
         x, y = self.x.fraction(point[0]), self.y.fraction(point[1])
         return round(LEFT + x * inner_width, 1), round(HEIGHT - BOTTOM - y * inner_height, 1)
 
-    def line(self, points: Sequence[Point], kind: str) -> None:
+    def line(self, points: Sequence[Coordinates], kind: str) -> None:
         """Adds a line through the points. ``kind`` names its styles."""
         if points:
-            path = "L".join("{:g} {:g}".format(*self.place(point)) for point in thinned(points))
+            path = "L".join("{:g} {:g}".format(*self.position(point)) for point in thinned(points))
             self.elements.append(Markup('<path class="line {}" d="M{}"/>').format(kind, path))
 
-    def dots(self, points: Sequence[Point], kind: str, titles: Sequence[str], radius: float = 4) -> None:
+    def dots(self, points: Sequence[Coordinates], kind: str, titles: Sequence[str], radius: float = 4) -> None:
         """Adds a dot for each point, which shows its title below the pointer."""
         for point, title in zip(points, titles, strict=True):
             dot = Markup('<circle class="dot {}" cx="{:g}" cy="{:g}" r="{:g}"><title>{}</title></circle>')
-            self.elements.append(dot.format(kind, *self.place(point), radius, title))
+            self.elements.append(dot.format(kind, *self.position(point), radius, title))
 
     def bar(self, left: float, right: float, low: float, high: float, kind: str, title: str) -> None:
         """Adds a rectangle from ``(left, low)`` to ``(right, high)``."""
-        (x, bottom), (end, top) = self.place((left, low)), self.place((right, high))
+        (x, bottom), (end, top) = self.position((left, low)), self.position((right, high))
         form = Markup('<rect class="bar {}" x="{:g}" y="{:g}" width="{:g}" height="{:g}"><title>{}</title></rect>')
         self.elements.append(form.format(kind, x, top, max(end - x, 0.5), max(bottom - top, 0), title))
 
-    def text(self, point: Point, text: str, dy: float = 0) -> None:
+    def text(self, point: Coordinates, text: str, dy: float = 0) -> None:
         """Adds a text, centred at a point."""
-        x, y = self.place(point)
+        x, y = self.position(point)
         form = Markup('<text class="note" x="{:g}" y="{:g}" text-anchor="middle">{}</text>')
         self.elements.append(form.format(x, y + dy, text))
 
-    def marker(self, point: Point) -> None:
+    def marker(self, point: Coordinates) -> None:
         """Adds the mark that the page's script moves."""
         form = Markup('<circle class="dot marker" cx="{:g}" cy="{:g}" r="7"/>')
-        self.elements.append(form.format(*self.place(point)))
+        self.elements.append(form.format(*self.position(point)))
 
     def render(self) -> Markup:
         """Returns the SVG element."""
         bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
         parts = []
         for value, text in self.y.marks():
-            y = self.place((self.x.low, value))[1]
+            y = self.position((self.x.low, value))[1]
             parts.append(Markup('<path class="grid" d="M{} {:g}H{}"/>').format(LEFT, y, right))
             form = Markup('<text class="tick" x="{}" y="{:g}" text-anchor="end">{}</text>')
             parts.append(form.format(LEFT - 6, y + 4, text))
         for value, text in self.x.marks():
-            x = self.place((value, self.y.low))[0]
+            x = self.position((value, self.y.low))[0]
             parts.append(Markup('<path class="grid" d="M{:g} {}v5"/>').format(x, bottom))
             form = Markup('<text class="tick" x="{:g}" y="{}" text-anchor="middle">{}</text>')
             parts.append(form.format(x, bottom + 17, text))
@@ -149,7 +149,7 @@ class Chart:
         return frame.format(WIDTH, HEIGHT, f"chart-{self.name}", self.title, content)
 
 
-def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> Sequence[Point]:
+def thinned(points: Sequence[Coordinates], limit: int = MAX_POINTS) -> Sequence[Coordinates]:
     """Returns at most so many points, evenly spread, with the first and the last."""
     if len(points) <= limit:
         return points
