@@ -167,15 +167,16 @@ def test_a_stopped_computation_of_views_goes_on(tmp_path):
         assert (first == second).all()
 
 
+@pytest.mark.parametrize("last", [2, 3])
 @pytest.mark.parametrize("trained", BY_NAME)
-def test_an_interrupted_run_resumes_exactly(trained, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_exactly(trained, last, tmp_path, monkeypatch):
     config = digits(settings(trained, **{"training.epochs": 3}))
     longtail.train(config, tmp_path / "whole")
 
     def interrupted(*arguments):
         for record in fit(*arguments):
             yield record
-            if record["epoch"] == 2:
+            if record["epoch"] == last:
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -260,9 +260,11 @@ class Run:
             (self.folder / name).unlink(missing_ok=True)
 
     def remove_checkpoints(self) -> None:
-        """Removes all checkpoints, after all stages are complete."""
-        for path in self.folder.glob("checkpoint-*.safetensors") if self.writes else ():
-            path.unlink(missing_ok=True)
+        """Removes all checkpoints, and the outputs of a frozen part, after all stages are complete."""
+        if self.writes:
+            for path in self.folder.glob("checkpoint-*.safetensors"):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(self.views_folder, ignore_errors=True)
 
     def save_model(
         self, model: MultiExpert, metadata: ModelMetadata, before: Callable[[], None] = lambda: None
