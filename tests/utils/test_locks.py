@@ -38,3 +38,11 @@ def test_file_systems_without_locks(tmp_path, monkeypatch, caplog, number):
     (line,) = {record.getMessage() for record in caplog.records}
     assert str(run.folder) in line
     assert os.strerror(number) in line
+
+
+def test_a_folder_that_is_not_writable_is_not_in_use(tmp_path):
+    """An experiment would wait for the end of its use."""
+    (tmp_path / LOCK_FILE).mkdir()  # as a file of somebody else, which root could open
+    assert not is_locked(tmp_path)
+    with pytest.raises(InputError, match=r"is not writable: "), Run(tmp_path).lock():
+        pass

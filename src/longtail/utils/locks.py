@@ -39,14 +39,16 @@ def acquire_lock(folder: Path) -> FileLock | None:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether another process has locked the folder."""
+    """Whether another process has locked the folder. In a folder that is not writable none can be seen."""
     if not (folder / LOCK_FILE).exists() or _why_no_locks(folder):
         return False
     try:
         with FileLock(folder / LOCK_FILE, timeout=0):
             return False
-    except (Timeout, OSError):
+    except Timeout:
         return True
+    except OSError:
+        return False
 
 
 def _why_no_locks(folder: Path) -> str:
