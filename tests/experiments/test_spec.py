@@ -110,6 +110,21 @@ def test_rows_with_the_same_experts(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("changes", "decides"),
+    [({"average": "probabilities"}, True), ({"views": "flip"}, True), ({"calibration_bins": 9}, False)],
+)
+@pytest.mark.parametrize("patience", [0, 2])
+def test_experts_whose_best_epoch_is_chosen_in_another_way_are_others(tmp_path, patience, changes, decides):
+    training = {"validate_every": 1, "patience": patience}
+    rows = {
+        name: {"recipe": "digits-lt-ce", "settings": {"training": training, "evaluation": evaluation}}
+        for name, evaluation in {"first": {}, "second": changes}.items()
+    }
+    jobs = plan_file(write_experiment(tmp_path, rows, seeds=[0]))
+    assert (reusable_runs(jobs) == {}) == (patience > 0 and decides)
+
+
 def test_copied_experts_follow_the_settings_of_the_row(digits_run, tmp_path):
     evaluation = replace(digits_run.config.evaluation, average="probabilities")
     copy = Run(tmp_path / "copy")

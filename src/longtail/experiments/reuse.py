@@ -11,7 +11,10 @@ from longtail.runs.run import Run
 
 def expert_fingerprint(config: Config) -> str:
     """Identifies the training of the experts: equal fingerprints give equal experts."""
-    later = {"classifier": ClassifierConfig(), "router": RouterConfig(), "evaluation": EvaluationConfig()}
+    evaluation = EvaluationConfig()
+    if config.training.patience:  # the best epoch on the validation images depends on their predictions
+        evaluation = replace(evaluation, average=config.evaluation.average, views=config.evaluation.views)
+    later = {"classifier": ClassifierConfig(), "router": RouterConfig(), "evaluation": evaluation}
     # With the folder of the images: two rows may have folders with the same file names.
     return f"{config.data.root}\n{config_fingerprint(replace(config, name='', **later))}"  # type: ignore[arg-type]
 
