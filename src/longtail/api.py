@@ -131,7 +131,7 @@ def evaluate(
     if compute_budget is not None:
         parse_budget(str(compute_budget))  # before data and model are read
     with open_model(run, config) as opened:
-        context, model, metadata, loaders = opened
+        context, model, metadata, loaders, _ = opened
         if fit_temperature and "val" not in loaders:
             raise InputError(
                 f"the temperature is chosen on validation images, and '{config.data.name}' has none here; it can be "
@@ -148,8 +148,8 @@ def evaluate(
             check_threshold_goal(goal, loaders)
             outputs = collect_outputs(model, loaders["val"], context.runtime.group)
             metadata = set_threshold(model, metadata, outputs, goal)
-        if goal.has_goal or opened.average_changed:
-            run.save_model(model, metadata)
+        is_changed = goal.has_goal or opened.average_changed
+        if is_changed:
             fit_temperature |= model.temperature != 1
             if not goal.has_goal and model.router is not None:
                 logger.info(
@@ -159,8 +159,8 @@ def evaluate(
                     run.folder,
                 )
         choose_temperature = fit_temperature or opened.temperature_changed
-        opened.keep_settings()
-        results = evaluate_and_write(context, model, metadata, loaders, choose_temperature)
+        before = opened.keep_settings if is_changed or choose_temperature else None
+        results = evaluate_and_write(context, model, metadata, loaders, choose_temperature, before)
         log_results(context, results, split)
         if prior_test is not None:
             report_prior_test(prior_test, results.outputs[split])
@@ -184,7 +184,7 @@ def add_router(run: Run | str | Path, *, config: Config | None = None) -> Run:
     if config.model.num_experts > 1:
         config = replace(config, router=replace(config.router, train=True))
     with open_model(run, config) as opened:
-        context, model, metadata, loaders = opened
+        context, model, metadata, loaders, _ = opened
         if model.num_experts == 1:
             raise InputError(f"{run.folder} has one expert; a router needs several")
         check_threshold_goal(config.router, loaders)
@@ -210,7 +210,7 @@ def retrain_classifier(run: Run | str | Path, *, config: Config | None = None) -
     """
     run, config = _with_settings(run, config)
     with open_model(run, config) as opened:
-        context, model, metadata, loaders = opened
+        context, model, metadata, loaders, _ = opened
         restores = config.classifier.method == "none"
         if restores and not metadata.classifier and not run.heads_path.exists():
             raise InputError(

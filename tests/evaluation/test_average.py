@@ -126,6 +126,37 @@ def test_new_heads_and_routers_keep_the_average(run):
     assert average(run) == ("logits", "logits")
 
 
+@pytest.mark.parametrize("step", ["collect_outputs", "evaluate_splits"])
+@pytest.mark.parametrize("change", [{"compute_budget": 1.3}, {"config": {"evaluation.average": "probabilities"}}])
+def test_an_evaluation_that_ends_early_leaves_no_results_of_another_model(change, step, run, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError
+
+    config = longtail.load_recipe(run.config_path, change.get("config"))
+    before = run.model_path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(f"longtail.reports.results.{step}", fail)
+        with pytest.raises(RuntimeError):
+            longtail.evaluate(run, **change | {"config": config})
+    assert run.results_path.exists() == (run.model_path.read_bytes() == before) == (step == "collect_outputs")
+    assert len(set(average(run))) == 1
+    longtail.evaluate(run, **change | {"config": config})  # the same command completes it
+    assert len(set(average(run))) == 1
+    assert results(run)["average"] == config.evaluation.average
+
+
+def test_an_average_that_only_the_settings_have_is_used(run, monkeypatch):
+    """An evaluation was killed between the settings and the model."""
+    changed = longtail.load_recipe(run.config_path, {"evaluation.average": "probabilities"})
+    run.write_config(changed)
+    evaluate(run)
+    assert average(run) == ("probabilities", "probabilities")
+    run.write_config(longtail.load_recipe(run.config_path, {"evaluation.average": "logits"}))
+    run.remove("results.json")
+    longtail.resume(run)
+    assert average(run) == ("logits", "logits")
+
+
 def test_training_does_not_depend_on_the_average(experts_run, tmp_path):
     config = digits(EXPERTS_ONLY | {"evaluation.average": "probabilities"})
     run = longtail.train(config, tmp_path / "run")

@@ -54,6 +54,9 @@ CASES = {
     "classifier": Case(["classifier", "run", *TAU, "--device", "cpu"], routed),
     "own classifier": Case(["classifier", "run", "--classifier.method", "none", "--device", "cpu"], with_other_heads),
     "evaluate": Case(["evaluate", "run", "--compute_budget", "1.3", "--device", "cpu"], routed),
+    "evaluate with another average": Case(
+        ["evaluate", "run", "--evaluation.average", "probabilities", "--device", "cpu"], routed
+    ),
     "convert": Case(["convert", "original.pth", "run"], original),
 }
 

@@ -117,7 +117,7 @@ def most_doubtful(log_odds: NDArray[np.float32], labels: NDArray[np.int64]) -> N
 
 def wrong_labels(opened: OpenedModel) -> Iterator[Finding]:
     """Yields the labels that are likely to be wrong, the most doubtful first."""
-    context, _, metadata, _ = opened
+    context, metadata = opened.context, opened.metadata
     images = AllImages(context.dataset, Path(context.config.data.root))
     doubts = list(split_label_doubts(opened))
     log_odds, suggested, probability = (torch.cat(parts).numpy() for parts in zip(*doubts, strict=True))
@@ -132,7 +132,7 @@ def split_label_doubts(opened: OpenedModel) -> Iterator[LabelDoubts]:
     The model was trained with the training labels. Therefore these are judged by the means of its features, each image
     without itself, and those of the other splits by its probabilities, adjusted to classes that are equally common.
     """
-    context, model, metadata, loaders = opened
+    context, model, metadata, loaders, _ = opened
     group = context.runtime.group
     for split in context.dataset.splits:
         if split == "train":

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,12 +37,23 @@ def evaluate_and_write(
     metadata: ModelMetadata,
     loaders: Mapping[EvalSplit, Loader],
     choose_temperature: bool,
+    before: Callable[[], None] | None = None,
 ) -> EvaluationResults:
-    """Evaluates a model and writes its results; first chooses its temperature, if asked for, and saves it."""
+    """Evaluates a model and writes its results; first chooses its temperature, if asked for, and saves it.
+
+    Args:
+        context: of the run.
+        model: on the device.
+        metadata: of the model.
+        loaders: by split.
+        choose_temperature: whether it is chosen as the settings ask.
+        before: called before the model replaces the run's one. If it is given, the model is saved in any case.
+    """
     outputs = {split: collect_outputs(model, loader, context.runtime.group) for split, loader in loaders.items()}
     if choose_temperature:
         outputs = set_temperature(model, outputs, context.config.evaluation.temperature)
-        context.run.save_model(model, metadata)
+    if choose_temperature or before is not None:
+        context.run.save_model(model, metadata, before or (lambda: None))
     results = evaluate_splits(context, model, metadata, loaders, outputs)
     write_results(context, results, metadata)
     return results

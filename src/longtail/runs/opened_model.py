@@ -28,11 +28,8 @@ class OpenedModel(NamedTuple):
     """On the device, with the average that the settings ask for"""
     metadata: ModelMetadata
     loaders: dict[EvalSplit, Loader]
-
-    @property
-    def average_changed(self) -> bool:
-        """Whether the settings ask for another average than the run's."""
-        return self.model.average != self.context.run.config.evaluation.average
+    average_changed: bool
+    """Whether the settings ask for another average than the run's or the model's"""
 
     @property
     def temperature_changed(self) -> bool:
@@ -44,14 +41,14 @@ class OpenedModel(NamedTuple):
         )
 
     def keep_settings(self) -> None:
-        """Writes the settings that the model keeps into the run, and removes results for earlier ones."""
+        """Writes the settings that the model keeps into the run, and removes the results of the earlier model."""
         run = self.context.run
-        if self.average_changed:
-            run.remove(*ADJUSTED_RESULTS)
         kept = {name: getattr(self.context.config.evaluation, name) for name in KEPT_IN_MODEL}
         config = replace(run.config, evaluation=replace(run.config.evaluation, **kept))
         if config != run.config:
             run.write_config(config)
+        # After the settings: a run without results accepts no other ones than its own, and the same command must go on.
+        run.remove("results.json", *(ADJUSTED_RESULTS if self.average_changed else ()))
 
 
 @contextmanager
@@ -76,12 +73,14 @@ def open_model(run: Run, config: Config) -> Iterator[OpenedModel]:
                     f"{run.folder} is not finished, and its evaluation.{name} is {current}; it can be changed after "
                     f"training. Finish it with: longtail train --resume {run.folder}"
                 )
-        if config.evaluation.average != model.average:
-            model.average = config.evaluation.average
+        average = config.evaluation.average
+        average_changed = {average} != {model.average, run.config.evaluation.average}
+        if average != model.average:
+            model.average = average
             metadata = replace(metadata, threshold_for="")  # it was chosen for another average
         if context.skipped is not None:
             run.write_skipped(context.skipped)
-        yield OpenedModel(context, context.to_device(model), metadata, context.eval_loaders())
+        yield OpenedModel(context, context.to_device(model), metadata, context.eval_loaders(), average_changed)
 
 
 def check_match(trained: ModelMetadata, context: RunContext) -> ModelMetadata:

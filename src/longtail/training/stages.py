@@ -117,6 +117,7 @@ class _Plan:
         if self.experts is None:
             model, metadata = context.run.load_model()
             metadata = check_match(metadata, context)
+            model.average = config.evaluation.average  # a killed evaluation may have changed only the settings
             context.to_device(model)
         else:
             if isinstance(self.source, Config):
