@@ -24,6 +24,7 @@ from longtail.runtime import distributed
 from longtail.runtime.device import Runtime
 from longtail.runtime.distributed import SINGLE_PROCESS, Group, init_distributed
 from longtail.runtime.process import Signals, Stopped
+from longtail.training import stages
 from longtail.training.cached_outputs import CachedOutputs, ComputedOutputs
 from longtail.training.checkpoint import Checkpoint
 from longtail.training.loop import LoopOptions, fit
@@ -171,6 +172,12 @@ def freeze_in_second_epoch() -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
 
     Checkpoint.after_step = freeze
+
+
+def find_copies_slowly() -> None:
+    """Lets the search for copies of images take longer than the processes wait for each other in a step."""
+    distributed.TIMEOUT = timedelta(seconds=10)
+    stages.log_copies = lambda *arguments: time.sleep(15)
 
 
 ACTIONS = {

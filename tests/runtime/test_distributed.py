@@ -243,6 +243,19 @@ def test_a_process_that_does_not_answer_ends_a_training(run, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_search_for_copies_is_waited_for(tmp_path):
+    changes = {
+        "training.epochs": 1,
+        "training.validate_every": 0,
+        "router.train": False,
+        "router.max_accuracy_drop": "null",
+    }
+    command = ["train", "--output", tmp_path / "run", *settings(**changes)]
+    codes, _, err = jobs.run_as_two(command, tmp_path, distributed_worker.find_copies_slowly)
+    assert codes == [0, 0], err
+
+
+@pytest.mark.slow
 def test_input_errors_are_reported_once(tmp_path):
     wrong = {"data.root": "x", "data.name": "folder"}
     codes, _, err = jobs.run_as_two(["train", "--output", tmp_path / "run", *settings(**wrong)], tmp_path)

@@ -123,8 +123,9 @@ class _Plan:
             if isinstance(self.source, Config):
                 self.teacher = load_teacher(_train_teacher(context, self.source).model_path, context)
             _log_start(context, self.experts.model)
-            if context.runtime.group.is_main:
-                log_copies(context.dataset, Path(config.data.root), context.loaders.decoded)
+            with context.runtime.group.main_first():  # of a million files, it takes longer than a step may
+                if context.runtime.group.is_main:
+                    log_copies(context.dataset, Path(config.data.root), context.loaders.decoded)
             metadata, model = self.experts.train(val_loader, self.teacher), self.experts.model
             self.experts = self.teacher = None  # frees their memory
         self.stage = "classifier"
