@@ -68,6 +68,16 @@ def test_another_epoch_must_fit_into_the_time(minutes, ends):
     assert early_end.is_result(accuracies(0.3, 0.1))
 
 
+@pytest.mark.parametrize(("times", "ends"), [((41,), False), ((30, 41), False), ((20, 41), True)])
+def test_another_epoch_takes_as_long_as_the_last_one_with_its_validation(times, ends, monkeypatch):
+    """An epoch of one second is validated for longer; before the first one, a teacher may be trained."""
+    clock = iter((0, *times))
+    monkeypatch.setattr("longtail.training.early_end.time.monotonic", lambda: next(clock))
+    early_end = EarlyEnd(TrainingConfig(max_minutes=1))
+    reasons = [early_end.reason(accuracies(*[0.1] * number)) for number in range(1, len(times) + 1)]
+    assert reasons == [None] * (len(times) - 1) + ["time" if ends else None]
+
+
 def test_the_last_epoch_is_not_an_early_end():
     early_end = EarlyEnd(TrainingConfig(epochs=2, max_minutes=1e-9, patience=1, validate_every=1))
     assert early_end.reason(accuracies(0.2, 0.1)) is None

@@ -21,6 +21,7 @@ class EarlyEnd:
 
     def __init__(self, settings: TrainingConfig, group: Group = SINGLE_PROCESS):
         self._settings, self._group, self._start = settings, group, time.monotonic()
+        self._last: float | None = None  # end of the epoch before, with its validation
 
     def reason(self, records: Sequence[dict[str, Any]]) -> Reason | None:
         """Returns why training ends after these epochs; None: it continues, or all epochs are done.
@@ -34,7 +35,10 @@ class EarlyEnd:
             return "validation"
         if self._settings.max_minutes is None:
             return None
-        end = time.monotonic() - self._start + records[-1]["seconds"]  # of an epoch like the last one
+        now, seconds = time.monotonic(), records[-1]["seconds"]  # without the validation
+        if self._last is not None:
+            seconds = max(seconds, now - self._last)
+        self._last, end = now, now - self._start + seconds  # of an epoch like the last one
         return "time" if self._group.all_reduce_max(int(end > 60 * self._settings.max_minutes)) else None
 
     def is_result(self, records: Sequence[dict[str, Any]]) -> bool:
