@@ -8,6 +8,7 @@ import pytest
 
 from longtail.runs.run import Run
 from longtail.utils.errors import InputError
+from longtail.utils.files import UNFINISHED
 from longtail.utils.locks import LOCK_FILE, acquire_lock, is_locked
 
 
@@ -46,3 +47,12 @@ def test_a_folder_that_is_not_writable_is_not_in_use(tmp_path):
     assert not is_locked(tmp_path)
     with pytest.raises(InputError, match=r"is not writable: "), Run(tmp_path).lock():
         pass
+
+
+@pytest.mark.parametrize("folder", [".", "epochs"])
+def test_files_that_a_killed_process_was_writing_are_removed(tmp_path, folder):
+    leftover = tmp_path / folder / f".model.safetensors.123{UNFINISHED}"
+    leftover.parent.mkdir(exist_ok=True)
+    leftover.touch()
+    with Run(tmp_path).lock():
+        assert not leftover.exists()

@@ -206,8 +206,9 @@ class Run:
         except OSError as error:
             raise InputError(f"run folder '{self.folder}' is not writable: {error.strerror}") from error
         try:
-            for leftover in self.folder.glob(f".*{UNFINISHED}"):  # of a process that was killed
-                leftover.unlink(missing_ok=True)
+            for folder in (self.folder, self.epochs_folder):
+                for leftover in folder.glob(f".*{UNFINISHED}"):  # of a process that was killed
+                    leftover.unlink(missing_ok=True)
             yield
         finally:
             if not self.config_path.exists() and not self.model_path.exists():  # the run was not started
