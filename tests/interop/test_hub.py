@@ -19,8 +19,11 @@ import longtail
 from longtail.cli import main
 from longtail.interop.hub import published_files
 from longtail.runs.hub import parse_address
+from longtail.runs.pulled import open_run
+from longtail.runs.run import Run
 from longtail.training.initial_weights import load_initial
 from longtail.training.teacher import find_teacher
+from longtail.utils.errors import InputError
 
 pytestmark = pytest.mark.slow
 
@@ -217,6 +220,18 @@ class TestPull:
         assert complete == []
         pushed.cut = None
         assert are_equal(longtail.load_model(ADDRESS).state_dict(), weights(digits_run))
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, InputError])
+    def test_an_interrupt_while_the_run_is_written(self, pushed, error, monkeypatch):
+        def fail(*arguments):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "write_config", fail)
+            with pytest.raises(error):
+                open_run(ADDRESS)
+        assert files_in("runs") == []
+        assert open_run(ADDRESS).folder == Path("runs/digits")
 
     def test_damaged_and_foreign_files_are_refused(self, hub, digits_run, capsys):
         model = digits_run.model_path.read_bytes()

@@ -38,7 +38,11 @@ def open_run(source: str | Path) -> Run:
     load_model_file(model)
     run = new_run(name)
     with run.lock():
-        run.write_json("environment.json", {PULLED_FROM: str(exact)})
-        write_atomically(run.model_path, model.read_bytes())
-        run.write_config(config)  # last: a folder with settings is a run
+        try:
+            run.write_json("environment.json", {PULLED_FROM: str(exact)})
+            write_atomically(run.model_path, model.read_bytes())
+            run.write_config(config)  # last: a folder with settings is a run
+        except BaseException:  # such as a full disk
+            run.discard()
+            raise
     return run
