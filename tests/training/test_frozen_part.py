@@ -1,10 +1,12 @@
 """Training of a part of the network, on cached outputs of the rest."""
 
 import copy
+import multiprocessing
 
 import pytest
 import timm
 import torch
+from helpers import layouts
 from helpers.runs import EXPERTS_ONLY, are_equal, assert_same_runs, digits, untimed, weights
 
 import longtail
@@ -101,6 +103,18 @@ def test_cached_outputs_are_those_of_the_views(trained, tmp_path):
             torch.testing.assert_close(rows[place], expected, rtol=2e-3, atol=2e-3)  # kept as float16
     skipped = [batch.inputs for batch in cached.epoch(2, first=3)]
     assert all(map(torch.equal, skipped, [batch.inputs for batch in cached.epoch(2)][3:]))
+
+
+def test_the_workers_that_decode_the_views_end(tmp_path):
+    """Their memory is free while the rest is trained."""
+    photos = layouts.write_folder(tmp_path / "photos", counts=(14, 9, 7))
+    changes = {"data.name": "folder", "data.root": str(photos), "data.image_size": 32, "data.imbalance": "none"}
+    changes |= {"data.workers": 1, "augmentation.crop": "resized", "training.batch_size": 8}
+    experts = stage(digits(settings("heads", **changes)), tmp_path / "run")
+    views, others = experts._views(frozen_part_of(experts), None), set(multiprocessing.active_children())
+    views.prepare()
+    assert set(multiprocessing.active_children()) <= others
+    assert len(list(views.epoch(1))) == len(views)
 
 
 def test_training_on_cached_outputs_equals_training_on_the_images(tmp_path, monkeypatch):

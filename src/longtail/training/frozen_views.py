@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,14 +43,14 @@ class FrozenViews:
         self._order, self._labels = context.loaders.train_order(context.config.training), torch.from_numpy(train.labels)
         self.num_images, self.batch_size, self.shard = self._order.num_images, self._order.batch_size, self._order.shard
         # Each epoch of the loader gives two views if images are mirrored: as they are, and mirrored.
-        self._views = context.loaders.views(train, context.config.training.batch_size, flip=False)
+        self._images = partial(context.loaders.views, train, self.batch_size, flip=False)
         self._per_epoch = 2 if context.config.augmentation.flip else 1
         self._num_views = context.config.training.views
         self._num_epochs = -(-self._num_views // self._per_epoch)
         self._compute, self._device, self._group = compute, runtime.device, runtime.group
         self._signals, self._identity = context.signals, context.fingerprint
         outputs = compute(torch.zeros(1, 3, image_size, image_size, device=self._device))
-        self._num_batches = -(-len(train) // self._views.batch_size)
+        self._num_batches = -(-len(train) // self.batch_size)
         kind, rows = str(STORED).removeprefix("torch."), self._num_views * len(train)
         done = "uint8", (self._num_epochs, self._num_batches)
         arrays = [(kind, (rows, *_stored(array).shape[1:])) for array in outputs]
@@ -98,12 +99,13 @@ class FrozenViews:
         if pending:
             views, size = pluralize(self._num_views, "view"), self._files.num_bytes / 1e9
             logger.info("Computing %s of each training image once (%.1f GB on disk)", views, size)
+        images = self._images()  # not an attribute: the processes that decode end with this function
         batches: Iterator[Batch] = iter(())
         for epoch, number in with_bar(pending, "computing views"):
             if self._group.all_reduce_max(int(self._signals.asked_to_stop)):
                 raise Stopped
             if number == first[epoch]:
-                batches = self._views.epoch(epoch + 1, number)
+                batches = images.epoch(epoch + 1, number)
             if number < shard.shape[1]:
                 self._compute_batch(epoch, self._group.rank + number * self._group.size, next(batches).inputs)
                 shard[epoch, number] = 1
@@ -130,7 +132,7 @@ class FrozenViews:
             ) from error
 
     def _compute_batch(self, epoch: int, number: int, images: Tensor) -> None:
-        start = number * self._views.batch_size
+        start = number * self.batch_size
         for mirror in range(self._per_epoch):
             view = epoch * self._per_epoch + mirror
             if view < self._num_views:
