@@ -6,8 +6,11 @@ import time
 
 import pytest
 import torch
+from helpers.loaders import images_and_labels, loader, small_split
 from torch import nn
 
+from longtail.data.views import ViewsLoader
+from longtail.evaluation import evaluator
 from longtail.evaluation.throughput import images_per_second
 from longtail.models.multi_expert import MultiExpert, create_model
 from longtail.models.router import Router
@@ -55,6 +58,37 @@ def test_an_image_counts_once_whatever_its_views():
     assert set(model.branches[0].batch_sizes) == {15, 5}  # 3 images, and the last one, with 5 views each
     assert speed.prefixes[0] < 3 / 0.005
     assert speed.routed < 3 / 0.005
+
+
+class Watched:
+    """A loader that knows which batches were read."""
+
+    def __init__(self, images):
+        self.read, self._images = [], images
+
+    def __getattr__(self, name):
+        return getattr(self._images, name)
+
+    def __len__(self):
+        return len(self._images)
+
+    def epoch(self, epoch, first=0):
+        self.read += range(first, len(self))
+        yield from self._images.epoch(epoch, first)
+        self.read.append("end")
+
+
+@pytest.mark.parametrize("views", ["one", "flip"])
+def test_nothing_is_decoded_while_speed_is_measured(views, monkeypatch):
+    """Processes decode the next batches while one is used. Therefore the images are those of the last batches."""
+    monkeypatch.setattr(evaluator, "SPEED_IMAGES", 16)
+    watched = Watched(loader(small_split(30), 4))
+    wanted = 16 if views == "one" else 8
+    pixels = images_and_labels(watched.epoch(0))[0][-wanted:]
+    watched.read.clear()
+    images = evaluator._some_images(watched if views == "one" else ViewsLoader(watched, views, 8))
+    assert torch.equal(images, pixels if views == "one" else torch.cat([pixels, pixels.flip(3)]))
+    assert watched.read == [*range(3 if views == "one" else 5, 8), "end"]
 
 
 def test_time_limit():

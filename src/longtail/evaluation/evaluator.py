@@ -97,12 +97,13 @@ def evaluate_splits(
 
 
 def _some_images(loader: Loader) -> Tensor:
-    """The first images of a loader, to measure speed with: (V * N, 3, H, W) for V views."""
-    batches, number = [], 0
-    for batch in loader.epoch(0):
-        batches.append(batch.inputs.unflatten(0, (num_views(loader), -1)))
-        number += len(batch.inputs)
-        if number >= SPEED_IMAGES:
-            break
-    images = torch.cat(batches, dim=1)[:, : SPEED_IMAGES // num_views(loader)]
+    """The last images of a loader, to measure speed with: (V * N, 3, H, W) for V views.
+
+    The last ones, because the processes that decode images would go on with the batches after other ones.
+    """
+    views = num_views(loader)
+    number = SPEED_IMAGES // views
+    first = len(loader) - -(-number // loader.batch_size) - 1  # the last batch may be smaller
+    batches = [batch.inputs.unflatten(0, (views, -1)) for batch in loader.epoch(0, max(0, first))]
+    images = torch.cat(batches, dim=1)[:, -number:]
     return images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
