@@ -13,6 +13,7 @@ import longtail
 from longtail.models.lora import add_adapters, merge_adapters, merged
 from longtail.models.multi_expert import create_model
 from longtail.runs.context import open_context
+from longtail.runs.model_file import save_model
 from longtail.runs.run import Run
 from longtail.runtime.process import Signals, Stopped
 from longtail.training.experts import ExpertStage
@@ -181,11 +182,8 @@ def test_a_stopped_computation_of_views_goes_on(tmp_path):
         assert (first == second).all()
 
 
-@pytest.mark.parametrize("last", [2, 3])
-@pytest.mark.parametrize("trained", BY_NAME)
-def test_an_interrupted_run_resumes_exactly(trained, last, tmp_path, monkeypatch):
-    config = digits(settings(trained, **{"training.epochs": 3}))
-    longtail.train(config, tmp_path / "whole")
+def train_until(last, config, folder, monkeypatch):
+    """Trains a run that is interrupted after an epoch."""
 
     def interrupted(*arguments):
         for record in fit(*arguments):
@@ -196,10 +194,60 @@ def test_an_interrupted_run_resumes_exactly(trained, last, tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr("longtail.training.experts.fit", interrupted)
         with pytest.raises(Stopped):
-            longtail.train(config, tmp_path / "part")
+            longtail.train(config, folder)
+
+
+@pytest.mark.parametrize("last", [2, 3])
+@pytest.mark.parametrize("trained", BY_NAME)
+def test_an_interrupted_run_resumes_exactly(trained, last, tmp_path, monkeypatch):
+    config = digits(settings(trained, **{"training.epochs": 3, "training.checkpoint_every": 0}))
+    longtail.train(config, tmp_path / "whole")
+    train_until(last, config, tmp_path / "part", monkeypatch)
     assert Run(tmp_path / "part").views_folder.exists()
     longtail.resume(tmp_path / "part")
     assert_same_runs(tmp_path / "whole", tmp_path / "part")
+
+
+def save_with_noise(experts, path):
+    """Writes the model of a stage, changed, as pretrained weights."""
+    for parameter in experts.model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    save_model(path, experts.model, experts.metadata)
+
+
+@pytest.mark.parametrize(
+    ("trained", "views"),
+    [
+        ("heads", 0),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("experts", 0), ("experts", 3), ("lora", 3))),
+    ],
+)
+def test_a_run_resumes_with_its_own_frozen_part(trained, views, tmp_path, monkeypatch):
+    """The pretrained weights have changed meanwhile, such as the branch of a repository that others push to."""
+    pretrained = tmp_path / "pretrained.safetensors"
+    model = stage(digits(settings(trained)), tmp_path / "model")
+    merge_adapters(model.model)
+    save_with_noise(model, pretrained)
+    changes = {"training.epochs": 3, "training.views": views, "model.pretrained": str(pretrained)}
+    changes |= {"data.val_spare": 5, "training.validate_every": 1, "training.checkpoint_every": 0}
+    config = digits(settings(trained, **changes))
+    longtail.train(config, tmp_path / "whole")
+    train_until(2, config, tmp_path / "part", monkeypatch)
+    save_with_noise(model, pretrained)
+    longtail.resume(tmp_path / "part")
+    assert_same_runs(tmp_path / "whole", tmp_path / "part")
+
+
+def test_views_by_another_frozen_part_are_not_used(tmp_path):
+    """The pretrained weights have changed before the first checkpoint."""
+    experts = stage(digits(settings("experts")), tmp_path / "run")
+    experts._views(frozen_part_of(experts), None).prepare()
+    for parameter in experts.model.trunk.parameters():
+        parameter.data *= 1.1
+    frozen = frozen_part_of(experts)
+    inputs, _ = next(experts._views(frozen, None).first_view())
+    images = next(experts.context.loaders.views(experts.context.dataset.train, 8, flip=False).epoch(1)).inputs
+    torch.testing.assert_close(inputs[:8], frozen.start(images), rtol=2e-3, atol=2e-3)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Distillation: what teaches (a run, a file, a recipe, an original checkpoint), and which teachers do not fit."""
 
+import shutil
 from copy import deepcopy
 from dataclasses import replace
 
@@ -16,9 +17,12 @@ from longtail.data.splits import DataSplits, ImageSplit
 from longtail.losses import CrossEntropyLoss, DistilledLoss, distillation
 from longtail.models.multi_expert import create_model
 from longtail.runs.context import RunContext
+from longtail.runs.model_file import save_model
 from longtail.runs.run import Run
 from longtail.runtime.device import Runtime
+from longtail.runtime.process import Stopped
 from longtail.training import teacher as teacher_module
+from longtail.training.checkpoint import Checkpoint
 from longtail.training.experts import ExpertStage
 from longtail.training.tasks import TrainExperts, teacher_function
 from longtail.training.teacher import find_teacher
@@ -57,6 +61,30 @@ def test_a_run_and_its_model_file_teach_the_same(experts_run, tmp_path):
     by_file = longtail.train(student(experts_run.model_path), tmp_path / "by file")
     assert are_equal(weights(by_run), weights(by_file))
     assert not are_equal(weights(by_run), weights(experts_run))
+
+
+def test_a_run_resumes_only_with_its_own_teacher(experts_run, tmp_path, monkeypatch):
+    path, changes = tmp_path / "teacher.safetensors", {"training.checkpoint_every": 0, "training.epochs": 1}
+    shutil.copy(experts_run.model_path, path)
+    run, calls = Run(tmp_path / "run"), []
+
+    def interrupt_second_step(self, state):
+        calls.append(self.save(state))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "after_step", interrupt_second_step)
+        with pytest.raises(Stopped):
+            longtail.train(student(path, **changes), run.folder)
+    model, metadata = experts_run.load_model()
+    model.heads[0].weight.data[0, 0] += 1
+    save_model(path, model, metadata)
+    with pytest.raises(InputError, match=r"saved with another teacher; restore that one, or remove checkpoint-experts"):
+        longtail.resume(run)
+    shutil.copy(experts_run.model_path, path)
+    longtail.resume(run)
+    assert run.is_finished
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Checkpoints: where a training is saved from time to time, and resumes exactly."""
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -7,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from longtail.config.recipes import same_fingerprint
 from longtail.data.loaders import Batch
@@ -57,6 +58,7 @@ class Checkpoint:
         self.group, self.signals = group, signals or Signals()
         self._last = time.perf_counter()
         self._is_damaged = False
+        self._teacher = ""
         self._saved = self._read(matches, strict)
 
     @property
@@ -78,6 +80,24 @@ class Checkpoint:
     def exists(self) -> bool:
         """Whether there is a checkpoint to resume from."""
         return self._saved is not None
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights of the task, to restore some of them before the rest; none without a checkpoint."""
+        tensors = self._saved[0] if self._saved else {}
+        return {name.removeprefix("task."): tensor for name, tensor in tensors.items() if name.startswith("task.")}
+
+    def check_teacher(self, teacher: str) -> None:
+        """Checks that a teacher is the one with which the checkpoint was saved.
+
+        Args:
+            teacher: its `checksum`, stored with the checkpoint.
+
+        Raises:
+            InputError: it is another one.
+        """
+        if self._saved and self._saved[1].get("teacher", teacher) != teacher:  # earlier versions did not store it
+            raise self._unusable(self.path, "was saved with another teacher; restore that one")
+        self._teacher = teacher
 
     def restore(self, state: TrainingState) -> None:
         """Restores a training from the checkpoint, if there is one.
@@ -145,7 +165,8 @@ class Checkpoint:
         tensors, values = state.capture()
         if self.group.is_main:
             keep = None if self._is_damaged else self.previous
-            write_tensors(self.path, tensors, values | {"settings": self.settings}, keep=keep)
+            stored = {"settings": self.settings, "teacher": self._teacher}
+            write_tensors(self.path, tensors, values | stored, keep=keep)
         self._is_damaged = False
         self._last = time.perf_counter()
 
@@ -180,6 +201,15 @@ class Checkpoint:
     def _unusable(self, path: Path, reason: str) -> InputError:
         names = f"{self.path.name} and {self.previous.name}"
         return InputError(f"{path}: {reason}, or remove {names} to start again")
+
+
+def checksum(*modules: nn.Module) -> str:
+    """Identifies the weights of modules."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for tensor in module.state_dict().values():
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def stage_checkpoint(context: RunContext, stage: str, strict: bool = True) -> Checkpoint:

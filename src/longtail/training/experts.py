@@ -23,7 +23,7 @@ from longtail.models.multi_expert import MultiExpert, compile_model, create_mode
 from longtail.runs.context import RunContext
 from longtail.runs.model_file import ModelMetadata
 from longtail.runtime.seed import generator
-from longtail.training.checkpoint import stage_checkpoint
+from longtail.training.checkpoint import checksum, stage_checkpoint
 from longtail.training.early_end import EarlyEnd, describe
 from longtail.training.ema import WeightAverage
 from longtail.training.frozen_part import FrozenPart, batch_norms, freeze, frozen_part
@@ -83,7 +83,10 @@ class ExpertStage:
             logger.info("Resuming epoch %d of %d from %s", epoch, training.epochs, self.checkpoint.path)
         if not run.model_path.exists():
             run.write_history(records)  # the history of a model that was removed would count for the new one
+        if teacher is not None:
+            self.checkpoint.check_teacher(checksum(teacher))
         network = self._prepared_model()
+        self._restore_weights(network)
         frozen = frozen_part(self.model, training.trained_parts, metadata.image_size, network)
         views = frozen and self._views(frozen, teacher)
         loader = self.loader
@@ -147,6 +150,17 @@ class ExpertStage:
             views.remove()
         return metadata
 
+    @torch.no_grad()
+    def _restore_weights(self, model: MultiExpert) -> None:
+        """Restores the weights of the checkpoint before a copy of the frozen part is made.
+
+        The file of the pretrained weights may have changed since then.
+        """
+        saved = self.checkpoint.weights()
+        for name, value in model.state_dict(prefix="model.").items():
+            if name in saved and saved[name].shape == value.shape:  # otherwise `Checkpoint.restore` reports it
+                value.copy_(saved[name])
+
     def _validation(self, model: MultiExpert, loader: Loader | None) -> Callable[[], dict[str, float]]:
         """Returns a function that evaluates the model, whose frozen part runs once, on the validation images."""
         assert loader is not None
@@ -199,7 +213,8 @@ class ExpertStage:
                 parts = [[function(part) for function in functions] for part in torch.split(images, size)]
             return tuple(map(torch.cat, zip(*parts, strict=True)))
 
-        return FrozenViews(self.context, self.metadata.image_size, compute)
+        networks = frozen.modules if teacher is None else (*frozen.modules, teacher)
+        return FrozenViews(self.context, self.metadata.image_size, compute, checksum(*networks))
 
     @torch.no_grad()
     def _start_from_class_means(self, frozen: FrozenPart | None, views: FrozenViews | None) -> None:

@@ -36,9 +36,12 @@ class FrozenViews:
         context: of the run; its settings say how many views there are, and how they are augmented.
         image_size: height and width of the images, pixels.
         compute: images (B, 3, H, W) to arrays (B, ...): the outputs of the frozen part, and a teacher's logits, if any.
+        weights: identifies the weights with which they are computed. Files by other ones are replaced.
     """
 
-    def __init__(self, context: RunContext, image_size: int, compute: Callable[[Tensor], tuple[Tensor, ...]]):
+    def __init__(
+        self, context: RunContext, image_size: int, compute: Callable[[Tensor], tuple[Tensor, ...]], weights: str
+    ):
         train, runtime = context.dataset.train, context.runtime
         self._order, self._labels = context.loaders.train_order(context.config.training), torch.from_numpy(train.labels)
         self.num_images, self.batch_size, self.shard = self._order.num_images, self._order.batch_size, self._order.shard
@@ -48,7 +51,7 @@ class FrozenViews:
         self._num_views = context.config.training.views
         self._num_epochs = -(-self._num_views // self._per_epoch)
         self._compute, self._device, self._group = compute, runtime.device, runtime.group
-        self._signals, self._identity = context.signals, context.fingerprint
+        self._signals, self._identity = context.signals, f"{context.fingerprint}\n{weights}"
         outputs = compute(torch.zeros(1, 3, image_size, image_size, device=self._device))
         self._num_batches = -(-len(train) // self.batch_size)
         kind, rows = str(STORED).removeprefix("torch."), self._num_views * len(train)
