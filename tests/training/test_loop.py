@@ -11,8 +11,9 @@ from longtail.data.loaders import Batch, BatchAugmentation, EpochOrder, MemoryLo
 from longtail.losses import RIDELoss
 from longtail.models.multi_expert import create_model
 from longtail.training import loop
-from longtail.training.loop import DivergedError, LoopOptions, fit
+from longtail.training.loop import LoopOptions, fit
 from longtail.training.tasks import Step, TrainExperts
+from longtail.utils.errors import InputError
 
 AUGMENTED = {"shuffle": True, "padding": 1, "flip": True, "rotation": 5}
 
@@ -66,7 +67,7 @@ def test_a_diverged_loss_is_reported_with_epoch_step_and_rate(factor):
             return Step(step.loss * factor, step.correct) if len(self.epochs) == 5 else step
 
     task = Diverges(192, 4)
-    with pytest.raises(DivergedError, match=r"epoch 2, step 2 of 3, learning rate 0\.25") as caught:
+    with pytest.raises(InputError, match=r"epoch 2, step 2 of 3, learning rate 0\.25") as caught:
         list(fit(task, loader(small_split()), sgd(task), lambda e: 0.25, 9))
     assert str(factor) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -28,10 +28,6 @@ Schedule = Callable[[float], float]
 """Epochs from 0, with a fraction, to the learning rate"""
 
 
-class DivergedError(InputError):
-    """The loss became NaN or infinite."""
-
-
 @dataclass(frozen=True)
 class LoopOptions:
     """How the loop trains, whatever the task is."""
@@ -82,7 +78,7 @@ def fit(
         options: accumulation, clipping, device and so on.
 
     Raises:
-        DivergedError: the loss is NaN or infinite; found within `CHECK_EVERY` steps.
+        InputError: the loss is NaN or infinite; found within `CHECK_EVERY` steps.
         Stopped: a signal asked for it; the checkpoint is saved.
     """
     options = options or LoopOptions()
@@ -190,7 +186,7 @@ def _mean_loss(losses: Tensor, epoch: int, steps: int, learning_rate: Schedule) 
     if not math.isfinite(mean):
         step = int((~losses.isfinite()).nonzero()[0])
         rate = learning_rate(epoch - 1 + step / steps)
-        raise DivergedError(
+        raise InputError(
             f"the loss is {losses[step].item()} at epoch {epoch}, step {step + 1} of {steps}, learning rate {rate:g}; "
             "use a lower learning rate or a longer warm-up"
         )
