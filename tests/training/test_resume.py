@@ -283,7 +283,7 @@ def test_checkpoints_are_saved_when_they_are_due(tmp_path):
     for every, expected in ((0.0, [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]), (1e9, [])):
         positions.clear()
         task, source, make_optimizer, _ = CASES["sgd"](tmp_path)
-        checkpoint = Recording(tmp_path / CHECKPOINT, every=every)
+        checkpoint = Recording(tmp_path / CHECKPOINT, "settings", every=every)
         list(fit(task, source, make_optimizer(task), lambda e: 0.1, 2, LoopOptions(checkpoint=checkpoint)))
         assert positions == expected
     checkpoint.remove()

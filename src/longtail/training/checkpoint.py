@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -21,8 +21,13 @@ from longtail.utils.files import read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
-Saved = tuple[dict[str, Tensor], dict[str, Any]]
-"""See `TrainingState.capture`"""
+
+class Saved(NamedTuple):
+    """What is read from a checkpoint, see `TrainingState.capture`."""
+
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+    position: Position
 
 
 class Checkpoint:
@@ -46,7 +51,7 @@ class Checkpoint:
     def __init__(
         self,
         path: Path,
-        settings: str = "",
+        settings: str,
         *,
         matches: Callable[[str, str], bool] = str.__eq__,
         strict: bool = True,
@@ -69,12 +74,12 @@ class Checkpoint:
     @property
     def records(self) -> list[dict[str, Any]]:
         """Metrics of the epochs that were complete when it was saved."""
-        return list(self._saved[1]["position"]["records"]) if self._saved else []
+        return list(self._saved.position.records) if self._saved else []
 
     @property
     def seconds(self) -> float:
         """Time spent on the epoch in which it was saved."""
-        return float(self._saved[1]["position"]["seconds"]) if self._saved else 0.0
+        return self._saved.position.seconds if self._saved else 0.0
 
     @property
     def exists(self) -> bool:
@@ -83,7 +88,7 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Tensor]:
         """The weights of the task, to restore some of them before the rest; none without a checkpoint."""
-        tensors = self._saved[0] if self._saved else {}
+        tensors = self._saved.tensors if self._saved else {}
         return {name.removeprefix("task."): tensor for name, tensor in tensors.items() if name.startswith("task.")}
 
     def check_teacher(self, teacher: str) -> None:
@@ -95,7 +100,7 @@ class Checkpoint:
         Raises:
             InputError: it is another one.
         """
-        if self._saved and self._saved[1].get("teacher", teacher) != teacher:  # earlier versions did not store it
+        if self._saved and self._saved.values.get("teacher", teacher) != teacher:  # earlier versions did not store it
             raise self._unusable(self.path, "was saved with another teacher; restore that one")
         self._teacher = teacher
 
@@ -190,10 +195,9 @@ class Checkpoint:
                 continue
             if saved == self.settings or matches(saved, self.settings):
                 try:
-                    Position.parse(values)
+                    return Saved(tensors, values, Position.parse(values))
                 except InputError as error:
                     raise self._unusable(path, str(error)) from error
-                return tensors, values
             if strict:
                 raise self._unusable(path, "was saved with other settings or other training images; restore these")
         return None

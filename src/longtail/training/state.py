@@ -98,8 +98,8 @@ class TrainingState:
         values = {"format": FORMAT, "num_tensors": len(tensors), "position": vars(self.position)}
         return tensors, values | {"scaler": self.scaler.state_dict()}
 
-    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Loads what `capture` returned.
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any], position: Position) -> None:
+        """Loads what `capture` returned, whose position is parsed.
 
         Raises:
             InputError: it belongs to another training.
@@ -110,7 +110,6 @@ class TrainingState:
                 f"an epoch had {losses.numel()} steps and now has {len(self.losses)}: the checkpoint was saved by "
                 "another number of processes, which leave out a short last batch at another size; use as many as before"
             )
-        position = Position.parse(values)
         if position.step > len(self.losses):
             raise InputError(f"is at step {position.step} of an epoch of {len(self.losses)} steps; restore the file")
         try:
