@@ -627,7 +627,7 @@ class EvaluationConfig(_Checked):
 
     average: Average = "logits"
     """Average logits (RIDE) or probabilities of the experts to predict. It is saved in the model. The experts' training
-    does not depend on it; the router is trained for it."""
+    does not depend on it, but the epoch that training.patience chooses does; the router is trained for it."""
 
     temperature: float | None = bounded(None, above=0)
     """Divides the logits before probabilities are computed; the predicted class stays the same. null: the temperature
