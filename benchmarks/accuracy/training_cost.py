@@ -20,6 +20,10 @@ NUM_IMAGES = 10_847
 
 POINTS = {
     "cross-entropy": [("methods-40epochs", "cifar100-lt-ce", 40), ("200epochs", "cifar100-lt-ce", 200)],
+    "balanced softmax": [
+        ("methods-40epochs", "cifar100-lt-balanced-softmax", 40),
+        ("200epochs", "cifar100-lt-balanced-softmax", 200),
+    ],
     "LDAM-DRW": [("methods-40epochs", "cifar100-lt-ldam-drw", 40), ("200epochs", "cifar100-lt-ldam-drw", 200)],
     "RIDE": [
         ("methods-40epochs", "cifar100-lt-ride", 40),
