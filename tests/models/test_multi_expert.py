@@ -58,6 +58,8 @@ def test_ensemble_is_the_prediction_of_the_model(average):
     out = model(images())
     assert torch.equal(out.ensemble, ensemble(out.logits, average))
     assert torch.equal(model.predict_logits(images()), out.ensemble)
+    with pytest.warns(DeprecationWarning, match="predict_logits"):
+        assert torch.equal(model.answer(images()), out.ensemble)
 
 
 def test_forward_applies_heads_to_branches_of_the_trunk():

@@ -4,6 +4,7 @@ Letters in shapes: B images, E experts, C classes, D features.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -129,6 +130,11 @@ class MultiExpert(nn.Module):
         """Returns the logits of the ensemble of all experts, averaged over V views: (V * B, 3, H, W) -> (B, C)."""
         output: ExpertOutput = self(images)
         return average_views(output.ensemble, num_views, self.average)
+
+    def answer(self, images: Tensor) -> Tensor:
+        """The name of `predict_logits` in version 0.1, which still works in version 0.2."""
+        warnings.warn("MultiExpert.answer is now MultiExpert.predict_logits", DeprecationWarning, stacklevel=2)
+        return self.predict_logits(images)
 
     def route(
         self, images: Tensor, threshold: float | Sequence[float] | None = None, num_views: int = 1
