@@ -31,7 +31,7 @@ POINTS = {
         ("200epochs", "cifar100-lt-ride", 200),
     ],
     "BalPoE": [("methods-40epochs", "cifar100-lt-balpoe", 40)],
-    "logit adjustment per expert, cosine": [("short", "weak-view", 60)],
+    "logit adjustment per expert (cifar100-lt-short)": [("short", "small-batches", 60)],
     "MDCS, cosine (cifar100-lt-best: 200 passes)": [("short", "two-views", 60), ("short", "two-views-100", 200)],
 }
 """Table, row, and passes of each image through the network"""
