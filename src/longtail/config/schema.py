@@ -470,8 +470,8 @@ class TrainingConfig(_Checked):
     row, see validate_every, and the model of the best one is the result. 0: all epochs; the last one is the result."""
 
     max_minutes: float | None = bounded(None, above=0)
-    """Training ends after an epoch if another one would end later than so many minutes after its start. Loading is not
-    counted, and a training that resumes gets the time again. null: all epochs."""
+    """Training ends after an epoch if another one would end later than so many minutes after the start of the training.
+    Loading is not counted, and a training that resumes gets the time again. null: all epochs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -123,7 +123,7 @@ class ImageLoader:
         while True:
             try:
                 if batches is None:
-                    with self._waiting():  # another one than for the batch, because torch replaces its handler
+                    with self._waiting():  # a wait of its own: torch replaces the handler of this one
                         others = multiprocessing.active_children()
                         batches = iter(self._batches)
                         self._workers.processes += [

@@ -99,7 +99,7 @@ def evaluate_splits(
 def _some_images(loader: Loader) -> Tensor:
     """The last images of a loader, to measure speed with: (V * N, 3, H, W) for V views.
 
-    The last ones, because the processes that decode images would go on with the batches after other ones.
+    After the last ones, the processes that decode images have nothing left to do.
     """
     views = num_views(loader)
     number = SPEED_IMAGES // views

@@ -47,7 +47,7 @@ class OpenedModel(NamedTuple):
         config = replace(run.config, evaluation=replace(run.config.evaluation, **kept))
         if config != run.config:
             run.write_config(config)
-        # After the settings: a run without results accepts no other ones than its own, and the same command must go on.
+        # After the settings: without results a run accepts only its own, and the same command must still complete it.
         run.remove("results.json", *(ADJUSTED_RESULTS if self.average_changed else ()))
 
 
